@@ -1,0 +1,1 @@
+"""Label-budget studies for science with scarce labels."""
