@@ -1,0 +1,154 @@
+"""The data of a study: named Parquet shards, nested label budgets and the folds inside a budget.
+
+A dataset is a problem and a seed. A shard is fixed by the seed, its role and its number alone, so more
+shards, or more machines, change no byte of the others.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.store import Store, fingerprint
+
+FORMAT = 1  # of shards; part of every dataset's name
+SHARD = 50  # samples a shard holds
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a part of the data is for. ``surrogate`` inputs come from the cheap family."""
+
+    name: str
+    labelled: bool
+    surrogate: bool = False
+
+
+TARGET = Role("target", labelled=True)  # the pool of expensive labels; budget n is its first n
+SURROGATE = Role("surrogate", labelled=True, surrogate=True)
+UNLABELLED = Role("unlabelled", labelled=False)
+TEST = Role("test", labelled=True)  # read by evaluate.py and by nothing else
+ROLES = (TARGET, SURROGATE, UNLABELLED, TEST)
+
+
+class DamagedShard(Exception):
+    """A shard that cannot be trusted, with the reason."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs (count, *input_shape) and, where there are any, labels (count, *label_shape), float32."""
+
+    inputs: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The shards of one problem drawn from one seed."""
+
+    problem: Problem
+    seed: int
+    store: Store
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the content of every shard."""
+        return fingerprint(FORMAT, SHARD, self.problem.version, self.problem, self.seed)
+
+    def shard_name(self, role: Role, index: int) -> str:
+        """The shard's name in the store."""
+        return f"datasets/{self.problem.name}-{self.fingerprint}/{role.name}-{index:05d}.parquet"
+
+    def rng(self, role: Role, index: int) -> np.random.Generator:
+        """The source of everything random in a shard."""
+        return np.random.default_rng(named_seed(self.seed, role.name, index))
+
+    def write(self, role: Role, index: int, sample: Sample, labels: np.ndarray | None) -> None:
+        """Store a shard; its Parquet metadata say what the numbers are."""
+        arrays = {
+            "input": sample.inputs,
+            **sample.parameters,
+            **({} if labels is None else {"label": labels}),
+        }
+        problem = self.problem
+        about = {
+            "fingerprint": self.fingerprint,
+            "role": role.name,
+            "shard": index,
+            "seed": self.seed,
+            "problem": repr(problem),
+            "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
+            "units": {"input": problem.input_units, "label": problem.label_units},
+            "parameters": sorted(sample.parameters),
+        }
+        table = pa.table({name: _column(array) for name, array in arrays.items()})
+        table = table.replace_schema_metadata({"sibcl_ray": json.dumps(about, sort_keys=True)})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        self.store.write(self.shard_name(role, index), buffer.getvalue())
+
+    def read_shard(self, role: Role, index: int) -> Split:
+        """One shard, checked; DamagedShard where it is not what was written, FileNotFoundError if absent."""
+        name = self.shard_name(role, index)
+        data = self.store.read(name)
+        try:
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
+            columns = {
+                c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]
+            }
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise DamagedShard(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+        expected = (self.fingerprint, role.name, index)
+        found = (about["fingerprint"], about["role"], about["shard"])
+        if found != expected or table.num_rows != SHARD:
+            raise DamagedShard(f"{name} holds {table.num_rows} samples of {found}, not {SHARD} of {expected}")
+        return Split(columns["input"], columns.get("label"))
+
+    def read(self, role: Role, count: int) -> Split:
+        """The first ``count`` samples of a role; kept in memory for the next call."""
+        return _read(self, role, count)
+
+
+@lru_cache(maxsize=16)
+def _read(dataset: Dataset, role: Role, count: int) -> Split:
+    shards = [dataset.read_shard(role, i) for i in range(shards_for(count))]
+    inputs = torch.cat([s.inputs for s in shards])[:count]
+    labels = torch.cat([s.labels for s in shards if s.labels is not None])[:count] if role.labelled else None
+    return Split(inputs, labels)
+
+
+def shards_for(count: int) -> int:
+    """How many shards hold ``count`` samples."""
+    return -(-count // SHARD)
+
+
+def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Cross-validation inside a budget: ``number`` pairs of (fitted, held-out) indices of ``count`` labels."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    parts = [order[i::number] for i in range(number)]
+    return [(torch.cat(parts[:i] + parts[i + 1 :]), held_out) for i, held_out in enumerate(parts)]
+
+
+def _column(array: np.ndarray) -> pa.Array:
+    if np.iscomplexobj(array):
+        array = np.stack([array.real, array.imag], axis=-1)
+    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+    width = array[0].size
+    return pa.FixedSizeListArray.from_arrays(flat, width) if array.ndim > 1 else flat
+
+
+def _array(column: pa.ChunkedArray, shape: list[int]) -> Tensor:
+    values = column.combine_chunks().flatten().to_numpy()
+    return torch.from_numpy(values.reshape(-1, *shape).copy())

@@ -1,0 +1,20 @@
+"""The only reader of the test split."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sibcl_ray.dataset import TEST, Dataset
+from sibcl_ray.networks import Network
+from sibcl_ray.training import predict
+
+
+def test_errors(
+    network: Network, dataset: Dataset, count: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """The problem's error of each of ``count`` test samples, (count,): a cell's one look at them."""
+    split = dataset.read(TEST, count)
+    assert split.labels is not None
+    prediction = predict(network, dataset.problem, split.inputs, device)
+    return dataset.problem.error(prediction, split.labels).numpy()

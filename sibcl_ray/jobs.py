@@ -1,0 +1,218 @@
+"""The jobs a worker runs: a pretraining, a trial, a cell. Each is named by all that decides its result.
+
+The record of a finished job is its entry in the ledger; a job whose record is there is never run again.
+Nothing here knows of Ray.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+import safetensors.torch
+import torch
+
+from sibcl_ray import dataset as _dataset
+from sibcl_ray import evaluate as _evaluate
+from sibcl_ray import losses, networks, randomness, symmetry, training
+from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
+from sibcl_ray.evaluate import test_errors
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.store import Store, code_version, describe, fingerprint
+from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
+
+COMPUTES = (_dataset, _evaluate, losses, networks, randomness, symmetry, training)
+
+DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """Work with a name. Equal names mean equal results."""
+
+    kind: ClassVar[str]
+    dataset: Dataset
+
+    @cached_property
+    def key(self) -> str:
+        """Names the result: what is computed, from which data, by which code."""
+        return fingerprint(self.kind, code_version(COMPUTES), self.about())
+
+    def about(self) -> Record:
+        """The job as plain values, its dataset and its pretraining by name."""
+        about = {f.name: getattr(self, f.name) for f in fields(self)}
+        about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
+        return describe({**about, "dataset": self.dataset.fingerprint})
+
+    @property
+    def store(self) -> Store:
+        """Where the result goes."""
+        return self.dataset.store
+
+    @property
+    def requires(self) -> tuple[Job, ...]:
+        """Jobs that must be done before this one."""
+        return ()
+
+    @property
+    def workers(self) -> int:
+        """How many processes run the job together."""
+        return 1
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a person watching reads."""
+
+    @abstractmethod
+    def compute(self, device: torch.device, report: Report) -> Record:
+        """Do the work; the outcome as plain values."""
+
+    @property
+    def record_name(self) -> str:
+        """The name of the job's record in the store."""
+        return f"ledger/{self.kind}/{self.key}.json"
+
+    def record(self) -> Record | None:
+        """The job's entry in the ledger if it has come to an end that stands."""
+        record = self.store.read_record(self.record_name)
+        return record if record and record["state"] != FAILED else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob(Job):
+    """One pretraining, shared by every trial and cell that wants it."""
+
+    kind = "pretraining"
+    unlabelled: int  # inputs used
+    surrogate: int  # surrogate samples used
+    configuration: Pretraining
+
+    @property
+    def workers(self) -> int:
+        return self.configuration.workers
+
+    @property
+    def title(self) -> str:
+        c = self.configuration
+        parts = ["pairs"] * c.contrastive + ["surrogate"] * c.surrogate_labels
+        return f"pretrain on {' and '.join(parts)}, seed {c.seed}"
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights in the store."""
+        return f"artefacts/{self.key}.safetensors"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        data = self.dataset
+        unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
+        surrogate = data.read(SURROGATE, self.surrogate)
+        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report)
+        self.store.write(self.weights_name, safetensors.torch.save(weights))
+        return {}
+
+    def weights(self) -> Weights:
+        """The pretrained weights."""
+        return _weights(self.store, self.weights_name)
+
+
+@lru_cache(maxsize=8)
+def _weights(store: Store, name: str) -> Weights:
+    return safetensors.torch.load(store.read(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FinetuneJob(Job):
+    method: str
+    budget: int  # target labels that may be seen
+    pretraining: PretrainJob | None
+    configuration: Finetuning
+
+    @property
+    def requires(self) -> tuple[Job, ...]:
+        return (self.pretraining,) if self.pretraining else ()
+
+    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> networks.Network:
+        weights = self.pretraining.weights() if self.pretraining else None
+        return finetune(self.dataset.problem, labelled, self.configuration, weights, device, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(_FinetuneJob):
+    """A configuration's error by cross-validation inside the budget."""
+
+    kind = "trial"
+    folds: int
+
+    @property
+    def title(self) -> str:
+        return f"trial {self.method} at {self.budget} labels"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        problem = self.dataset.problem
+        pool = self.dataset.read(TARGET, self.budget)
+        assert pool.labels is not None
+        errors = []
+        for i, (fit, held_out) in enumerate(
+            folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget))
+        ):
+            part = Split(pool.inputs[fit], pool.labels[fit])
+            network = self._finetune(
+                part, device, lambda done, loss, i=i: report((i + done) / self.folds, loss)  # type: ignore[misc]
+            )
+            prediction = predict(network, problem, pool.inputs[held_out], device)
+            errors.append(problem.error(prediction, pool.labels[held_out]))
+        return {"error": _finite(torch.cat(errors).mean().item())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellJob(_FinetuneJob):
+    """The chosen configuration fitted to all labels of the budget, and its error on the test split."""
+
+    kind = "cell"
+    seed: int
+    test: int  # samples of the test split
+
+    @property
+    def title(self) -> str:
+        return f"cell {self.method} at {self.budget} labels, seed {self.seed}"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        network = self._finetune(self.dataset.read(TARGET, self.budget), device, report)
+        errors = test_errors(network, self.dataset, self.test, device)
+        return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
+
+
+def _finite(error: float) -> float:
+    if not math.isfinite(error):
+        raise Diverged(f"the error is {error}")
+    return error
+
+
+def execute(job: Job, device: torch.device, report: Report, announce: bool = True) -> Record:
+    """Run a job, or find that it has been run; its record is stored before it is returned.
+
+    Only one of several workers of a job has to ``announce`` it.
+    """
+    if (record := job.record()) is not None:
+        return record
+    started = time.time()
+    try:
+        outcome: Mapping[str, Any] = {"state": DONE, "reason": "", **job.compute(device, report)}
+    except Diverged as error:
+        outcome = {"state": DIVERGED, "reason": str(error)}
+    except Exception as error:  # the ledger must say what happened, whatever it was
+        outcome = {"state": FAILED, "reason": f"{type(error).__name__}: {error}"}
+    finished = time.time()
+    record = {**outcome, "seconds": finished - started, "started": started, "finished": finished}
+    if announce:
+        job.store.write_record(job.record_name, {**record, "job": job.about()})
+    return record
+

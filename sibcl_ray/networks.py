@@ -1,0 +1,150 @@
+"""Networks: an encoder, a projector for the contrastive loss and a predictor of labels.
+
+Inputs are (batch, channels, n, n). Configurations are frozen dataclasses that ``build`` their module,
+so a new encoder is one new class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEncoder:
+    """The CNN of Loh et al. (2022): zero padding, BatchNorm, ReLU, max-pooling, global average."""
+
+    channels: tuple[int, ...] = (64, 256, 256)  # of each convolution
+    kernel: int = 7  # odd side of every filter, pixels
+    pools: tuple[int, ...] = (2, 4, 4)  # max-pooling after each convolution
+    head: int = 1024  # hidden units of the two-layer head
+    latent: int = 1024  # size of the representation
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.pools):
+            raise ValueError(
+                f"got {len(self.channels)} channels and {len(self.pools)} pools; give one pool per convolution"
+            )
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}; an odd side keeps the grid's size")
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return f"reference {'-'.join(map(str, self.channels))} k{self.kernel}"
+
+    def scaled(self, width: float) -> ReferenceEncoder:
+        """The same shape with every layer's width multiplied."""
+        return ReferenceEncoder(
+            channels=tuple(round(c * width) for c in self.channels),
+            kernel=self.kernel,
+            pools=self.pools,
+            head=round(self.head * width),
+            latent=round(self.latent * width),
+        )
+
+    def build(self, inputs: int) -> nn.Module:
+        """The encoder for ``inputs`` channels: (batch, inputs, n, n) -> (batch, latent)."""
+        layers: list[nn.Module] = []
+        for (before, after), pool in zip(pairwise((inputs, *self.channels)), self.pools, strict=True):
+            convolution = nn.Conv2d(before, after, self.kernel, padding=self.kernel // 2, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(pool)]
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        return nn.Sequential(*layers, perceptron(self.channels[-1], (self.head,), self.latent))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvariantEncoder:
+    """Residual dilated convolutions without downsampling: exactly invariant under periodic translations.
+
+    Circular padding and stride 1 commute with translations; the global mean and standard deviation
+    forget where things are. The dilation stack gives the receptive field that pooling would give
+    (Schurov et al., arXiv 2406.08318).
+    """
+
+    channels: int = 48  # of every layer
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of the residual 3 × 3 layers
+    latent: int = 256  # size of the representation
+
+    def __post_init__(self) -> None:
+        if not self.dilations or min(self.dilations) < 1:
+            raise ValueError(f"dilations are {self.dilations}; give at least one, each 1 or larger")
+
+    @property
+    def label(self) -> str:
+        """Short name for tables."""
+        return f"invariant {self.channels} d{'-'.join(map(str, self.dilations))}"
+
+    def build(self, inputs: int) -> nn.Module:
+        """The encoder for ``inputs`` channels: (batch, inputs, n, n) -> (batch, latent)."""
+        return _Invariant(self, inputs)
+
+
+Encoder = ReferenceEncoder | InvariantEncoder
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            channels, channels, 3, padding=dilation, dilation=dilation, padding_mode="circular", bias=False
+        )
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.norm(self.convolution(x)))
+
+
+class _Invariant(nn.Module):
+    def __init__(self, configuration: InvariantEncoder, inputs: int) -> None:
+        super().__init__()
+        width = configuration.channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, width, 5, padding=2, padding_mode="circular", bias=False), nn.BatchNorm2d(width)
+        )
+        self.layers = nn.Sequential(*(_Residual(width, d) for d in configuration.dilations))
+        self.head = nn.Linear(2 * width, configuration.latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(torch.relu(self.stem(x))).flatten(2)
+        variance, mean = torch.var_mean(x, dim=2, correction=0)
+        # The root's slope is infinite at zero, where a channel is silent.
+        return self.head(torch.cat([mean, (variance + 1e-6).sqrt()], dim=1))
+
+
+def perceptron(inputs: int, hidden: tuple[int, ...], outputs: int, normalise: bool = False) -> nn.Sequential:
+    """Linear layers with (BatchNorm and) ReLU between them: (batch, inputs) -> (batch, outputs)."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((inputs, *hidden)):
+        layers.append(nn.Linear(before, after, bias=not normalise))
+        layers += [nn.BatchNorm1d(after)] if normalise else []
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear((inputs, *hidden)[-1], outputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Everything that fixes the shapes of a network's weights, apart from the problem's own shapes."""
+
+    encoder: Encoder = ReferenceEncoder()
+    predictor: tuple[int, ...] = (1024, 1024, 512)  # hidden units from representation to label
+    projector: tuple[int, ...] = (1024, 1024, 1024)  # hidden units from representation to projection
+    projection: int = 256  # size of the vectors that the contrastive loss compares
+
+
+class Network(nn.Module):
+    """Encoder with two heads: a predictor of labels and a projector for the contrastive loss."""
+
+    def __init__(self, architecture: Architecture, inputs: int, outputs: int) -> None:
+        super().__init__()
+        latent = architecture.encoder.latent
+        self.encoder = architecture.encoder.build(inputs)
+        self.projector = perceptron(latent, architecture.projector, architecture.projection, normalise=True)
+        self.predictor = nn.Sequential(nn.ReLU(), perceptron(latent, architecture.predictor, outputs))
+
+    def forward(self, x: Tensor, project: bool = False) -> Tensor:
+        """Of inputs (batch, inputs, n, n) the labels, (batch, outputs), or projections, (batch, projection)."""
+        return (self.projector if project else self.predictor)(self.encoder(x))

@@ -1,0 +1,89 @@
+"""Two families of 2D photonic unit cells: level sets of random Fourier series, and discs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SAMPLES = 8  # sub-pixel samples along an axis: a pixel holds the mean of 8 × 8
+PERMITTIVITY = (1.0, 20.0)
+
+
+def level_set_cells(
+    count: int, rng: np.random.Generator, complexity: int = 1, resolution: int = 32
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Two-tone cells bounded by a level set of f(r) = Re Σ_G c_G exp(2πi G·r), G ∈ {−F…F}².
+
+    |c| ~ U(0, 1), arg c ~ U(0, 2π), the inside fills U(0.01, 0.99) of the cell and both permittivities
+    are U(1, 20).
+
+    Args:
+        count: number of cells.
+        rng: source of every random number.
+        complexity: F, the largest component of G.
+        resolution: pixels along an axis.
+
+    Returns:
+        ε, float32 (count, resolution, resolution), averaged inside each pixel, and the parameters
+        `coefficients` complex128 (count, 2F+1, 2F+1), `filling` (count,), `epsilon_inside` and
+        `epsilon_outside` (count,).
+    """
+    side = 2 * complexity + 1
+    shape = (count, side, side)
+    coefficients = rng.uniform(0, 1, shape) * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
+    filling = rng.uniform(0.01, 0.99, count)
+    inside, outside = rng.uniform(*PERMITTIVITY, (2, count))
+    coverage = np.empty((count, resolution, resolution))
+    points = (np.arange(resolution * SAMPLES) + 0.5) / (resolution * SAMPLES)
+    waves = np.exp(2j * np.pi * np.outer(points, np.arange(-complexity, complexity + 1)))
+    for cell in range(count):  # one at a time: the fine samples of many cells would not fit in a cache
+        field = (waves @ coefficients[cell] @ waves.T).real
+        rank = min(round(filling[cell] * field.size), field.size - 1)
+        threshold = np.partition(field, rank, axis=None)[rank]
+        coverage[cell] = _pixel_means(field < threshold)
+    parameters = {
+        "coefficients": coefficients,
+        "filling": filling,
+        "epsilon_inside": inside,
+        "epsilon_outside": outside,
+    }
+    return _mix(coverage, inside, outside), parameters
+
+
+def disc_cells(
+    count: int, rng: np.random.Generator, resolution: int = 32
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Cells with one centred disc of radius U(0, 0.5] and two permittivities U(1, 20).
+
+    Args:
+        count: number of cells.
+        rng: source of every random number.
+        resolution: pixels along an axis.
+
+    Returns:
+        ε, float32 (count, resolution, resolution), averaged inside each pixel, and the parameters
+        `radius` (in a), `epsilon_inside` and `epsilon_outside`, each (count,).
+    """
+    radius = 0.5 - rng.uniform(0, 0.5, count)
+    inside, outside = rng.uniform(*PERMITTIVITY, (2, count))
+    points = (np.arange(resolution * SAMPLES) + 0.5) / (resolution * SAMPLES) - 0.5
+    distance = np.hypot(points[:, None], points)
+    coverage = (
+        np.stack([_pixel_means(distance < r) for r in radius])
+        if count
+        else np.empty((0, resolution, resolution))
+    )
+    return _mix(coverage, inside, outside), {
+        "radius": radius,
+        "epsilon_inside": inside,
+        "epsilon_outside": outside,
+    }
+
+
+def _pixel_means(fine: np.ndarray) -> np.ndarray:
+    n = fine.shape[0] // SAMPLES
+    return fine.reshape(n, SAMPLES, n, SAMPLES).mean((1, 3))
+
+
+def _mix(coverage: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    inside, outside = inside[:, None, None], outside[:, None, None]
+    return (outside + (inside - outside) * coverage).astype(np.float32)

@@ -1,0 +1,90 @@
+"""The contract of a problem: inputs, labels, a symmetry and a cheap surrogate.
+
+A problem is what a physicist brings. It says how inputs are drawn, what a label costs to compute, which
+cheaper family of inputs or labels stands in for it, which transformations leave the label unchanged
+and how wrong a prediction is. It knows nothing of networks' weights, of budgets or of Ray.
+
+A problem is a frozen dataclass, so that its fields name it, and it must be importable where workers run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from sibcl_ray.symmetry import Group
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs drawn together: ``inputs`` (count, *input_shape) float32, and by name the numbers, (count, …),
+    that the generator drew them with."""
+
+    inputs: np.ndarray
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Problem(ABC):
+    """Physics, symmetry and surrogate of one regression task. See the module's text."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]  # raise it when samples or labels change: their shards are named by it
+    input_units: ClassVar[str]
+    label_units: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    @property
+    @abstractmethod
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of one label."""
+
+    @property
+    @abstractmethod
+    def symmetries(self) -> Mapping[str, Group]:
+        """The groups under which the label is invariant, in the order in which they are applied."""
+
+    @abstractmethod
+    def sample(self, count: int, rng: np.random.Generator) -> Sample:
+        """Draw ``count`` inputs of the target family."""
+
+    @abstractmethod
+    def solve(self, inputs: np.ndarray) -> np.ndarray:
+        """Compute the expensive labels, (count, *label_shape) float32; deterministic."""
+
+    @abstractmethod
+    def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
+        """Draw ``count`` inputs of the surrogate family."""
+
+    def solve_surrogate(self, sample: Sample) -> np.ndarray:
+        """Labels of surrogate inputs, cheaper than target labels: by the same solver if not said otherwise."""
+        return self.solve(sample.inputs)
+
+    @abstractmethod
+    def features(self, inputs: Tensor) -> Tensor:
+        """What a network sees: (batch, *input_shape) -> (batch, channels, …), of order one."""
+
+    @property
+    @abstractmethod
+    def offset(self) -> np.ndarray:
+        """What is known of every label beforehand, *label_shape: networks predict the difference to it."""
+
+    @abstractmethod
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The loss, a scalar, where surrogate labels are fitted; both (batch, …) less the offset."""
+
+    @abstractmethod
+    def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The loss, a scalar, where target labels are fitted; both (batch, …) less the offset."""
+
+    @abstractmethod
+    def error(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The figure of merit for each sample, (batch,), of whole labels; 0 if they agree."""

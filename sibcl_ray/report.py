@@ -1,0 +1,252 @@
+"""Tables for the terminal and the learning-curve figure, from the matrix alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from rich.table import Table
+from rich.text import Text
+
+from sibcl_ray.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+
+# Okabe & Ito's colours, distinguishable with every common colour vision; a method keeps its own for ever
+COLOURS = {
+    "SL": "#000000",
+    "SL-I": "#56B4E9",
+    "TL": "#8C6D31",
+    "TL-I": "#E69F00",
+    "SSL": "#0072B2",
+    "SSL-I": "#009E73",
+    "SIB-CL": "#D55E00",
+}
+OTHERS = ("#CC79A7", "#0072B2", "#8C6D31", "#999999")
+MARKERS = "os^Dvp*XP"
+
+
+def colour(method: str) -> str:
+    """The method's colour, #RRGGBB: the same in every figure and in MLflow."""
+    return COLOURS.get(method, OTHERS[sum(method.encode()) % len(OTHERS)])
+
+
+def labels_in_words(saving: LabelSaving) -> str:
+    """`91`, `at most 25`, `more than 400`: labels for the target error."""
+    if saving.labels == 0:
+        return f"at most {saving.smallest}"
+    return f"more than {saving.largest}" if np.isinf(saving.labels) else f"{saving.labels:.0f}"
+
+
+def saving_in_words(saving: LabelSaving) -> str:
+    """`11×`, `at least 16×`, `less than 1×`: times fewer labels than the baseline."""
+    if np.isnan(saving.saving):
+        return f"unknown: {saving.baseline} does not improve with labels"
+    if np.isinf(saving.saving):
+        return f"at least {_times(saving.baseline_labels / saving.smallest)}"
+    if saving.saving == 0:
+        return f"less than {_times(saving.baseline_labels / saving.largest)}"
+    return _times(saving.saving)
+
+
+def interval_in_words(saving: LabelSaving) -> str:
+    """`7.1× to 14×`, with ends off the measured budgets in words."""
+    if np.isnan(saving.low) or np.isnan(saving.high):
+        return "no interval: one seed"
+    low = _times(saving.low) if saving.low > 0 else "below measure"
+    high = _times(saving.high) if np.isfinite(saving.high) else "beyond measure"
+    return f"{low} to {high}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 9.95 else f"{ratio:.2g}×"
+
+
+def matrix_table(matrix: pd.DataFrame) -> Table:
+    """Methods by budgets: mean test error in % ± half the 95 % interval; the best of a budget in bold.
+
+    Cells that are not finished are counted under the number, or stand in its place.
+    """
+    curves = learning_curves(matrix)
+    budgets = sorted(matrix["budget"].unique())
+    table = Table(title="Test error in % by labels", caption=_caption(matrix))
+    table.add_column("method")
+    for budget in budgets:
+        table.add_column(str(budget), justify="right")
+    best = {n: min(c.error[c.budgets == n].min(initial=np.inf) for c in curves.values()) for n in budgets}
+    for method in matrix["method"].unique():
+        cells = matrix[matrix["method"] == method]
+        row = [
+            _entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget])
+            for budget in budgets
+        ]
+        table.add_row(str(method), *row)
+    return table
+
+
+def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.DataFrame) -> Text:
+    """One entry of the matrix: the number, and what is not finished."""
+    entry = Text()
+    if curve is not None and budget in curve.budgets:
+        i = int(np.flatnonzero(curve.budgets == budget)[0])
+        half = 50 * (curve.high[i] - curve.low[i])
+        number = f"{100 * curve.error[i]:.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
+        entry.append(number, "bold green" if curve.error[i] == best else "")
+    for state, style in (("failed", "red"), ("missing", "yellow")):
+        count = int((cells["state"] == state).sum())
+        if count:
+            entry.append(("\n" if entry else "") + f"{count} {state}", style)
+    return entry or Text("–", "dim")
+
+
+def _caption(matrix: pd.DataFrame) -> str:
+    """What a reader must know before trusting the numbers."""
+    done = matrix[matrix["state"] == "done"]
+    seeds = done.groupby(["method", "budget"])["seed"].nunique()
+    most = int(seeds.max()) if len(seeds) else 0
+    notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval"]
+    if most == 1:
+        notes = ["one seed: ± shows the spread over test samples only, not between repetitions"]
+    if len(seeds) and seeds.min() < most:
+        notes.append(f"some entries have fewer seeds (at least {seeds.min()})")
+    reasons = matrix.loc[matrix["state"] == "failed", "reason"].value_counts()
+    notes += [f"{count} failed: {reason}" for reason, count in reasons.head(3).items()]
+    return "\n".join(notes)
+
+
+def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
+    """Label saving of each method against `baseline`, its 95 % interval, in words where it is censored."""
+    savings = label_savings(matrix, baseline)
+    if not savings:
+        return Table(title=f"No label saving: it needs finished cells of {baseline} and of another method")
+    target, largest = savings[0].target_error, _largest(matrix, baseline)
+    table = Table(
+        title=f"Labels for a test error of {100 * target:.2f} %, {baseline}'s at {largest} labels",
+        caption=f"{baseline} itself needs {savings[0].baseline_labels:.0f}",
+    )
+    for header in ("method", "labels needed", "label saving", "95 % interval"):
+        table.add_column(header, justify="left" if header == "method" else "right")
+    for s in savings:
+        words = saving_in_words(s)
+        table.add_row(s.method, labels_in_words(s), Text(words, _verdict(s)), interval_in_words(s))
+    return table
+
+
+def _verdict(saving: LabelSaving) -> str:
+    """Bold green for a saving whose whole interval is above 1, red for one wholly below."""
+    return "bold green" if saving.low > 1 else "red" if saving.high < 1 or saving.saving == 0 else ""
+
+
+def _largest(matrix: pd.DataFrame, method: str) -> int:
+    return int(matrix.loc[(matrix["method"] == method) & (matrix["state"] == "done"), "budget"].max())
+
+
+def learning_curve_figure(
+    matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL"
+) -> list[Path]:
+    """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
+
+    Test error in % over labels (log), a band for the 95 % interval, and the largest label saving as an
+    arrow at the target error. A matrix without finished cells gives empty axes that say so.
+    """
+    curves = learning_curves(matrix)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for i, method in enumerate(sorted(curves)):
+        _draw(axes, curves[method], MARKERS[i % len(MARKERS)])
+    axes.set(title=title, xlabel="labels", ylabel="mean relative test error (%)")
+    if curves:
+        _scale(axes, curves)
+        _name(axes, curves)
+        _mark_saving(axes, matrix, baseline)
+    else:
+        axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
+    return _write(figure, Path(path_stem))
+
+
+def _draw(axes: Axes, curve: LearningCurve, marker: str) -> None:
+    tint = colour(curve.method)
+    strong = curve.method == "SIB-CL"
+    axes.fill_between(curve.budgets, 100 * curve.low, 100 * curve.high, color=tint, alpha=0.12, linewidth=0)
+    axes.plot(
+        curve.budgets,
+        100 * curve.error,
+        color=tint,
+        marker=marker,
+        markersize=5,
+        linewidth=2.4 if strong else 1.5,
+        zorder=3 if strong else 2,
+    )
+
+
+def _scale(axes: Axes, curves: dict[str, LearningCurve]) -> None:
+    """Log labels with the budgets as ticks; log error where it spans more than a factor of five."""
+    budgets = sorted({float(n) for curve in curves.values() for n in curve.budgets})
+    errors = np.concatenate([curve.error for curve in curves.values()])
+    axes.set_xscale("log")
+    axes.set_xticks(budgets, [f"{n:.0f}" for n in budgets])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(budgets[0] / 1.15, budgets[-1] * 1.15)
+    if errors.min() > 0 and errors.max() > 5 * errors.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
+    """Each method's name beside the end of its curve, pushed apart where they would touch."""
+    ends = sorted((100 * curve.error[-1], method) for method, curve in curves.items())
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = np.array([to_axes.transform((curves[method].budgets[-1], end))[1] for end, method in ends])
+    gap = 0.05  # of the axes' height: one line of text
+    placed = heights.copy()
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    placed -= max(0.0, (placed - heights).mean())
+    for (_, method), height in zip(ends, placed, strict=True):
+        axes.text(
+            1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold"
+        )
+
+
+def _mark_saving(axes: Axes, matrix: pd.DataFrame, baseline: str) -> None:
+    """An arrow at the target error from the baseline's labels to those of the method that saves most."""
+    savings = [s for s in label_savings(matrix, baseline) if s.saving > 1]
+    if not savings:
+        return
+    best = max(savings, key=lambda s: (s.saving, s.low))
+    height, end = 100 * best.target_error, best.labels or best.smallest
+    axes.axhline(height, color="0.5", linewidth=0.8, linestyle=":")
+    arrow = {"arrowstyle": "-|>", "color": "0.25", "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", xy=(end, height), xytext=(best.baseline_labels, height), arrowprops=arrow)
+    axes.annotate(
+        f"{best.method}: {saving_in_words(best)} fewer labels",
+        xy=(np.sqrt(end * best.baseline_labels), height),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color="0.15",
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
+    )
+
+
+def _write(figure: Figure, stem: Path) -> list[Path]:
+    """Save under a temporary name in the same folder, then rename: a reader never sees half a figure."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for path in paths:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        try:
+            with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
+                figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return paths

@@ -1,0 +1,310 @@
+"""Pretraining and fine-tuning: plain functions of data, a configuration and a device.
+
+They run wherever torch runs. If a torch.distributed process group is initialised and the configuration
+asks for it, ``pretrain`` shares every batch among the workers and takes negatives from all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sibcl_ray.dataset import Split
+from sibcl_ray.losses import nt_xent
+from sibcl_ray.networks import Architecture, Network
+from sibcl_ray.problems.problem import Problem
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.symmetry import augment
+
+Probabilities = tuple[tuple[str, float], ...]  # of each symmetry, by name, to act on a sample
+Report = Callable[[float, float], None]  # the finished fraction, and the mean loss of the last epoch
+Weights = dict[str, Tensor]
+
+COMPILE_FROM = 5_000  # steps from which, on a GPU, a compiled network repays its compilation
+
+
+class Diverged(ArithmeticError):
+    """The loss became infinite or NaN."""
+
+
+def _silent(fraction: float, loss: float) -> None:
+    pass
+
+
+def _check(configuration: object, positive: tuple[str, ...]) -> None:
+    for name in positive:
+        value = getattr(configuration, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value}; it must be positive")
+
+
+def _check_probabilities(*groups: Probabilities) -> None:
+    for name, probability in (pair for group in groups for pair in group):
+        if not 0 <= probability <= 1:
+            raise ValueError(f"the probability of {name} is {probability}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What is learned before a target label is seen (SimCLR and surrogate labels; Loh et al., 2022)."""
+
+    architecture: Architecture
+    contrastive: bool  # pull together views of unlabelled and surrogate inputs
+    surrogate_labels: bool  # fit labels of surrogate inputs; alternates with the above, epoch by epoch
+    views: Probabilities = ()  # of each symmetry in a contrastive view
+    augmentation: Probabilities = ()  # of each symmetry where surrogate labels are fitted
+    temperature: float = 0.1  # of NT-Xent
+    contrastive_batch: int = 768  # inputs a step, over all workers
+    supervised_batch: int = 32  # surrogate labels a step, over all workers
+    learning_rate: float = 1e-3  # peak of the one-cycle schedule
+    epochs: int = 100  # passes over the unlabelled and over the surrogate inputs
+    workers: int = 1  # processes that share a batch
+    seed: int = 0  # of weights, order and views
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            ("temperature", "contrastive_batch", "supervised_batch", "learning_rate", "epochs", "workers"),
+        )
+        _check_probabilities(self.views, self.augmentation)
+        if not (self.contrastive or self.surrogate_labels):
+            raise ValueError("nothing to pretrain on; ask for contrastive pairs or surrogate labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """How all weights are fitted to the target labels."""
+
+    architecture: Architecture
+    augmentation: Probabilities = ()  # of each symmetry where labels are fitted
+    learning_rate: float = 1e-3  # peak of the one-cycle schedule
+    weight_decay: float = 0.01  # of AdamW
+    batch: int = 32  # labels a step
+    steps: int = 1000  # batches in all: chosen inside the budget, so that no label is kept back to stop
+    seed: int = 0  # of new weights, order and augmentation
+
+    def __post_init__(self) -> None:
+        _check(self, ("learning_rate", "batch", "steps"))
+        _check_probabilities(self.augmentation)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
+
+
+def new_network(problem: Problem, architecture: Architecture, seed: int) -> Network:
+    """A network for the problem's inputs and labels with weights drawn from ``seed``."""
+    channels = problem.features(torch.ones(1, *problem.input_shape)).shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(named_seed("weights", seed))
+        network = Network(architecture, channels, math.prod(problem.label_shape))
+    # Convolutions of few channels run about twice as fast on a CPU with channels last.
+    return network.to(memory_format=torch.channels_last)
+
+
+def pretrain(
+    problem: Problem,
+    unlabelled: Tensor,
+    surrogate: Split,
+    configuration: Pretraining,
+    device: torch.device | str = "cpu",
+    report: Report = _silent,
+) -> Weights:
+    """Pretrain a network; every worker of a process group calls this with the same arguments.
+
+    Args:
+        problem: gives features, symmetries and the surrogate loss.
+        unlabelled: inputs without labels, (count, *input_shape).
+        surrogate: inputs and labels of the surrogate family.
+        configuration: see `Pretraining`.
+        device: where to train; on CUDA in bfloat16 where that is safe.
+        report: called after every epoch.
+
+    Returns:
+        The weights of a `Network`, on the CPU.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+    """
+    c, device = configuration, torch.device(device)
+    if c.workers > 1 and not (dist.is_initialized() and dist.get_world_size() == c.workers):
+        raise ValueError(f"the configuration asks for {c.workers} workers; start that many in a process group")
+    network = new_network(problem, c.architecture, c.seed).to(device)
+    generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed) + _rank(c))
+    order = torch.Generator().manual_seed(named_seed("order", c.seed))
+    pool = torch.cat([unlabelled, surrogate.inputs]).to(device)
+    fit_labels = _label_loss(problem, surrogate, problem.surrogate_loss, c.augmentation, generator, device)
+    steps = c.epochs * (
+        c.contrastive * len(_sizes(len(pool), c.contrastive_batch))
+        + c.surrogate_labels * len(_sizes(len(surrogate.inputs), c.supervised_batch))
+    )
+    model = _spread(network, c.workers, steps, device)
+
+    def contrast(rows: Tensor) -> Tensor:
+        x, groups, p = pool[rows.to(device)], problem.symmetries, dict(c.views)
+        views = torch.cat([problem.features(augment(x, groups, p, generator)) for _ in range(2)])
+        return nt_xent(*model(views, project=True).chunk(2), c.temperature, distributed=c.workers > 1)
+
+    phases: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
+    if c.contrastive:
+        phases.append((len(pool), c.contrastive_batch, contrast))
+    if c.surrogate_labels:
+        phases.append((len(surrogate.inputs), c.supervised_batch, lambda rows: fit_labels(model, rows)))
+    step = _stepper(network, c.learning_rate, 0.0, steps, device)
+    for epoch in range(c.epochs):
+        for count, batch, loss in phases:
+            rows = (_share(rows, c) for rows in _batches(count, batch, order))
+            mean = _run(loss, rows, step)
+        report((epoch + 1) / c.epochs, mean)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+
+def finetune(
+    problem: Problem,
+    labelled: Split,
+    configuration: Finetuning,
+    weights: Weights | None = None,
+    device: torch.device | str = "cpu",
+    report: Report = _silent,
+) -> Network:
+    """Fit a network, pretrained or new, to target labels for a fixed number of steps.
+
+    Args:
+        problem: gives features, symmetries and the label loss.
+        labelled: the target labels that may be seen, all of them.
+        configuration: see `Finetuning`.
+        weights: of a pretrained network of the same architecture; None to start from scratch.
+        device, report: as in `pretrain`.
+
+    Raises:
+        Diverged: the loss is no longer finite.
+    """
+    c, device = configuration, torch.device(device)
+    network = new_network(problem, c.architecture, c.seed)
+    if weights is not None:
+        network.load_state_dict(weights)
+    network.to(device)
+    generator = torch.Generator(device).manual_seed(named_seed("finetune", c.seed))
+    order = torch.Generator().manual_seed(named_seed("order", c.seed))
+    loss = _label_loss(problem, labelled, problem.label_loss, c.augmentation, generator, device)
+    model = _spread(network, 1, c.steps, device)
+    step = _stepper(network, c.learning_rate, c.weight_decay, c.steps, device)
+    done = 0
+    while done < c.steps:
+        rows = list(_batches(len(labelled.inputs), c.batch, order))[: c.steps - done]
+        mean = _run(lambda r: loss(model, r), rows, step)
+        done += len(rows)
+        report(done / c.steps, mean)
+    return network
+
+
+@torch.no_grad()
+def predict(
+    network: Network, problem: Problem, inputs: Tensor, device: torch.device | str = "cpu", batch: int = 500
+) -> Tensor:
+    """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU."""
+    network = network.to(device).eval()
+    outputs = [network(problem.features(x.to(device))).float().cpu() for x in inputs.split(batch)]
+    offset = torch.from_numpy(problem.offset)
+    return torch.cat(outputs).view(-1, *problem.label_shape) + offset
+
+
+def _label_loss(
+    problem: Problem,
+    labelled: Split,
+    measure: Callable[[Tensor, Tensor], Tensor],
+    augmentation: Probabilities,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The loss of a batch of labelled rows as a function of the network and the rows."""
+    assert labelled.labels is not None
+    inputs = labelled.inputs.to(device)
+    targets = (labelled.labels - torch.from_numpy(problem.offset)).flatten(1).to(device)
+
+    def loss(model: nn.Module, rows: Tensor) -> Tensor:
+        rows = rows.to(device)
+        x = augment(inputs[rows], problem.symmetries, dict(augmentation), generator)
+        return measure(model(problem.features(x)), targets[rows])
+
+    return loss
+
+
+def _sizes(count: int, batch: int) -> list[int]:
+    """Batches of equal size, as near to ``batch`` as divides the data without a remnant.
+
+    BatchNorm cannot work on a last batch of one, and every worker needs its share of each.
+    """
+    number = max(1, round(count / batch))
+    return [count // number] * number
+
+
+def _batches(count: int, batch: int, order: torch.Generator) -> Iterator[Tensor]:
+    """One epoch of row numbers in random order."""
+    sizes = _sizes(count, batch)
+    yield from torch.randperm(count, generator=order)[: sum(sizes)].split(sizes)
+
+
+def _rank(configuration: Pretraining) -> int:
+    return dist.get_rank() if configuration.workers > 1 else 0
+
+
+def _share(rows: Tensor, configuration: Pretraining) -> Tensor:
+    """This worker's equal part of a batch; a remainder is left out."""
+    size = len(rows) // configuration.workers
+    return rows[_rank(configuration) * size :][:size]
+
+
+def _spread(module: nn.Module, workers: int, steps: int, device: torch.device) -> nn.Module:
+    """The module as it is trained: over all workers, and compiled where that repays."""
+    if workers > 1:
+        if device.type == "cuda":  # torch synchronises BatchNorm on GPUs only
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        # A step uses one head or the other, so some parameters get no gradient.
+        module = DistributedDataParallel(module, find_unused_parameters=True)
+    if device.type == "cuda" and steps >= COMPILE_FROM:
+        module = torch.compile(module)  # type: ignore[assignment]
+    return module
+
+
+def _precision(device: torch.device) -> AbstractContextManager:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def _stepper(
+    network: nn.Module, learning_rate: float, weight_decay: float, steps: int, device: torch.device
+) -> Callable[[Callable[[], Tensor]], Tensor]:
+    """One optimiser step as a function: computes a loss, follows its gradient, returns the loss."""
+    network.train()
+    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
+    # A schedule of one step has no room for a warm-up and a descent.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, max(steps, 10), pct_start=0.15)
+
+    def step(compute: Callable[[], Tensor]) -> Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        with _precision(device):
+            loss = compute()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        return loss.detach()
+
+    return step
+
+
+def _run(
+    loss: Callable[[Tensor], Tensor],
+    batches: Iterator[Tensor] | list[Tensor],
+    step: Callable[[Callable[[], Tensor]], Tensor],
+) -> float:
+    """One epoch; its mean loss."""
+    losses = [step(lambda rows=rows: loss(rows)) for rows in batches]  # type: ignore[misc]
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise Diverged(f"the loss became {mean}; a smaller learning rate may help")
+    return mean
