@@ -80,9 +80,13 @@ class Job(ABC):
         """The name of the job's record in the store."""
         return f"ledger/{self.kind}/{self.key}.json"
 
+    def last_record(self) -> Record | None:
+        """The job's entry in the ledger, whatever its end."""
+        return self.store.read_record(self.record_name)
+
     def record(self) -> Record | None:
         """The job's entry in the ledger if it has come to an end that stands."""
-        record = self.store.read_record(self.record_name)
+        record = self.last_record()
         return record if record and record["state"] != FAILED else None
 
 

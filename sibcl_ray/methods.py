@@ -159,3 +159,24 @@ def propose(
         steps=_choose(trial, "steps", space.steps),
     )
     return Choice(pretraining=pretraining, finetuning=finetuning)
+
+
+class _First(optuna.trial.FixedTrial):
+    """A trial that takes the first of each choice and the middle of each range."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.taken: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self.taken.setdefault(name, choices[0])
+
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
+        return self.taken.setdefault(name, math.sqrt(low * high))
+
+
+def first_parameters(method: Method, space: Space, symmetries: Iterable[str]) -> dict[str, Any]:
+    """The parameters of the trial that comes first when nothing is known."""
+    trial = _First()
+    propose(trial, method, space, symmetries)
+    return trial.taken

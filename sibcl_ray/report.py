@@ -77,7 +77,8 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
     table.add_column("method")
     for budget in budgets:
         table.add_column(str(budget), justify="right")
-    best = {n: min(c.error[c.budgets == n].min(initial=np.inf) for c in curves.values()) for n in budgets}
+    errors = {n: [c.error[c.budgets == n].min(initial=np.inf) for c in curves.values()] for n in budgets}
+    best = {n: min(values, default=np.inf) for n, values in errors.items()}
     for method in matrix["method"].unique():
         cells = matrix[matrix["method"] == method]
         row = [
@@ -122,7 +123,7 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
     """Label saving of each method against `baseline`, its 95 % interval, in words where it is censored."""
     savings = label_savings(matrix, baseline)
     if not savings:
-        return Table(title=f"No label saving: it needs finished cells of {baseline} and of another method")
+        return Table(f"No label saving: it needs finished cells of {baseline} and of another method")
     target, largest = savings[0].target_error, _largest(matrix, baseline)
     table = Table(
         title=f"Labels for a test error of {100 * target:.2f} %, {baseline}'s at {largest} labels",

@@ -47,7 +47,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 KEY, CONTENT, PARENT = "sibcl.key", "sibcl.content", "mlflow.parentRunId"
-VIEW = "learning-curves"
+VIEW = "sibcl"  # key of the saved view in either experiment
 
 
 class TrackingUnavailable(RuntimeError):
@@ -86,14 +86,15 @@ def sync(
     """
     with _unavailable(tracking_uri):
         client = _connect(tracking_uri)
-        curves = _experiment(client, tracking_uri, study)
+        curves = _experiment(client, tracking_uri, study, CURVE_VIEW)
         _mirror(client, curves, _existing(client, curves), _curve_runs(matrix, tuple(artifacts)))
         if len(trials):
-            searches = _experiment(client, tracking_uri, f"{study}/trials")
+            searches = _experiment(client, tracking_uri, f"{study}/trials", SEARCH_VIEW)
             there = _existing(client, searches)
             parents = _mirror(client, searches, there, _search_runs(trials))
             _mirror(client, searches, there, _trial_runs(trials, parents))
-    page = f"#/experiments/{curves}/runs?compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    view = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    page = f"#/experiments/{curves}/runs?{view}"
     if tracking_uri.startswith("http"):
         return f"{tracking_uri.rstrip('/')}/{page}"
     server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri '{tracking_uri}'"
@@ -129,8 +130,9 @@ def _connect(tracking_uri: str) -> MlflowClient:
             connection.execute("PRAGMA user_version")
     elif parts.scheme.startswith("http"):
         # only whether it answers: certificates and credentials are MLflow's business
+        address = f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}"
         with suppress(HTTPError):
-            urlopen(tracking_uri, timeout=5, context=ssl._create_unverified_context()).close()
+            urlopen(address, timeout=5, context=ssl._create_unverified_context()).close()
     elif parts.hostname:
         port = parts.port or {"postgresql": 5432, "mysql": 3306}.get(parts.scheme.split("+")[0], 1433)
         socket.create_connection((parts.hostname, port), timeout=5).close()
@@ -145,12 +147,12 @@ def _sqlite_file(tracking_uri: str) -> Path:
     return Path(tracking_uri.split("?")[0].split(":///", 1)[1]).absolute()
 
 
-def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    """Id of the experiment, made or restored, with the view that draws learning curves."""
+def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -> str:
+    """Id of the experiment, made or restored, with its saved view."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": _view()}
+    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
     if found:
         for key, value in tags.items():
             if found.tags.get(key) != value:
@@ -162,33 +164,32 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
     return client.create_experiment(name, folder, tags)
 
 
-def _view() -> str:
-    """A saved chart view of MLflow's UI: error over labels on a log axis, savings as bars, nothing else."""
-    section, hidden = (
-        "learning",
-        ("test_error_low", "test_error_high", "label_saving_low", "label_saving_high"),
-    )
+def _view(name: str, line: str, axis: str, bars: Sequence[str], hidden: Sequence[str]) -> str:
+    """A saved view of MLflow's UI: a metric over its steps, others as bars, and all of them as columns."""
 
     def chart(kind: str, metric: str, **more: Any) -> dict[str, Any]:
-        card = {"uuid": metric, "type": kind, "metricKey": metric, "metricSectionId": section}
-        return card | {"deleted": False, "isGenerated": True, "runsCountToCompare": 20} | more
+        card = {"uuid": metric, "type": kind, "metricKey": metric, "metricSectionId": name}
+        return card | {"isGenerated": True, "deleted": metric in hidden, "runsCountToCompare": 20} | more
 
-    curve = {"xAxisScaleType": "log", "xAxisKey": "step", "useGlobalXaxisKey": False, "displayPoints": True}
-    curve |= {"scaleType": "linear", "lineSmoothness": 0, "useGlobalLineSmoothing": False, "range": {}}
-    charts = [
-        chart(
-            "LINE",
-            "test_error",
-            selectedMetricKeys=["test_error"],
-            displayName="test error by labels",
-            **curve,
-        ),
-        chart("BAR", "label_saving"),
-        chart("BAR", "labels_needed"),
-        *(chart("BAR", metric, deleted=True) for metric in hidden),
-    ]
-    sections = [{"uuid": section, "name": "Learning curves", "display": True, "isReordered": False}]
-    return json.dumps({"compareRunCharts": charts, "compareRunSections": sections})
+    curve = {"selectedMetricKeys": [line], "xAxisScaleType": axis, "xAxisKey": "step", "displayPoints": True}
+    curve |= {"useGlobalXaxisKey": False, "useGlobalLineSmoothing": False, "lineSmoothness": 0, "range": {}}
+    section = {"uuid": name, "name": name, "display": True, "isReordered": True}
+    state = {
+        "compareRunCharts": [chart("LINE", line, **curve), *(chart("BAR", key) for key in (*bars, *hidden))],
+        "compareRunSections": [section | {"columns": 2, "cardHeight": 420}],
+        "selectedColumns": [f"metrics.`{key}`" for key in (line, *bars)],
+    }
+    return json.dumps({"name": name, "createdAt": 0, "state": json.dumps(state)})
+
+
+CURVE_VIEW = _view(
+    "Learning curves",
+    line="test_error",
+    axis="log",
+    bars=("label_saving", "labels_needed"),
+    hidden=("test_error_low", "test_error_high", "label_saving_low", "label_saving_high"),
+)
+SEARCH_VIEW = _view("Searches", "best_validation_error", "linear", bars=("validation_error",), hidden=())
 
 
 def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:

@@ -111,6 +111,12 @@ class JobQueue:
         async with self._changed:
             self._changed.notify_all()
 
+    async def abandon(self, reason: str) -> None:
+        """There are no workers any more: whoever waits for a result gets a RuntimeError."""
+        for result in self._results.values():
+            if not result.done():
+                result.set_exception(RuntimeError(f"the worker group failed: {reason}"))
+
     async def _enqueue(self, job: Job, priority: int) -> None:
         order = (priority, next(self._arrival))
         heapq.heappush(self._ready[job.workers > 1], (order, job))
@@ -208,16 +214,20 @@ class Workers:
         return self.queue.submit.remote(job, priority)
 
     def state(self) -> dict[str, Any]:
-        """See `JobQueue.state`; raises what made the worker group fail."""
+        """See `JobQueue.state`."""
+        return ray.get(self.queue.state.remote())
+
+    def check(self) -> None:
+        """Raises RuntimeError with what made the warm group fail, if it did."""
         if self.failure:
             raise RuntimeError(f"the worker group failed: {self.failure}") from self.failure
-        return ray.get(self.queue.state.remote())
 
     def _warm(self) -> None:
         try:
             self._train(_serve, {}, self.resources.workers, self.resources.cpus_per_worker, "warm")
         except BaseException as error:
             self.failure = error
+            ray.get(self.queue.abandon.remote(str(error)))
 
     def _wide(self) -> None:
         with suppress(ray.exceptions.RayError):

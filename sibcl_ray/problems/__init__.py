@@ -1,0 +1,6 @@
+"""The problems by name. A new problem is one file and one row here."""
+
+from sibcl_ray.problems.photonic_dos import PhotonicDOS
+from sibcl_ray.problems.problem import Problem
+
+PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (PhotonicDOS(),)}

@@ -1,0 +1,131 @@
+"""What a study would cost, from a few seconds of measurement on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sibcl_ray.dataset import SHARD, Split
+from sibcl_ray.methods import Method
+from sibcl_ray.networks import Architecture
+from sibcl_ray.problems.problem import Problem
+from sibcl_ray.run import Missing
+from sibcl_ray.study import Study
+from sibcl_ray.training import Finetuning, Pretraining, finetune, pretrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Work that is missing, and estimates of it in seconds of one core."""
+
+    cells: int
+    trials: int
+    pretrainings: int  # at most: trials that agree share one
+    target_labels: int
+    surrogate_labels: int
+    label_seconds: float
+    pretraining_seconds: float
+    trial_seconds: float
+    cell_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Estimated core seconds in all."""
+        return self.label_seconds + self.pretraining_seconds + self.trial_seconds + self.cell_seconds
+
+
+def plan(study: Study, lacking: Missing) -> Plan:
+    """Measure each kind of work briefly, and multiply."""
+    target, surrogate = (
+        SHARD * sum(s.role.labelled and s.role.surrogate == is_surrogate for s in lacking.shards)
+        for is_surrogate in (False, True)
+    )
+    problem, space = study.problem, study.space
+    rng = np.random.default_rng(0)
+    sample, cheap = problem.sample(4, rng), problem.sample_surrogate(4, rng)
+    per_target = _seconds(lambda: problem.solve(sample.inputs)) / 4
+    per_surrogate = _seconds(lambda: problem.solve_surrogate(cheap)) / 4
+    fit = _mean(_step(problem, a, space.batch) for a in space.architectures)
+    steps = _mean(space.steps)
+    searches = len({study.search_budget(b) for b in study.budgets})
+    counts = {m: _pretrainings(study, m, searches) for m in study.methods if m.pretrains}
+    contrast = _mean(_contrast(problem, a, min(space.contrastive_batches)) for a in space.architectures)
+    per_pretraining = {
+        m: _mean(space.epochs)
+        * (
+            m.contrastive * contrast * (study.unlabelled + study.surrogate)
+            + m.surrogate * fit / space.batch * study.surrogate
+        )
+        for m in counts
+    }
+    # A search or cell already done needs no pretraining either; what is left bounds it.
+    pending = min(1.0, (lacking.trials + lacking.cells) / max(1, _trials(study, searches) + _cells(study)))
+    return Plan(
+        cells=lacking.cells,
+        trials=lacking.trials,
+        pretrainings=math.ceil(pending * sum(counts.values())),
+        target_labels=target,
+        surrogate_labels=surrogate,
+        label_seconds=target * per_target + surrogate * per_surrogate,
+        pretraining_seconds=pending * sum(counts[m] * per_pretraining[m] for m in counts),
+        trial_seconds=lacking.trials * study.folds * steps * fit,
+        cell_seconds=lacking.cells * steps * fit,
+    )
+
+
+def _trials(study: Study, searches: int) -> int:
+    return len(study.methods) * searches * study.trials
+
+
+def _cells(study: Study) -> int:
+    return len(study.methods) * len(study.budgets) * study.seeds
+
+
+def _pretrainings(study: Study, method: Method, searches: int) -> int:
+    """At most so many: the configurations a search can tell apart, then each winner's other seeds."""
+    space, symmetries = study.space, len(study.problem.symmetries)
+    kinds = len(space.architectures) * len(space.epochs) * len(space.pretraining_rates)
+    kinds *= len(space.supervised_batches)
+    if method.contrastive:
+        kinds *= len(space.temperatures) * len(space.contrastive_batches)
+        kinds *= len(space.view_probabilities) ** symmetries
+    return min(kinds, study.trials * searches) + min(kinds, searches) * (study.seeds - 1)
+
+
+def _step(problem: Problem, architecture: Architecture, batch: int) -> float:
+    """Seconds of a fine-tuning step."""
+    split = Split(torch.ones(batch, *problem.input_shape), torch.zeros(batch, *problem.label_shape))
+    c = Finetuning(architecture=architecture, batch=batch, steps=3)
+    return _seconds(lambda: finetune(problem, split, c)) / c.steps
+
+
+def _contrast(problem: Problem, architecture: Architecture, batch: int) -> float:
+    """Seconds a contrastive step takes per input."""
+    count = min(batch, 128)
+    inputs = torch.rand(count, *problem.input_shape) + 1
+    nothing = Split(inputs[:0], torch.zeros(0, *problem.label_shape))
+    c = Pretraining(
+        architecture=architecture, contrastive=True, surrogate_labels=False, contrastive_batch=count, epochs=2
+    )
+    return _seconds(lambda: pretrain(problem, inputs, nothing, c)) / c.epochs / count
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has
+    try:
+        work()  # the first time loads libraries
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

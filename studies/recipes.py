@@ -1,0 +1,151 @@
+"""Recipes: functions that return a complete study, from seconds on a laptop to the sizes of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sibcl_ray.methods import METHODS, Space
+from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
+from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.study import Study
+
+FIVE = tuple(METHODS[name] for name in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL"))
+
+
+def _small(channels: tuple[int, ...], kernel: int, width: int) -> Architecture:
+    return Architecture(
+        encoder=ReferenceEncoder(channels=channels, kernel=kernel, head=width, latent=width),
+        predictor=(width, width),
+        projector=(width,),
+        projection=width // 2,
+    )
+
+
+def smoke(problem: str, seed: int = 0) -> Study:
+    """Seconds of training: proves that everything works together, and nothing else."""
+    return Study(
+        name=f"{problem}-smoke-{seed}",
+        problem=PROBLEMS[problem],
+        methods=FIVE,
+        budgets=(10, 20),
+        searched=(10,),
+        space=Space(
+            architectures=(_small((4, 8, 8), 3, 16),),
+            epochs=(1,),
+            contrastive_batches=(64,),
+            temperatures=(0.1, 0.5),
+            steps=(5, 10),
+        ),
+        trials=2,
+        folds=2,
+        seeds=2,
+        unlabelled=50,
+        surrogate=50,
+        test=50,
+        seed=seed,
+    )
+
+
+def quick(problem: str, seed: int = 0) -> Study:
+    """A result worth looking at within ten minutes on two cores without a GPU."""
+    return Study(
+        name=f"{problem}-quick-{seed}",
+        problem=PROBLEMS[problem],
+        methods=FIVE,
+        budgets=(25, 50, 100, 200, 400),
+        searched=(25, 100),
+        space=Space(
+            architectures=(_small((16, 32, 64), 5, 256),),
+            epochs=(12,),
+            pretraining_rates=(3e-3,),
+            temperatures=(0.1, 0.3),
+            contrastive_batches=(128,),
+            view_probabilities=(0.5,),
+            label_probabilities=(0.5, 1.0),
+            learning_rates=(5e-4, 4e-3),
+            steps=(200, 400),
+        ),
+        trials=6,
+        folds=2,
+        seeds=3,
+        unlabelled=600,
+        surrogate=600,
+        test=250,
+        seed=seed,
+    )
+
+
+def standard(problem: str, seed: int = 0) -> Study:
+    """About an hour on one GPU."""
+    reference = ReferenceEncoder().scaled(0.5)
+    return Study(
+        name=f"{problem}-standard-{seed}",
+        problem=PROBLEMS[problem],
+        methods=FIVE,
+        budgets=(25, 50, 100, 200, 400, 800, 1600),
+        searched=(25, 100, 400),
+        space=Space(
+            architectures=tuple(
+                Architecture(encoder=e, predictor=(512, 512, 256), projector=(512, 512), projection=256)
+                for e in (reference, InvariantEncoder(), InvariantEncoder(dilations=(1, 2, 4, 8, 16)))
+            ),
+            epochs=(60,),
+            pretraining_rates=(1e-3,),
+            temperatures=(0.1, 0.3),
+            contrastive_batches=(768, 384),
+            view_probabilities=(0.5, 1.0),
+            label_probabilities=(0.5, 1.0, 0.0),
+            learning_rates=(1e-4, 3e-3),
+            steps=(1000, 3000),
+        ),
+        trials=12,
+        folds=3,
+        seeds=5,
+        unlabelled=8000,
+        surrogate=4000,
+        test=1000,
+        seed=seed,
+    )
+
+
+def paper(problem: str, seed: int = 0) -> Study:
+    """The sizes of Loh et al. (2022), with a search in place of its choice on the test set."""
+    architectures = tuple(
+        Architecture(encoder=encoder)
+        for encoder in (
+            ReferenceEncoder(),
+            InvariantEncoder(latent=1024),
+            InvariantEncoder(dilations=(1, 2, 4, 8, 16), latent=1024),
+        )
+    )
+    return Study(
+        name=f"{problem}-paper-{seed}",
+        problem=PROBLEMS[problem],
+        methods=FIVE,
+        budgets=(50, 100, 200, 400, 800, 1600, 3200),
+        searched=(50, 200, 800, 3200),
+        space=Space(
+            architectures=architectures,
+            epochs=(100, 200, 400),
+            pretraining_rates=(1e-3, 1e-4),
+            temperatures=(0.1, 0.05, 0.3),
+            contrastive_batches=(768, 384),
+            supervised_batches=(32, 16, 64),
+            view_probabilities=(0.5, 1.0),
+            label_probabilities=(0.5, 1.0, 0.0),
+            learning_rates=(1e-4, 3e-3),
+            weight_decays=(0.01, 0.0),
+            steps=(3000, 10_000),
+        ),
+        trials=30,
+        at_once=4,
+        folds=5,
+        seeds=3,
+        unlabelled=20_000,
+        surrogate=10_000,
+        test=2000,
+        seed=seed,
+    )
+
+
+SCALES: dict[str, Callable[..., Study]] = {f.__name__: f for f in (smoke, quick, standard, paper)}

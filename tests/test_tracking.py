@@ -1,0 +1,289 @@
+"""MLflow shows the ledger, exactly and once: on SQLite, through a server, and in a browser."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from urllib.request import urlopen
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_curves import exact, noisy, power_law
+
+from sibcl_ray import tracking
+from sibcl_ray.curves import learning_curves
+from sibcl_ray.report import learning_curve_figure
+
+METHODS = {"SL": 1, "SL-I": 2, "SIB-CL": 8}
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A store with MLflow's tables, made once: its migrations take seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    tracking._connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(empty_store, tmp_path):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def matrix():
+    return noisy(np.random.default_rng(0), METHODS, seeds=3)
+
+
+def search(count, states=("complete",), methods=("SL", "SIB-CL")):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"method": m, "budget": n, "number": i, "value": 0.05 + 0.01 * rng.random(), "state": "complete",
+         "parameters": {"temperature": 0.1 * i, "encoder": "invariant"}, "started": 1.7e9 + i,
+         "finished": 1.7e9 + i + 5, "key": f"{m}-{n}-{i}"}
+        for m in methods for n in (50, 400) for i in range(count)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def runs(uri, name):
+    client = tracking._connect(uri)
+    found = client.search_runs([client.get_experiment_by_name(name).experiment_id], max_results=1000)
+    return client, {run.info.run_name: run for run in found}, len(found)
+
+
+def history(client, run, metric):
+    return {p.step: p.value for p in client.get_metric_history(run.info.run_id, metric)}
+
+
+def test_the_store_shows_the_ledger(uri, matrix, tmp_path):
+    artifacts = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    tracking.sync(uri, "study", matrix, search(3), artifacts)
+    client, curves, count = runs(uri, "study")
+    assert set(curves) == set(METHODS) and count == 3
+    for method, curve in learning_curves(matrix).items():
+        assert history(client, curves[method], "test_error") == pytest.approx(
+            dict(zip(curve.budgets, curve.error, strict=True))
+        )
+        assert history(client, curves[method], "test_error_high")[400] == pytest.approx(curve.high[-1])
+        assert {a.path for a in client.list_artifacts(curves[method].info.run_id)} == {
+            "curves.png",
+            "curves.svg",
+        }
+    assert "label_saving" not in curves["SL"].data.metrics
+    assert curves["SIB-CL"].data.metrics["label_saving"] > 4
+    assert curves["SIB-CL"].data.params == {"method": "SIB-CL", "problem": "planted", "baseline": "SL"}
+    assert not any(name.startswith("system/") for run in curves.values() for name in run.data.metrics)
+
+    client, trials, count = runs(uri, "study/trials")
+    assert count == 4 + 4 * 3
+    parent, child = trials["SL · 50 labels"], trials["SL · 50 labels · 1"]
+    assert child.data.tags[tracking.PARENT] == parent.info.run_id
+    assert child.data.params["encoder"] == "invariant"
+    assert child.data.metrics["validation_error"] == search(3)["value"][1]
+    best = history(client, parent, "best_validation_error")
+    assert best[3] == search(3)["value"][:3].min() and len(best) == 3
+
+
+def test_censored_savings_are_said_in_words(uri):
+    matrix = exact({"SL": power_law(1), "early": power_law(40), "never": power_law(0.5)})
+    tracking.sync(uri, "study", matrix, search(0))
+    _, curves, _ = runs(uri, "study")
+    early, never = curves["early"].data, curves["never"].data
+    assert early.tags["label_saving"] == "at least 16×" and early.metrics["label_saving"] == pytest.approx(16)
+    assert never.tags["labels_needed"] == "more than 400" and never.metrics["labels_needed"] == 400
+
+
+def test_a_second_sync_changes_nothing(uri, matrix):
+    def state():
+        return {
+            run.info.run_id: (run.data, history(client, run, "test_error"))
+            for name in ("study", "study/trials")
+            for client, found, _ in [runs(uri, name)]
+            for run in found.values()
+        }
+
+    tracking.sync(uri, "study", matrix, search(2))
+    before = {key: (data.to_dictionary(), points) for key, (data, points) in state().items()}
+    tracking.sync(uri, "study", matrix, search(2))
+    assert {key: (data.to_dictionary(), points) for key, (data, points) in state().items()} == before
+
+
+def test_an_extended_study_replaces_only_what_changed(uri, matrix):
+    tracking.sync(uri, "study", matrix[matrix["budget"] < 400], search(2))
+    client, before, _ = runs(uri, "study")
+    trials_before = runs(uri, "study/trials")[1]
+    assert sorted(history(client, before["SL"], "test_error")) == [25, 50, 100, 200]
+
+    changed = matrix["method"].eq("SL-I") & matrix["budget"].eq(400)
+    more = pd.concat([search(2), search(3, methods=("SL",))]).drop_duplicates("key")
+    tracking.sync(uri, "study", matrix[(matrix["budget"] < 400) | changed], more)
+    client, after, count = runs(uri, "study")
+    assert count == 3
+    curve = learning_curves(matrix)["SL-I"]
+    assert history(client, after["SL-I"], "test_error") == pytest.approx(
+        dict(zip(curve.budgets, curve.error, strict=True))
+    )
+    assert after["SL"].info.run_id == before["SL"].info.run_id
+    trials_after = runs(uri, "study/trials")[1]
+    assert len(trials_after) == len(trials_before) + 2
+    kept = "SIB-CL · 50 labels · 0"
+    assert trials_after[kept].info.run_id == trials_before[kept].info.run_id
+    parents = {run.info.run_id for run in trials_after.values()}
+    assert all(
+        run.data.tags.get(tracking.PARENT, next(iter(parents))) in parents for run in trials_after.values()
+    )
+
+
+def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
+    trials = search(3)
+    trials.loc[0, ["state", "value"]] = ["failed", np.nan]
+    trials.loc[1, ["state", "value", "finished"]] = ["running", np.nan, np.nan]
+    tracking.sync(uri, "study", matrix, trials)
+    client, shown, count = runs(uri, "study/trials")
+    status = [shown[f"SL · 50 labels · {i}"].info.status for i in range(3)]
+    assert status == ["FAILED", "RUNNING", "FINISHED"]
+    # as if killed half-way, and as if two had written at once
+    client.set_tag(shown["SL · 50 labels · 2"].info.run_id, tracking.CONTENT, "")
+    twin = client.create_run(shown["SL · 50 labels"].info.experiment_id, tags={tracking.KEY: "trial/SL-50-0"})
+    foreign = client.create_run(shown["SL · 50 labels"].info.experiment_id, run_name="not ours")
+    tracking.sync(uri, "study", matrix, search(3))
+    _, shown, after = runs(uri, "study/trials")
+    assert after == count + 1 and foreign.info.run_name in shown
+    assert twin.info.run_id not in {run.info.run_id for run in shown.values()}
+    assert shown["SL · 50 labels · 1"].info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_comes_back(uri, matrix):
+    tracking.sync(uri, "study", matrix, search(0))
+    client, shown, _ = runs(uri, "study")
+    client.delete_experiment(shown["SL"].info.experiment_id)
+    tracking.sync(uri, "study", matrix, search(0))
+    assert set(runs(uri, "study")[1]) == set(METHODS)
+
+
+def test_what_cannot_be_reached_fails_fast_in_one_line(matrix, tmp_path):
+    with socket.socket() as closed, socket.socket() as silent:
+        closed.bind(("127.0.0.1", 0))
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        (tmp_path / "file").write_text("not a folder")
+        for uri, seconds in [
+            (f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}", 3),
+            (f"http://127.0.0.1:{silent.getsockname()[1]}", 8),
+            (f"postgresql://me:secret@127.0.0.1:{closed.getsockname()[1]}/mlflow", 3),
+            (f"sqlite:///{tmp_path}/file/mlflow.db", 3),
+        ]:
+            start = time.monotonic()
+            with pytest.raises(tracking.TrackingUnavailable) as caught:
+                tracking.sync(uri, "study", matrix, search(0))
+            assert time.monotonic() - start < seconds
+            assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_nothing_is_printed(tmp_path):
+    code = (
+        "import numpy as np, pandas as pd, sys; sys.path.insert(0, 'tests')\n"
+        "from test_curves import exact, power_law; from sibcl_ray import tracking\n"
+        f"uri, matrix = 'sqlite:///{tmp_path}/new/mlflow.db', exact({{'SL': power_law(1)}})\n"
+        "tracking.sync(uri, 'study', matrix, pd.DataFrame())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert not os.path.exists("mlruns")
+
+
+@pytest.fixture
+def server(uri, tmp_path):
+    """`mlflow server` on loopback over the test's own store; its whole process group ends with the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--workers",
+        "1",
+        "--default-artifact-root",
+        str(tmp_path / "mlartifacts"),
+    ]
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (
+                    tmp_path / "server.log"
+                ).read_text()
+                time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # it would wait for the browser's idle connections
+        process.wait()
+
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def drawn(page):
+    """Type of the x axis of the page's only line chart, and the labels at which each run has a point."""
+    lines = page.locator(".js-plotly-plot .scatterlayer .trace .lines path")
+    lines.first.wait_for()
+    plots = page.locator(".js-plotly-plot", has=page.locator(".scatterlayer .trace"))
+    assert plots.count() == 1
+    axis, traces = plots.evaluate(
+        "p => [p._fullLayout.xaxis.type, p._fullData.map(t => [t.name, [...t.x].map(Number)])]"
+    )
+    return axis, {name.split(" (")[0]: steps for name, steps in traces if name}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get install chromium")
+@pytest.mark.skipif(not importlib.util.find_spec("playwright"), reason="pip install playwright")
+def test_the_browser_shows_learning_curves(server, matrix, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    figure = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    address = tracking.sync(server, "study", matrix, search(2), figure)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        elsewhere: list[str] = []
+        page.on("request", lambda r: elsewhere.append(r.url) if r.url.startswith("http") else None)
+
+        page.goto(address)
+        for method in METHODS:
+            expect(page.get_by_role("link", name=method, exact=True)).to_be_visible()
+        expect(page.get_by_text("matching runs")).to_contain_text("3")
+        assert drawn(page) == ("log", {method: [25, 50, 100, 200, 400] for method in METHODS})
+        page.screenshot(path=tmp_path / "charts.png")
+
+        # two methods selected, "Compare", then the metric: their two learning curves
+        for method in ("SL", "SIB-CL"):
+            page.get_by_role("row").filter(has=page.get_by_role("link", name=method, exact=True)).get_by_role(
+                "checkbox"
+            ).first.click()
+        page.get_by_role("button", name="Compare").click()
+        page.get_by_role("link", name="test_error", exact=True).click()
+        assert drawn(page) == ("linear", {m: [25, 50, 100, 200, 400] for m in ("SL", "SIB-CL")})
+        page.screenshot(path=tmp_path / "compare.png")
+        browser.close()
+    assert [url for url in elsewhere if not url.startswith(server)] == []
