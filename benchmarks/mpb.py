@@ -9,24 +9,20 @@ Groups of cells alternate between the two, so that both see the same load of the
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # before NumPy and torch start theirs
-
 import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
-
-import mpb_reference
-
 from sibcl_ray.problems.photonic import disc_cells, level_set_cells
 from sibcl_ray.solvers.density_of_states import N_BANDS, k_grid, normalised_dos, photonic_dos
-from sibcl_ray.solvers.planewave import bands
+from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tests use the same reference
+import mpb_reference  # noqa: E402
 
 GROUP = 4
 TARGETS = {  # figure: (largest allowed in tm, in te)
@@ -70,56 +66,64 @@ def deviations(cells: np.ndarray, ours: tuple, theirs: tuple) -> dict[str, float
     return dict(zip(TARGETS, map(float, (*figures, density.max())), strict=True))
 
 
+def measure(cells: np.ndarray, discs: np.ndarray, polarization: str) -> tuple[tuple, tuple, dict[str, float]]:
+    """Our bands, MPB's bands, and the seconds a cell takes with each."""
+    k = k_grid().numpy()
+
+    def label(some: np.ndarray) -> None:
+        epsilon = torch.as_tensor(some)
+        normalised_dos(epsilon, *bands(epsilon, k, N_BANDS, polarization))
+
+    label(cells[:1])
+    names = "MPB", "one cell a call", f"{GROUP} cells a call", "disc"
+    found, seconds = [], []
+    for first in range(0, len(cells), GROUP):
+        group, some_discs = cells[first : first + GROUP], discs[first : first + GROUP]
+        *theirs, mpb_seconds = mpb_reference.reference(group, k, N_BANDS, polarization)
+        ours = [seconds_per_cell(label, group, batch) for batch in (1, GROUP)]
+        found.append(theirs)
+        seconds += [[each, *ours, seconds_per_cell(photonic_dos, some_discs, GROUP)] for each in mpb_seconds]
+        print(
+            f"  {first + len(group)} of {len(cells)} cells: MPB {mpb_seconds.mean():.1f} s, ours {1e3 * ours[1]:.0f} ms"
+        )
+    times = dict(zip(names, np.mean(seconds, 0).tolist(), strict=True))
+    times[f"{len(cells)} cells a call"] = seconds_per_cell(label, cells, len(cells))
+    frequencies, velocities = (np.concatenate(part) for part in zip(*found, strict=True))
+    return bands(cells, k, N_BANDS, polarization), (frequencies, velocities), times
+
+
+def report(cells: np.ndarray, polarization: str, ours: tuple, theirs: tuple, times: dict[str, float]) -> None:
+    """Print the deviations beside their targets, then the times and their ratios."""
+    n_k = theirs[0].shape[1]
+    print(f"\n{len(cells)} cells 32 × 32, {polarization.upper()}, {n_k} k-points, {N_BANDS} bands")
+    for name, value in deviations(cells, ours, theirs).items():
+        target = TARGETS[name][polarization == "te"]
+        print(f"  {name:52} {value:9.1e}" + (f"   target {target:.0e}" if target else ""))
+    opposite = np.abs(theirs[0] - theirs[0][:, ::-1]) / np.maximum(theirs[0], 0.02)
+    print(f"  {'MPB against itself, k and −k, largest':52} {opposite.max():9.1e}")
+    mpb, disc = times.pop("MPB"), times.pop("disc")
+    half = (n_k // 2 + 1) / n_k
+    print(f"\n  {'one thread, seconds per cell':52} {'seconds':>9} {'MPB/this':>9} {'half MPB/this':>14}")
+    print(f"  {'MPB, all k-points':52} {mpb:9.3f}\n  {'MPB, half the zone':52} {half * mpb:9.3f}")
+    for name, value in times.items():
+        print(f"  {'bands, velocities and DOS, ' + name:52} {value:9.4f} {mpb / value:9.0f} {half * mpb / value:14.0f}")
+    print(f"  {'TM density of states of a disc':52} {disc:9.4f} {mpb / disc:9.0f} {half * mpb / disc:14.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=24, help="level-set cells to compare (MPB: about 7 s each)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--polarization", choices=("tm", "te"), default="tm")
+    parser.add_argument("--seed", type=int, default=0, help="of the cells")
+    parser.add_argument("--polarization", choices=tuple(POLARIZATIONS), default="tm")
     options = parser.parse_args()
     if options.cells < 1:
-        parser.error("--cells must be at least 1")
+        parser.error(f"--cells is {options.cells}; expected at least 1")
     if not mpb_reference.available():
         parser.error(mpb_reference.INSTALL)
     torch.set_num_threads(1)
-    k = k_grid().numpy()
     cells = cells_to_compare(options.cells, options.seed)
     discs, _ = disc_cells(options.cells, np.random.default_rng(options.seed))
-
-    def label(some: np.ndarray) -> object:
-        """Bands, velocities and density of states of every k-point."""
-        found = bands(torch.as_tensor(some), k, N_BANDS, options.polarization)
-        return normalised_dos(torch.as_tensor(some), *found)
-
-    label(cells[:1])
-    parts, times = [], []
-    for first in range(0, len(cells), GROUP):
-        group = slice(first, first + GROUP)
-        *found, seconds = mpb_reference.reference(cells[group], k, N_BANDS, options.polarization)
-        parts.append(found)
-        size = len(seconds)
-        cheap = seconds_per_cell(photonic_dos, discs[group], size)
-        alone, together = (seconds_per_cell(label, cells[group], batch) for batch in (1, size))
-        times += [[second, alone, together, cheap] for second in seconds]
-        print(f"  cell {first + size} of {len(cells)}: MPB {seconds.mean():.1f} s, ours {1e3 * together:.0f} ms", flush=True)
-    at_once = seconds_per_cell(label, cells, len(cells))
-    theirs = tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-    ours = bands(cells, k, N_BANDS, options.polarization)
-    opposite = np.abs(theirs[0] - theirs[0][:, ::-1]) / np.maximum(theirs[0], 0.02)
-
-    print(f"\n{len(cells)} cells 32 × 32, {options.polarization.upper()}, {len(k)} k-points, {N_BANDS} bands")
-    for name, value in deviations(cells, ours, theirs).items():
-        target = TARGETS[name][options.polarization == "te"]
-        print(f"  {name:52} {value:9.1e}" + (f"   target {target:.0e}" if target else ""))
-    print(f"  {'MPB against itself, k and −k, largest':52} {opposite.max():9.1e}")
-    mpb, alone, together, cheap = np.mean(times, 0)
-    print(f"\n  {'one thread, seconds per cell':52} {'seconds':>9}   MPB / this")
-    half = (len(k) // 2 + 1) / len(k)
-    print(f"  {'MPB, all k-points':52} {mpb:9.3f}\n  {f'MPB, half the zone ({half:.0%} of it)':52} {half * mpb:9.3f}")
-    rows = {"one cell a call": alone, f"{GROUP} cells a call": together, f"{len(cells)} cells a call": at_once}
-    for name, value in rows.items():
-        print(f"  {'whole label, ' + name:52} {value:9.4f} {mpb / value:8.0f} ({half * mpb / value:.0f} against half the zone)")
-    print(f"  {f'TM density of states of a disc, {GROUP} cells a call':52} {cheap:9.4f} {mpb / cheap:8.0f}")
-    print(f"  a disc costs {cheap / together:.2f} of a level-set cell")
+    report(cells, options.polarization, *measure(cells, discs, options.polarization))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,9 @@ class TrialJob(_FinetuneJob):
         ):
             part = Split(pool.inputs[fit], pool.labels[fit])
             network = self._finetune(
-                part, device, lambda done, loss, i=i: report((i + done) / self.folds, loss)  # type: ignore[misc]
+                part,
+                device,
+                lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
             )
             prediction = predict(network, problem, pool.inputs[held_out], device)
             errors.append(problem.error(prediction, pool.labels[held_out]))
@@ -219,4 +221,3 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     if announce:
         job.store.write_record(job.record_name, {**record, "job": job.about()})
     return record
-

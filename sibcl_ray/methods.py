@@ -119,9 +119,7 @@ def _choose(trial: optuna.trial.BaseTrial, name: str, values: tuple[T, ...]) -> 
     return by_label[trial.suggest_categorical(name, tuple(by_label))]
 
 
-def propose(
-    trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetries: Iterable[str]
-) -> Choice:
+def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetries: Iterable[str]) -> Choice:
     """A configuration from the space, as an Optuna trial suggests it."""
 
     def probabilities(prefix: str, values: tuple[float, ...]) -> Probabilities:

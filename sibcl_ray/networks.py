@@ -51,7 +51,8 @@ class ReferenceEncoder:
         layers: list[nn.Module] = []
         for (before, after), pool in zip(pairwise((inputs, *self.channels)), self.pools, strict=True):
             convolution = nn.Conv2d(before, after, self.kernel, padding=self.kernel // 2, bias=False)
-            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(pool)]
+            # Pooling before the ReLU gives the same numbers, and the ReLU less to do.
+            layers += [convolution, nn.BatchNorm2d(after), nn.MaxPool2d(pool), nn.ReLU()]
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         return nn.Sequential(*layers, perceptron(self.channels[-1], (self.head,), self.latent))
 

@@ -29,10 +29,15 @@ class Display:
         self._last = 0.0
         self._start = time.monotonic()
         self._bars = Progress(
-            TextColumn("{task.description:<14}"), BarColumn(36), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description:<14}"),
+            BarColumn(36),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
             console=console,
         )
-        self._tasks = {name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()}
+        self._tasks = {
+            name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()
+        }
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Display:
@@ -60,7 +65,9 @@ class Display:
                 self._bars.stop_task(task.id)
         running = Table.grid(padding=(0, 2))
         for title, fraction, loss in snapshot.running:
-            running.add_row(f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else "")
+            running.add_row(
+                f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else ""
+            )
         self._live.update(Group(self._bars, running))
 
     def _log(self, counts: dict[str, Count]) -> None:
@@ -70,4 +77,6 @@ class Display:
         self._last = now
         minutes, seconds = divmod(int(now - self._start), 60)
         parts = [f"{ROWS[name]} {c.done}/{c.total}" for name, c in counts.items() if c.total]
-        self._console.print(f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False)
+        self._console.print(
+            f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False
+        )

@@ -175,7 +175,10 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, on_finish=evaluate)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
-        searcher, partial(_submit_and_wait, workers.queue, trial_priority), 2 * workers.resources.workers, scratch
+        searcher,
+        partial(_submit_and_wait, workers.queue, trial_priority),
+        2 * workers.resources.workers,
+        scratch,
     )
     workers.check()
     if searcher.trials_left:

@@ -176,11 +176,15 @@ class BudgetSearcher(Searcher):
     ) -> None:
         method = self._asked.pop(trial_id)
         rounds = self._active[method]
-        rounds.tell(trial_id, (result or {}).get("record"))
+        rounds.tell(trial_id, None if error else result)
         if rounds.finished:
             del self._active[method]
             self._on_finish(rounds.search)
             self._advance(method, rounds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune's own checkpoint to hold: the state is in Optuna's storage."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the state is in Optuna's storage."""
@@ -191,7 +195,7 @@ class BudgetSearcher(Searcher):
 
 def _trial(config: dict[str, Any], submit: Callable[[TrialJob], Any]) -> None:
     """A thin Tune trial: a worker does the work."""
-    tune.report({"record": submit(config["job"])})
+    tune.report(submit(config["job"]))
 
 
 def run_searches(
@@ -213,12 +217,11 @@ def run_searches(
         # Trials only wait. A CPU for each would starve the workers that they wait for.
         tune.PlacementGroupFactory([{"memory": 1e6}]),
     )
-    tune.Tuner(
+    _R = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher, num_samples=count, max_concurrent_trials=at_once, reuse_actors=True
         ),
-        run_config=tune.RunConfig(
-            name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0
-        ),
+        run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
     ).fit()
+    print(_R.errors)

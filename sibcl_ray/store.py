@@ -77,6 +77,14 @@ class Store:
         found = (entry.split(root, 1)[1] for entry in fs.ls(self.path(folder), detail=False))
         return sorted(name for name in found if not name.endswith(".tmp"))
 
+    def move(self, source: str, target: str) -> None:
+        """Rename a file, or a folder with all that is in it, if it is there."""
+        fs = self._location[0]
+        if fs.exists(self.path(source)):
+            if self.is_local:
+                fs.makedirs(self.path(target).rsplit("/", 1)[0], exist_ok=True)
+            fs.mv(self.path(source), self.path(target), recursive=True)
+
     def remove(self, name: str) -> None:
         """Forget ``name``."""
         self._location[0].rm_file(self.path(name))

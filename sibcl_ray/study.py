@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Role, shards_for
+from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Role
 from sibcl_ray.jobs import COMPUTES, CellJob, PretrainJob, TrialJob
 from sibcl_ray.methods import Choice, Method, Space, first_parameters, propose
 from sibcl_ray.problems.problem import Problem
@@ -178,7 +176,9 @@ class Ledger:
         """The cells that wait for the winner of a search."""
         history = search.open(self.storage)
         winner = search.winner(history)
-        reason = "its search is not finished" if search.missing(history) else "every trial of its search failed"
+        reason = (
+            "its search is not finished" if search.missing(history) else "every trial of its search failed"
+        )
         method = next(m for m in self.study.methods if m.name == search.method)
         return [
             Cell(method, budget, seed, self.cell_job(method, budget, seed, winner.seeded(seed)))
@@ -285,3 +285,11 @@ def _search_storage(store: Store, folder: str, url: str | None) -> BaseStorage:
     path = Path(store.path(f"{folder}/search.journal"))
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def set_aside(store: Store) -> str:
+    """Move all results but the datasets into a folder of their own; where that is."""
+    folder = f"aside/{time.strftime('%Y%m%d-%H%M%S')}"
+    for name in ("artefacts", "ledger", "studies"):
+        store.move(name, f"{folder}/{name}")
+    return store.path(folder)

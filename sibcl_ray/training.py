@@ -133,7 +133,9 @@ def pretrain(
     """
     c, device = configuration, torch.device(device)
     if c.workers > 1 and not (dist.is_initialized() and dist.get_world_size() == c.workers):
-        raise ValueError(f"the configuration asks for {c.workers} workers; start that many in a process group")
+        raise ValueError(
+            f"the configuration asks for {c.workers} workers; start that many in a process group"
+        )
     network = new_network(problem, c.architecture, c.seed).to(device)
     generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed) + _rank(c))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
@@ -281,7 +283,7 @@ def _stepper(
 ) -> Callable[[Callable[[], Tensor]], Tensor]:
     """One optimiser step as a function: computes a loss, follows its gradient, returns the loss."""
     network.train()
-    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
     # A schedule of one step has no room for a warm-up and a descent.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, max(steps, 10), pct_start=0.15)
 

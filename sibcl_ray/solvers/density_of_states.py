@@ -63,9 +63,7 @@ def photonic_dos(epsilon: Array) -> Array:
     return dos if isinstance(epsilon, Tensor) else dos.numpy()
 
 
-def normalised_dos(
-    epsilon: Tensor, frequencies: Tensor, velocities: Tensor, weights: Tensor | None = None
-) -> Tensor:
+def normalised_dos(epsilon: Tensor, frequencies: Tensor, velocities: Tensor, weights: Tensor | None = None) -> Tensor:
     """The label (..., 400) from bands on `k_grid()`, or on other cells of its size with `weights` (K,).
 
     Args:
@@ -97,7 +95,7 @@ def gilat_raubenheimer(
         The density (..., N_BINS), whose integral is the number of bands, and the bin width w (...,).
 
     A trapezoid's second derivative is four deltas at ω₀ ± (|vx| ± |vy|)·spacing/2. They are shared between
-    the two nearest bins, which keeps mass and mean, and summed twice for all bands together.
+    the two nearest bins, which keeps the sum and the mean, and summed twice for all bands together.
     """
     lead, (n_k, n_bands) = frequencies.shape[:-2], frequencies.shape[-2:]
     width = 1.05 * frequencies.amax((-2, -1)).reshape(-1, 1) / (N_BINS - 1)

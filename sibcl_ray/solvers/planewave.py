@@ -48,9 +48,7 @@ class Medium(NamedTuple):
         return next(matrix for matrix in self if matrix is not None)
 
 
-def bands(
-    epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarization: str = "tm"
-) -> tuple[Array, Array]:
+def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarization: str = "tm") -> tuple[Array, Array]:
     """Lowest photonic bands and their group velocities.
 
     Args:
