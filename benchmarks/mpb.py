@@ -22,7 +22,7 @@ from sibcl_ray.solvers.density_of_states import N_BANDS, k_grid, normalised_dos,
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tests use the same reference
-import mpb_reference  # noqa: E402
+import mpb_reference
 
 GROUP = 4
 TARGETS = {  # figure: (largest allowed in tm, in te)

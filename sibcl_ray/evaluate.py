@@ -11,10 +11,13 @@ from sibcl_ray.training import predict
 
 
 def test_errors(
-    network: Network, dataset: Dataset, count: int, device: torch.device | str = "cpu"
+    network: Network, dataset: Dataset, count: int, views: int = 0, device: torch.device | str = "cpu"
 ) -> np.ndarray:
-    """The problem's error of each of ``count`` test samples, (count,): a cell's one look at them."""
+    """The problem's error of each of ``count`` test samples, (count,): a cell's one look at them.
+
+    ``views`` and ``device`` are those of `training.predict`.
+    """
     split = dataset.read(TEST, count)
     assert split.labels is not None
-    prediction = predict(network, dataset.problem, split.inputs, device)
+    prediction = predict(network, dataset.problem, split.inputs, views, device)
     return dataset.problem.error(prediction, split.labels).numpy()

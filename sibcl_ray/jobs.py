@@ -173,7 +173,7 @@ class TrialJob(_FinetuneJob):
                 device,
                 lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
             )
-            prediction = predict(network, problem, pool.inputs[held_out], device)
+            prediction = predict(network, problem, pool.inputs[held_out], self.configuration.views, device)
             errors.append(problem.error(prediction, pool.labels[held_out]))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
@@ -192,7 +192,7 @@ class CellJob(_FinetuneJob):
 
     def compute(self, device: torch.device, report: Report) -> Record:
         network = self._finetune(self.dataset.read(TARGET, self.budget), device, report)
-        errors = test_errors(network, self.dataset, self.test, device)
+        errors = test_errors(network, self.dataset, self.test, self.configuration.views, device)
         return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 
 

@@ -1,7 +1,8 @@
 """The methods that a study compares, as rows of a table, and the space in which each is tuned.
 
 Loh et al. (2022) span pretraining by two choices, contrastive pairs and surrogate labels; a method is
-invariance-boosted ("-I") where the symmetries also augment whatever labels are fitted.
+invariance-boosted ("-I") where the symmetries also augment whatever labels are fitted, and predictions
+are averaged over views.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Method:
     name: str
     contrastive: bool = False  # pairs of views of unlabelled and surrogate inputs
     surrogate: bool = False  # labels of surrogate inputs
-    invariant: bool = False  # symmetries augment the inputs whose labels are fitted
+    invariant: bool = False  # symmetries augment the inputs whose labels are fitted; predictions average views
 
     @property
     def pretrains(self) -> bool:
@@ -66,6 +67,7 @@ class Space:
     weight_decays: tuple[float, ...] = (0.01,)
     steps: tuple[int, ...] = (1000,)  # of fine-tuning
     batch: int = 32  # of fine-tuning
+    views: int = 8  # that an invariant method's prediction averages
     workers: int = 1  # processes a pretraining spans
 
     def __post_init__(self) -> None:
@@ -154,6 +156,7 @@ def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetr
         learning_rate=trial.suggest_float("learning_rate", *space.learning_rates, log=True),
         weight_decay=_choose(trial, "weight_decay", space.weight_decays),
         batch=space.batch,
+        views=space.views * method.invariant,
         steps=_choose(trial, "steps", space.steps),
     )
     return Choice(pretraining=pretraining, finetuning=finetuning)

@@ -217,11 +217,10 @@ def run_searches(
         # Trials only wait. A CPU for each would starve the workers that they wait for.
         tune.PlacementGroupFactory([{"memory": 1e6}]),
     )
-    _R = tune.Tuner(
+    tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher, num_samples=count, max_concurrent_trials=at_once, reuse_actors=True
         ),
         run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
     ).fit()
-    print(_R.errors)

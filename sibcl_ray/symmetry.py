@@ -1,8 +1,11 @@
 """Groups that act on grids: a whole batch at once, on the batch's own device.
 
 A group draws elements, composes and inverts them, and acts on a batch ``x`` of shape (batch, n, …, n)
-with one element per sample. Pixel permutations (translations, point groups) act in one gather.
-Actions are left actions: ``act(compose(g, h), x) == act(g, act(h, x))``.
+with one element per sample. Actions are left actions: ``act(compose(g, h), x) == act(g, act(h, x))``.
+
+Translations and point groups move pixels axis by axis: the pixel that comes to p is read from
+Σ_a source[a, p_a], in row-major order. So any product of them is known from d short tables per sample, and
+a whole batch moves in one gather.
 """
 
 from __future__ import annotations
@@ -41,13 +44,37 @@ class Group(ABC):
         """``g·x``, of the shape of ``x``."""
 
 
-def _permute(x: Tensor, source: Tensor) -> Tensor:
-    """Pixel p of the result is pixel ``source[:, p]`` of ``x``, in row-major order."""
-    return x.flatten(1).gather(1, source).view(x.shape)
+class GridGroup(Group):
+    """A group that permutes pixels axis by axis."""
+
+    @abstractmethod
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        """Where pixels come from, (batch, d, n), after g has moved an image whose pixels come from ``source``."""
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        return _read(x, self.pull(g, _own_pixels(x)))
+
+
+def _own_pixels(x: Tensor) -> Tensor:
+    """The source of an image that has not been moved, (batch, d, n)."""
+    d, n = x.ndim - 1, x.shape[-1]
+    strides = n ** torch.arange(d - 1, -1, -1, device=x.device)
+    return (strides[:, None] * torch.arange(n, device=x.device)).expand(len(x), d, n)
+
+
+def _read(x: Tensor, source: Tensor) -> Tensor:
+    """The image, like ``x``, whose pixels come from ``source``."""
+    pixels = x[0].numel()
+    narrow = torch.int32 if x.numel() < 2**31 else torch.int64  # the sums below are bound by memory
+    first = torch.arange(0, x.numel(), pixels, device=x.device)[:, None]
+    index = (source[:, 0] + first).to(narrow)
+    for axis in source[:, 1:].to(narrow).unbind(1):
+        index = (index[:, :, None] + axis[:, None]).flatten(1)
+    return x.reshape(-1).index_select(0, index.flatten()).view(x.shape)
 
 
 @dataclass(frozen=True)
-class Translations(Group):
+class Translations(GridGroup):
     """Periodic translations by whole pixels; an element is an integer shift per axis, (batch, d).
 
     ``size`` is the period in pixels, equal along all axes.
@@ -69,50 +96,33 @@ class Translations(Group):
     def inverse(self, g: Tensor) -> Tensor:
         return -g % self.size
 
-    def act(self, g: Tensor, x: Tensor) -> Tensor:
-        coordinates = (torch.arange(self.size, device=x.device) - g[..., None]) % self.size
-        source = coordinates[:, 0]
-        for axis in range(1, self.dimension):
-            source = (source[:, :, None] * self.size + coordinates[:, axis, None, :]).flatten(1)
-        return _permute(x, source)
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        return source.gather(2, (torch.arange(self.size, device=g.device) - g[..., None]) % self.size)
 
 
 @lru_cache
-def _signed_permutations(dimension: int) -> Tensor:
-    """All matrices that map the coordinate axes onto themselves, (order, d, d); the first is the unit."""
-    matrices = []
-    for axes in itertools.permutations(range(dimension)):
-        for signs in itertools.product((1, -1), repeat=dimension):
-            matrix = torch.zeros(dimension, dimension, dtype=torch.long)
-            matrix[torch.arange(dimension), torch.tensor(axes)] = torch.tensor(signs)
-            matrices.append(matrix)
-    return torch.stack(matrices)
+def _signed_permutations(dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All matrices that map the coordinate axes onto themselves, the unit first.
 
-
-@lru_cache
-def _products(dimension: int) -> Tensor:
-    """The multiplication table, (order, order), of the elements' indices."""
-    m = _signed_permutations(dimension)
-    equal = (torch.einsum("aij,bjk->abik", m, m)[:, :, None] == m).flatten(3).all(-1)
-    return equal.long().argmax(-1)
-
-
-@lru_cache
-def _point_group_sources(dimension: int, size: int, device: torch.device) -> Tensor:
-    """For each element and pixel the pixel it comes from, (order, size^d).
-
-    Coordinates are doubled and taken from the middle of the grid, so that they stay integers.
+    For each row the column, and the sign, of its one entry; both (order, d).
     """
-    axis = 2 * torch.arange(size) - (size - 1)
-    target = torch.stack(torch.meshgrid(*[axis] * dimension, indexing="ij")).flatten(1)
-    # R is orthogonal: the pixel R·q comes from q = Rᵀ·p.
-    origin = (torch.einsum("gji,jp->gip", _signed_permutations(dimension), target) + size - 1) // 2
-    strides = size ** torch.arange(dimension - 1, -1, -1)
-    return (origin * strides[:, None]).sum(1).to(device)
+    columns = list(itertools.permutations(range(dimension)))
+    signs = list(itertools.product((1, -1), repeat=dimension))
+    pairs = torch.tensor(list(itertools.product(columns, signs)), device=device)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@lru_cache
+def _products(dimension: int, device: torch.device) -> Tensor:
+    """The multiplication table, (order, order), of the elements' indices."""
+    columns, signs = _signed_permutations(dimension, torch.device("cpu"))
+    m = torch.eye(dimension, dtype=torch.long)[columns] * signs[..., None]
+    equal = (torch.einsum("aij,bjk->abik", m, m)[:, :, None] == m).flatten(3).all(-1)
+    return equal.long().argmax(-1).to(device)
 
 
 @dataclass(frozen=True)
-class PointGroup(Group):
+class PointGroup(GridGroup):
     """All rotations and reflections of the square (C4v, 8 elements) or of the cube (Oh, 48).
 
     An element is its index, (batch,); the fixed point is the middle of the grid.
@@ -123,7 +133,7 @@ class PointGroup(Group):
     @property
     def order(self) -> int:
         """The number of elements."""
-        return len(_signed_permutations(self.dimension))
+        return len(_signed_permutations(self.dimension, torch.device("cpu"))[0])
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randint(self.order, (len(x),), generator=generator, device=x.device)
@@ -132,13 +142,16 @@ class PointGroup(Group):
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return _products(self.dimension).to(g.device)[g, h]
+        return _products(self.dimension, g.device)[g, h]
 
     def inverse(self, g: Tensor) -> Tensor:
-        return (_products(self.dimension) == 0).long().argmax(1).to(g.device)[g]
+        return (_products(self.dimension, g.device) == 0).long().argmax(1)[g]
 
-    def act(self, g: Tensor, x: Tensor) -> Tensor:
-        return _permute(x, _point_group_sources(self.dimension, x.shape[-1], x.device)[g])
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        # Pixel p comes from q = Rᵀp: row b of R, with its entry ±1 in column a, says q_a = ±p_b.
+        columns, signs = (table[g][..., None] for table in _signed_permutations(self.dimension, g.device))
+        source = source.gather(1, columns.expand_as(source))
+        return torch.where(signs < 0, source.flip(2), source)
 
 
 @dataclass(frozen=True)
@@ -183,11 +196,18 @@ def augment(
         probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
         generator: source of all randomness, on the device of ``x``.
     """
+    source = None  # of pixels that have been moved, but not yet read
     for name, group in groups.items():
         probability = probabilities.get(name, 0.0)
         if probability <= 0:
             continue
         chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
-        g, e = group.draw(x, generator), group.identity(x)
-        x = group.act(torch.where(chosen.view(-1, *[1] * (g.ndim - 1)), g, e), x)
-    return x
+        drawn, identity = group.draw(x, generator), group.identity(x)
+        g = torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)
+        if isinstance(group, GridGroup):
+            source = group.pull(g, _own_pixels(x) if source is None else source)
+            continue
+        if source is not None:
+            x, source = _read(x, source), None
+        x = group.act(g, x)
+    return x if source is None else _read(x, source)

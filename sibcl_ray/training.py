@@ -88,6 +88,7 @@ class Finetuning:
     weight_decay: float = 0.01  # of AdamW
     batch: int = 32  # labels a step
     steps: int = 1000  # batches in all: chosen inside the budget, so that no label is kept back to stop
+    views: int = 0  # whose predictions are averaged, each moved by all symmetries; 0: the input as it is
     seed: int = 0  # of new weights, order and augmentation
 
     def __post_init__(self) -> None:
@@ -95,6 +96,8 @@ class Finetuning:
         _check_probabilities(self.augmentation)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
+        if self.views < 0:
+            raise ValueError(f"views is {self.views}; it must be zero or positive")
 
 
 def new_network(problem: Problem, architecture: Architecture, seed: int) -> Network:
@@ -207,13 +210,31 @@ def finetune(
 
 @torch.no_grad()
 def predict(
-    network: Network, problem: Problem, inputs: Tensor, device: torch.device | str = "cpu", batch: int = 500
+    network: Network,
+    problem: Problem,
+    inputs: Tensor,
+    views: int = 0,
+    device: torch.device | str = "cpu",
+    batch: int = 500,
 ) -> Tensor:
-    """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU."""
+    """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU.
+
+    With ``views`` the mean over that many views of each input, every one moved by random elements of all
+    symmetries: the network's projection, in the limit, on functions that share them.
+    """
     network = network.to(device).eval()
-    outputs = [network(problem.features(x.to(device))).float().cpu() for x in inputs.split(batch)]
-    offset = torch.from_numpy(problem.offset)
-    return torch.cat(outputs).view(-1, *problem.label_shape) + offset
+    generator = torch.Generator(device).manual_seed(named_seed("predict"))
+    always = dict.fromkeys(problem.symmetries, 1.0)
+
+    def look(x: Tensor) -> Tensor:
+        x = augment(x, problem.symmetries, always, generator) if views else x
+        return network(problem.features(x)).float()
+
+    outputs = []
+    for x in inputs.split(batch):
+        x = x.to(device)
+        outputs.append(sum(look(x) for _ in range(max(1, views))).cpu() / max(1, views))  # type: ignore[union-attr]
+    return torch.cat(outputs).view(-1, *problem.label_shape) + torch.from_numpy(problem.offset)
 
 
 def _label_loss(

@@ -94,5 +94,5 @@ if __name__ == "__main__":
     with np.load(sys.argv[1]) as request:
         cells = request["epsilon"].astype(float)
         arguments = request["k_points"], int(request["n_bands"]), str(request["polarization"])
-    frequencies, velocities, seconds = zip(*(_solve(cell, *arguments) for cell in cells))
+    frequencies, velocities, seconds = zip(*(_solve(cell, *arguments) for cell in cells), strict=True)
     np.savez(sys.argv[2], frequencies=frequencies, velocities=velocities, seconds=seconds)

@@ -1,0 +1,31 @@
+"""What the tests share: one Ray cluster, a small problem, a small architecture."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+import ray
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray cluster of two cores on this machine."""
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    yield
+    ray.shutdown()

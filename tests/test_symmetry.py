@@ -1,0 +1,122 @@
+"""The axioms of groups and actions, and what augmentation promises."""
+
+import pytest
+import torch
+
+from sibcl_ray.symmetry import PointGroup, Scaling, Translations, augment
+
+SQUARE = {"translations": Translations(8), "point group": PointGroup(2), "scaling": Scaling(1.0, 20.0)}
+CUBE = {"translations 3D": Translations(4, dimension=3), "point group 3D": PointGroup(3)}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(name, count=96):
+    shape = (count, 4, 4, 4) if name in CUBE else (count, 8, 8)
+    return torch.rand(shape, generator=generator(1), dtype=torch.float64) * 3 + 2
+
+
+@pytest.fixture(params=[*SQUARE, *CUBE])
+def case(request):
+    """A group, a batch it acts on, and three elements for each sample that keep it in range together."""
+    group = {**SQUARE, **CUBE}[request.param]
+    x = batch(request.param)
+    if isinstance(group, Scaling):
+        g, h, k = (torch.rand(len(x), generator=generator(s), dtype=x.dtype) * 0.4 + 0.9 for s in range(3))
+    else:
+        g, h, k = (group.draw(x, generator(s)) for s in range(3))
+    return group, x, g, h, k
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_composition_is_associative(case):
+    group, _, g, h, k = case
+    same(group.compose(group.compose(g, h), k), group.compose(g, group.compose(h, k)))
+
+
+def test_identity_and_inverse(case):
+    group, x, g, _, _ = case
+    e = group.identity(x)
+    same(group.compose(g, e), g)
+    same(group.compose(e, g), g)
+    same(group.compose(g, group.inverse(g)), e)
+    same(group.act(e, x), x)
+    same(group.act(group.inverse(g), group.act(g, x)), x)
+
+
+def test_action_respects_composition(case):
+    group, x, g, h, _ = case
+    same(group.act(group.compose(g, h), x), group.act(g, group.act(h, x)))
+
+
+def test_translations_roll():
+    x = batch("translations", 3)
+    shifts = torch.tensor([[0, 1], [3, 0], [7, 5]])
+    expected = torch.stack([torch.roll(x[i], tuple(shifts[i].tolist()), (0, 1)) for i in range(3)])
+    assert torch.equal(Translations(8).act(shifts, x), expected)
+
+
+@pytest.mark.parametrize(("dimension", "order"), [(2, 8), (3, 48)])
+def test_point_group_is_the_whole_group_of_the_square_and_the_cube(dimension, order):
+    group = PointGroup(dimension)
+    x = torch.rand(1, *[3] * dimension, generator=generator()).expand(order, *[3] * dimension)
+    images = group.act(torch.arange(order), x)
+    assert group.order == order
+    assert len({tuple(image.flatten().tolist()) for image in images}) == order
+    quarter_turn = torch.rot90(x[0], 1, (0, 1))
+    assert any(torch.equal(image, quarter_turn) for image in images)
+    assert any(torch.equal(image, x[0].flip(0)) for image in images)
+
+
+def test_draws_are_uniform():
+    x = torch.zeros(80_000, 8, 8)
+    counts = torch.bincount(PointGroup(2).draw(x, generator()), minlength=8)
+    assert (counts - 10_000).abs().max() < 5 * 10_000**0.5
+    shifts = Translations(8).draw(x, generator())
+    counts = torch.bincount(shifts[:, 0] * 8 + shifts[:, 1], minlength=64)
+    assert (counts - 1250).abs().max() < 5 * 1250**0.5
+
+
+def test_scaling_keeps_its_range_and_uses_all_of_it():
+    x = torch.rand(20_000, 4, 4, generator=generator()) * 18 + 1.5
+    group = Scaling(1.0, 20.0)
+    y = group.act(group.draw(x, generator()), x)
+    assert y.min() >= 1 and y.max() <= 20
+    ratio = y / x
+    torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
+    log_s = ratio[:, 0, 0].log()
+    position = (log_s - (1 / x.amin((1, 2))).log()) / ((20 / x.amax((1, 2))) * x.amin((1, 2))).log()
+    assert abs(position.mean().item() - 0.5) < 0.01 and position.min() < 0.01 and position.max() > 0.99
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_augmentation_moves_samples_as_often_as_it_should(probability):
+    x = torch.rand(20_000, 8, 8, generator=generator())
+    y = augment(x, {"translation": Translations(8)}, {"translation": probability}, generator())
+    moved = (x != y).flatten(1).any(1).double().mean().item()
+    assert moved == pytest.approx(probability * 63 / 64, abs=0.012)
+
+
+def test_augmentation_is_a_function_of_its_generator():
+    x = torch.rand(50, 8, 8) + 1
+    probabilities = dict.fromkeys(SQUARE, 0.5)
+    first, again, other = (augment(x, SQUARE, probabilities, generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_one_gather_moves_as_two_do():
+    """Augmentation by two groups of pixels is the product of their actions, in the order given."""
+    x = torch.rand(50, 8, 8)
+    names = ("translations", "point group")
+    groups = {name: SQUARE[name] for name in names}
+    g, source = generator(3), generator(3)
+    expected = x
+    for group in groups.values():
+        torch.rand(len(x), generator=g)  # who is chosen: everyone
+        expected = group.act(group.draw(x, g), expected)
+    assert torch.equal(augment(x, groups, dict.fromkeys(names, 1.0), source), expected)
