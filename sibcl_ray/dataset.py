@@ -108,10 +108,10 @@ class Dataset:
             columns = {
                 c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]
             }
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            found = (about["fingerprint"], about["role"], about["shard"])
+        except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
             raise DamagedShard(f"{name} cannot be read: {' '.join(str(error).split())}") from error
         expected = (self.fingerprint, role.name, index)
-        found = (about["fingerprint"], about["role"], about["shard"])
         if found != expected or table.num_rows != SHARD:
             raise DamagedShard(f"{name} holds {table.num_rows} samples of {found}, not {SHARD} of {expected}")
         return Split(columns["input"], columns.get("label"))
@@ -150,5 +150,6 @@ def _column(array: np.ndarray) -> pa.Array:
 
 
 def _array(column: pa.ChunkedArray, shape: list[int]) -> Tensor:
-    values = column.combine_chunks().flatten().to_numpy()
+    values = column.combine_chunks()
+    values = values.flatten().to_numpy() if shape else values.to_numpy()
     return torch.from_numpy(values.reshape(-1, *shape).copy())

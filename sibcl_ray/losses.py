@@ -34,6 +34,12 @@ def _across_workers(x: Tensor) -> tuple[Tensor, int]:
     return _Gather.apply(x), dist.get_rank() * len(x)
 
 
+def _similarities(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of all rows, (rows of x, rows of y), where autocast would multiply in half precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ y.T
+
+
 def nt_xent(a: Tensor, b: Tensor, temperature: float, distributed: bool = False) -> Tensor:
     """Normalised temperature-scaled cross entropy of two views of one batch (Chen et al., SimCLR, 2020).
 
@@ -55,9 +61,9 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, distributed: bool = False)
     positives = torch.arange(first, first + len(a), device=a.device)
     losses = []
     for view, same, other in ((a, all_a, all_b), (b, all_b, all_a)):
-        among_same = view @ same.T / temperature
+        among_same = _similarities(view, same) / temperature
         among_same.diagonal(first).fill_(-torch.inf)  # a row is no negative of itself
-        logits = torch.cat([view @ other.T / temperature, among_same], dim=1)
+        logits = torch.cat([_similarities(view, other) / temperature, among_same], dim=1)
         losses.append(F.cross_entropy(logits, positives))
     return (losses[0] + losses[1]) / 2
 

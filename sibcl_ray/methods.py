@@ -106,6 +106,15 @@ class Choice:
     pretraining: Pretraining | None
     finetuning: Finetuning
 
+    def scaled(self, factor: float) -> Choice:
+        """The same choice for ``factor`` times as many labels as it was made with: they take longer to learn.
+
+        Fine-tuning grows by the root of the factor, for every method alike. The labels of the larger budget
+        have no part in it.
+        """
+        steps = round(self.finetuning.steps * math.sqrt(factor))
+        return replace(self, finetuning=replace(self.finetuning, steps=steps))
+
     def seeded(self, seed: int) -> Choice:
         """The same choice with all randomness from ``seed``."""
         pretraining = replace(self.pretraining, seed=seed) if self.pretraining else None

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor, nn
 
 
+def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
+    for name, size in sizes.items():
+        if min(size if isinstance(size, tuple) else (size,), default=1) < 1:
+            raise ValueError(f"{name} is {size}; it must be 1 or larger")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReferenceEncoder:
     """The CNN of Loh et al. (2022): zero padding, BatchNorm, ReLU, max-pooling, global average."""
@@ -24,6 +30,9 @@ class ReferenceEncoder:
     latent: int = 1024  # size of the representation
 
     def __post_init__(self) -> None:
+        _check_sizes(**vars(self))
+        if not self.channels:
+            raise ValueError("channels are (); give at least one convolution")
         if len(self.channels) != len(self.pools):
             raise ValueError(
                 f"got {len(self.channels)} channels and {len(self.pools)} pools; give one pool per convolution"
@@ -71,8 +80,9 @@ class InvariantEncoder:
     latent: int = 256  # size of the representation
 
     def __post_init__(self) -> None:
-        if not self.dilations or min(self.dilations) < 1:
-            raise ValueError(f"dilations are {self.dilations}; give at least one, each 1 or larger")
+        _check_sizes(**vars(self))
+        if not self.dilations:
+            raise ValueError("dilations are (); give at least one")
 
     @property
     def label(self) -> str:
@@ -134,6 +144,9 @@ class Architecture:
     predictor: tuple[int, ...] = (1024, 1024, 512)  # hidden units from representation to label
     projector: tuple[int, ...] = (1024, 1024, 1024)  # hidden units from representation to projection
     projection: int = 256  # size of the vectors that the contrastive loss compares
+
+    def __post_init__(self) -> None:
+        _check_sizes(predictor=self.predictor, projector=self.projector, projection=self.projection)
 
 
 class Network(nn.Module):

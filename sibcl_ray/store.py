@@ -41,7 +41,7 @@ class Store:
     def path(self, name: str) -> str:
         """Where ``name`` lies on the file system."""
         parts = PurePosixPath(name).parts
-        if not parts or parts[0] == "/" or ".." in parts:
+        if not parts or name.startswith("/") or ".." in parts:
             raise ValueError(f"the name {name!r} leaves the store; use a relative path without '..'")
         return f"{self._location[1].rstrip('/')}/{name}"
 

@@ -46,10 +46,11 @@ class Study:
     unlabelled: int  # inputs without labels
     surrogate: int  # surrogate samples
     test: int  # target labels set apart, read once per cell
+    pool: int  # target labels that may be computed at most, besides the test's
     seed: int = 0  # of the data, the folds and the searches
 
     def __post_init__(self) -> None:
-        counts = ("trials", "at_once", "seeds", "unlabelled", "surrogate", "test")
+        counts = ("trials", "at_once", "seeds", "unlabelled", "surrogate", "test", "pool")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -61,6 +62,11 @@ class Study:
             raise ValueError(
                 f"budgets are {list(self.budgets)}; they must ascend from {2 * self.folds} or more "
                 f"(two labels for each of {self.folds} folds)"
+            )
+        if max(self.budgets) > self.pool:
+            raise ValueError(
+                f"budget {max(self.budgets)} is larger than the pool of {self.pool} target labels; "
+                f"ask for at most {self.pool}, or for a larger scale"
             )
 
     @property
@@ -181,15 +187,14 @@ class Ledger:
         )
         method = next(m for m in self.study.methods if m.name == search.method)
         return [
-            Cell(method, budget, seed, self.cell_job(method, budget, seed, winner.seeded(seed)))
-            if winner
-            else Cell(method, budget, seed, None, reason)
+            Cell(method, budget, seed, winner and self.cell_job(method, budget, seed, winner, search.budget), reason)
             for budget in self.study.budgets_chosen_at(search.budget)
             for seed in range(self.study.seeds)
         ]
 
-    def cell_job(self, method: Method, budget: int, seed: int, choice: Choice) -> CellJob:
-        """The work of one cell."""
+    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
+        """The work of one cell, with the winner of the search at ``searched`` labels."""
+        choice = winner.scaled(budget / searched).seeded(seed)
         return CellJob(
             dataset=self.dataset,
             method=method.name,

@@ -166,6 +166,9 @@ def pretrain(
             rows = (_share(rows, c) for rows in _batches(count, batch, order))
             mean = _run(loss, rows, step)
         report((epoch + 1) / c.epochs, mean)
+    if c.workers > 1:  # BatchNorm's running statistics saw this worker's share alone since the last step
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
@@ -259,18 +262,18 @@ def _label_loss(
 
 
 def _sizes(count: int, batch: int) -> list[int]:
-    """Batches of equal size, as near to ``batch`` as divides the data without a remnant.
+    """Batches of equal size to within one, near to ``batch``, that hold all the data.
 
     BatchNorm cannot work on a last batch of one, and every worker needs its share of each.
     """
     number = max(1, round(count / batch))
-    return [count // number] * number
+    return [count // number + (i < count % number) for i in range(number)]
 
 
 def _batches(count: int, batch: int, order: torch.Generator) -> Iterator[Tensor]:
     """One epoch of row numbers in random order."""
     sizes = _sizes(count, batch)
-    yield from torch.randperm(count, generator=order)[: sum(sizes)].split(sizes)
+    yield from torch.randperm(count, generator=order).split(sizes)
 
 
 def _rank(configuration: Pretraining) -> int:

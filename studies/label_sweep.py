@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +31,10 @@ from sibcl_ray.run import Missing, Timings, Unfinished, connect, fit_resources, 
 from sibcl_ray.store import Store
 from sibcl_ray.study import Ledger, Study, set_aside
 
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
+
+UsageError = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
 
 console = Console()
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -54,9 +56,12 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise BadInput(
-            f"{option} is {text!r}; give {'whole ' * (kind is int)}numbers separated by commas"
-        ) from None
+        raise BadInput(f"{option} is {text!r}; give {'whole ' * (kind is int)}numbers separated by commas") from None
+
+
+def _at_least(option: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise BadInput(f"{option} is {value}; it must be {'at least 1' if least else '0 or more'}")
 
 
 def _study(
@@ -69,18 +74,16 @@ def _study(
     changes: dict[str, int | None],
     pretraining_workers: int,
 ) -> Study:
+    """The recipe with what the options change."""
     _named("problem", problem, PROBLEMS)
     study = _named("scale", scale, SCALES)(problem, seed)
     given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
-    if pretraining_workers < 1:
-        raise BadInput(f"--pretraining-workers is {pretraining_workers}; it must be at least 1")
     if methods is not None:
-        given["methods"] = tuple(
-            dict.fromkeys(_named("method", m.strip(), METHODS) for m in methods.split(","))
-        )
+        names = dict.fromkeys(name.strip() for name in methods.split(","))
+        given["methods"] = tuple(_named("method", name, METHODS) for name in names)
     if budgets is not None:
         given["budgets"] = tuple(sorted(set(_numbers("--budgets", budgets, int))))
-    space = {"workers": pretraining_workers}
+    space: dict[str, Any] = {"workers": pretraining_workers}
     if temperatures is not None:
         space["temperatures"] = _numbers("--temperatures", temperatures, float)
     return replace(study, **given, space=replace(study.space, **space))
@@ -123,7 +126,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
-def _finish(ledger: Ledger, tracking_uri: str | None) -> bool:
+def _finish(ledger: Ledger, tracking_uri: str) -> bool:
     """Write and show the results; whether all cells are done."""
     from sibcl_ray.tracking import TrackingUnavailable, sync
 
@@ -140,7 +143,7 @@ def _finish(ledger: Ledger, tracking_uri: str | None) -> bool:
         console.print(f"matrix    {where}", soft_wrap=True)
         console.print(f"figure    {store.path(ledger.folder)}/learning_curves.png and .svg", soft_wrap=True)
         try:
-            opened = sync(_tracking_uri(store, tracking_uri), study.name, matrix, ledger.trials(), files)
+            opened = sync(tracking_uri, study.name, matrix, ledger.trials(), files)
             console.print(f"tracking  {opened}", soft_wrap=True)
         except TrackingUnavailable as error:
             console.print(f"[yellow]tracking  {error}[/]", soft_wrap=True)
@@ -150,7 +153,12 @@ def _finish(ledger: Ledger, tracking_uri: str | None) -> bool:
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
     folder = store.uri if store.is_local else Path.cwd()
-    return option or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
+    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
+    if uri.split(":")[0].split("+")[0] not in TRACKING_SCHEMES:
+        raise BadInput(
+            f"--tracking-uri {uri} is neither a server nor a database; give http://HOST:PORT or sqlite:////FILE"
+        )
+    return uri
 
 
 def _run(ledger: Ledger, lacking: Missing, study: Study, workers: int | None, gpus: float | None) -> None:
@@ -179,9 +187,7 @@ def _where_time_went(timings: Timings, wall: float) -> str:
 
 @app.command()
 def main(
-    problem: Annotated[
-        str, typer.Option(help="What is learned: " + ", ".join(PROBLEMS) + ".")
-    ] = "photonic-dos",
+    problem: Annotated[str, typer.Option(help="What is learned: " + ", ".join(PROBLEMS) + ".")] = "photonic-dos",
     scale: Annotated[
         str,
         typer.Option(
@@ -215,15 +221,12 @@ def main(
     ] = "runs",
     search_storage: Annotated[
         str | None,
-        typer.Option(
-            help="Database URL for Optuna's histories; a journal file in the storage folder if not given."
-        ),
+        typer.Option(help="Database URL for Optuna's histories; a journal file in the storage folder if not given."),
     ] = None,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
-            help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in "
-            "the storage folder, if not given."
+            help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in the storage folder, if not given."
         ),
     ] = None,
     workers: Annotated[
@@ -258,9 +261,16 @@ def main(
     [b]On a laptop:[/]   python studies/label_sweep.py
     [b]On a cluster:[/]  ray job submit --working-dir . -- python studies/label_sweep.py --scale paper --storage URL
     """
+    for option, value, least in (
+        ("--pretraining-workers", pretraining_workers, 1),
+        ("--workers", workers, 1),
+        ("--gpus-per-worker", gpus_per_worker, 0),
+    ):
+        _at_least(option, value, least)
     changes: dict[str, int | None] = {"seeds": seeds, "trials": trials}
     study = _study(problem, scale, seed, methods, budgets, temperatures, changes, pretraining_workers)
     store = _storage(storage)
+    tracking_uri = _tracking_uri(store, tracking_uri)
     if not resume:
         console.print(f"earlier results are now in {set_aside(store)}", soft_wrap=True)
     ledger = Ledger(study, store, search_storage)
@@ -274,15 +284,15 @@ def main(
         raise typer.Exit(SOME_FAILED)
 
 
-def _command_line() -> int:
+def command_line() -> int:
     """Run, and turn whatever is the user's to mend into one line and an exit code."""
     try:
         return app(standalone_mode=False) or 0
-    except click.ClickException as error:
-        return _complain(error.format_message(), BAD_INPUT)
+    except UsageError as error:
+        return _complain(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
     except ValueError as error:
         return _complain(str(error), BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted; the same command continues where it stopped", INTERRUPTED)
     except Unfinished as error:
         return _complain(f"{error}; the same command continues where it stopped", SOME_FAILED)
@@ -294,4 +304,4 @@ def _complain(text: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_command_line())
+    sys.exit(command_line())

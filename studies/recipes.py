@@ -12,13 +12,9 @@ from sibcl_ray.study import Study
 FIVE = tuple(METHODS[name] for name in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL"))
 
 
-def _small(channels: tuple[int, ...], kernel: int, width: int) -> Architecture:
-    return Architecture(
-        encoder=ReferenceEncoder(channels=channels, kernel=kernel, head=width, latent=width),
-        predictor=(width, width),
-        projector=(width,),
-        projection=width // 2,
-    )
+def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
+    width = encoder.latent
+    return Architecture(encoder=encoder, predictor=(width, width), projector=(width,), projection=width // 2)
 
 
 def smoke(problem: str, seed: int = 0) -> Study:
@@ -30,7 +26,10 @@ def smoke(problem: str, seed: int = 0) -> Study:
         budgets=(10, 20),
         searched=(10,),
         space=Space(
-            architectures=(_small((4, 8, 8), 3, 16),),
+            architectures=(
+                _small(ReferenceEncoder(channels=(4, 8, 8), kernel=3, pools=(4, 2, 4), head=16, latent=16)),
+                _small(InvariantEncoder(channels=4, dilations=(1, 4), latent=16)),
+            ),
             epochs=(1,),
             contrastive_batches=(64,),
             temperatures=(0.1, 0.5),
@@ -42,12 +41,15 @@ def smoke(problem: str, seed: int = 0) -> Study:
         unlabelled=50,
         surrogate=50,
         test=50,
+        pool=200,
         seed=seed,
     )
 
 
 def quick(problem: str, seed: int = 0) -> Study:
     """A result worth looking at within ten minutes on two cores without a GPU."""
+    # A small relative of the reference network: an early, larger pooling makes it three times faster.
+    encoder = ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256)
     return Study(
         name=f"{problem}-quick-{seed}",
         problem=PROBLEMS[problem],
@@ -55,22 +57,22 @@ def quick(problem: str, seed: int = 0) -> Study:
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
         space=Space(
-            architectures=(_small((16, 32, 64), 5, 256),),
-            epochs=(12,),
+            architectures=(_small(encoder),),
+            epochs=(10,),
             pretraining_rates=(3e-3,),
-            temperatures=(0.1, 0.3),
-            contrastive_batches=(128,),
-            view_probabilities=(0.5,),
+            temperatures=(0.1, 0.5),
+            contrastive_batches=(128, 256),
             label_probabilities=(0.5, 1.0),
-            learning_rates=(5e-4, 4e-3),
-            steps=(200, 400),
+            learning_rates=(1e-3, 8e-3),
+            steps=(500, 300),
         ),
         trials=6,
         folds=2,
         seeds=3,
-        unlabelled=600,
-        surrogate=600,
-        test=250,
+        unlabelled=400,
+        surrogate=2000,
+        test=500,
+        pool=1600,
         seed=seed,
     )
 
@@ -104,6 +106,7 @@ def standard(problem: str, seed: int = 0) -> Study:
         unlabelled=8000,
         surrogate=4000,
         test=1000,
+        pool=6400,
         seed=seed,
     )
 
@@ -144,6 +147,7 @@ def paper(problem: str, seed: int = 0) -> Study:
         unlabelled=20_000,
         surrogate=10_000,
         test=2000,
+        pool=10_000,
         seed=seed,
     )
 

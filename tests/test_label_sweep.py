@@ -1,0 +1,205 @@
+"""The main job as people run it: a study from nothing, again, extended, submitted to a cluster, and misused."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "studies" / "label_sweep.py")
+NAME = "photonic-dos-smoke-0"
+sys.path.insert(0, str(ROOT / "studies"))
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "MLFLOW_"))}
+    return {**kept, "COLUMNS": "200", **more}
+
+
+def sweep(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, float]:
+    """Run the script on storage in ``folder``; what it printed, and its seconds."""
+    command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(folder), *options]
+    start = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=folder.parent)
+    return done, time.monotonic() - start
+
+
+def ledger(folder: Path) -> dict[str, float]:
+    """Everything that was ever computed, with its time."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime for p in folder.glob("ledger/*/*.json")}
+
+
+def matrix_of(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "studies" / NAME / "matrix.parquet")
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """A finished smoke study: its storage, and what was printed."""
+    folder = tmp_path_factory.mktemp("sweep") / "runs"
+    done, _ = sweep(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+def test_a_study_from_nothing(studied):
+    folder, printed = studied
+    matrix = matrix_of(folder)
+    assert len(matrix) == 5 * 2 * 2
+    assert set(matrix.state) == {"done"} and matrix.error.between(0, 1).all() and (matrix.seconds > 0).all()
+    for row in matrix.itertuples():
+        assert row.error == pytest.approx(np.mean(row.sample_errors), rel=1e-4)
+    assert {"problem", "method", "encoder", "budget", "seed", "error", "state", "seconds", "configuration"} <= {*matrix}
+    assert "Labels for a test error" in printed and "tracking" in printed
+    for file in ("learning_curves.png", "learning_curves.svg"):
+        assert (folder / "studies" / NAME / file).stat().st_size > 10_000
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_second_run_trains_nothing_and_is_quick(studied):
+    folder, _ = studied
+    before, matrix = ledger(folder), matrix_of(folder)
+    done, seconds = sweep(folder)
+    assert done.returncode == 0 and seconds < 30
+    assert ledger(folder) == before
+    pd.testing.assert_frame_equal(matrix_of(folder), matrix)
+
+
+@pytest.mark.slow
+def test_another_budget_runs_only_that_budget(studied):
+    folder, _ = studied
+    before = ledger(folder)
+    matrix = matrix_of(folder)
+    done, _ = sweep(folder, "--budgets", "10,15,20")
+    assert done.returncode == 0, done.stderr
+    assert before.items() <= ledger(folder).items()
+    added = [name for name in ledger(folder) if name not in before]
+    assert len(added) == 5 * 2 and all(name.startswith("ledger/cell/") for name in added)
+    kept = matrix_of(folder).query("budget != 15").reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, matrix)
+
+
+@pytest.mark.slow
+def test_fresh_sets_results_aside_and_deletes_nothing(studied, tmp_path):
+    folder, _ = studied
+    before = ledger(folder)
+    done, _ = sweep(folder, "--fresh", "--dry-run")
+    assert done.returncode == 0
+    (aside,) = (folder / "aside").iterdir()
+    assert ledger(folder) == {} and ledger(aside).keys() == before.keys()
+    for name in ("artefacts", "ledger", "studies"):
+        (aside / name).rename(folder / name)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A head node, as `ray start --head` makes it, on loopback; the address of its jobs."""
+    port, dashboard = free_port(), free_port()
+    ray_program = str(Path(sys.executable).parent / "ray")
+    command = [ray_program, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    with open(tmp_path / "head.log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", dashboard)) == 0:
+                break
+        time.sleep(0.5)
+    yield f"http://127.0.0.1:{dashboard}"
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_a_submitted_job(head, tmp_path):
+    storage = tmp_path / "runs"
+    ray_program = str(Path(sys.executable).parent / "ray")
+    command = [ray_program, "job", "submit", "--address", head, "--working-dir", ".", "--"]
+    command += [sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "succeeded" in done.stdout
+    assert (matrix_of(storage).state == "done").all()
+
+
+def bad(*options: str) -> tuple[str, ...]:
+    return options
+
+
+BAD_INPUT = [
+    (bad("--problem", "photonic-dose"), r"no problem 'photonic-dose'; did you mean photonic-dos\?"),
+    (bad("--scale", "quik"), r"no scale 'quik'; did you mean quick\?"),
+    (bad("--methods", "SL,SIBCL"), r"no method 'SIBCL'; did you mean SIB-CL\?"),
+    (bad("--methods", ""), r"no method ''"),
+    (bad("--budgets", "ten"), r"--budgets is 'ten'; give whole numbers separated by commas"),
+    (bad("--budgets", "3"), r"budgets are \[3\]; they must ascend from 4 or more"),
+    (bad("--budgets", "10,-20"), r"budgets are \[-20, 10\]"),
+    (bad("--budgets", "10,1000000"), r"budget 1000000 is larger than the pool of 200 "),
+    (bad("--temperatures", "-0.1"), r"temperature is -0.1; it must be positive"),
+    (bad("--temperatures", "0.1,nan"), r"temperature is nan; it must be positive"),
+    (bad("--temperatures", "warm"), r"--temperatures is 'warm'; give numbers separated by commas"),
+    (bad("--seeds", "0"), r"seeds is 0; it must be at least 1"),
+    (bad("--seeds", "two"), r"'two' is not a valid int"),
+    (bad("--trials", "-1"), r"trials is -1; it must be at least 1"),
+    (bad("--pretraining-workers", "0"), r"--pretraining-workers is 0; it must be at least 1"),
+    (bad("--workers", "0"), r"--workers is 0; it must be at least 1"),
+    (bad("--gpus-per-worker", "-1"), r"--gpus-per-worker is -1.0; it must be 0 or more"),
+    (bad("--storage", "/proc/nowhere"), r"--storage /proc/nowhere cannot be written"),
+    (bad("--storage", "nosuch://bucket"), r"--storage nosuch://bucket cannot be written"),
+    (bad("--storage", "memory://bucket"), r"not a local folder.*--search-storage"),
+    (bad("--tracking-uri", "file:mlruns"), r"--tracking-uri file:mlruns"),
+    (bad("--nonsense",), r"No such option: --nonsense"),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), BAD_INPUT, ids=[" ".join(o) for o, _ in BAD_INPUT])
+def test_bad_input_is_one_line_before_any_compute(options, expected, tmp_path, monkeypatch, capfd):
+    import label_sweep
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", *options])
+    assert label_sweep.command_line() == 2
+    printed = capfd.readouterr()
+    assert re.search(expected, printed.err), printed.err
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.slow
+def test_more_workers_than_fit_are_refused(tmp_path):
+    done, _ = sweep(tmp_path / "runs", "--workers", "1000")
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: 1000 workers .* ask for at most \d+\n", done.stderr)
+    assert not list((tmp_path / "runs").rglob("*.parquet"))
+
+
+def test_a_dry_run_says_what_would_be_done(tmp_path):
+    done, _ = sweep(tmp_path / "runs", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"target labels\s+│\s+100 ", done.stdout) and re.search(r"cells\s+│\s+20 ", done.stdout)
+    assert "Estimated on this machine" in done.stdout
+    assert not list((tmp_path / "runs").rglob("*.parquet"))
+
+
+def test_help_teaches():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0
+    for word in ("fewest labels", "ray job submit", "--dry-run", "SIB-CL", "paper"):
+        assert word in done.stdout

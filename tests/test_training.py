@@ -1,0 +1,314 @@
+"""What pretraining and fine-tuning do to a network, on a problem that costs nothing."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from toy import ARCHITECTURE, Moments
+
+from sibcl_ray.dataset import Split
+from sibcl_ray.networks import Architecture, InvariantEncoder
+from sibcl_ray.symmetry import augment
+from sibcl_ray.training import Diverged, Finetuning, Pretraining, finetune, new_network, predict, pretrain
+
+PROBLEM = Moments()
+ALL = tuple((name, 1.0) for name in PROBLEM.symmetries)
+PRETRAINING = Pretraining(
+    architecture=ARCHITECTURE,
+    contrastive=True,
+    surrogate_labels=True,
+    views=ALL,
+    contrastive_batch=60,
+    supervised_batch=20,
+    epochs=3,
+)
+FINETUNING = Finetuning(architecture=ARCHITECTURE, learning_rate=3e-3, batch=20, steps=200)
+
+
+def drawn(count, seed, surrogate=False):
+    rng = np.random.default_rng(seed)
+    sample = (PROBLEM.sample_surrogate if surrogate else PROBLEM.sample)(count, rng)
+    labels = PROBLEM.solve_surrogate(sample) if surrogate else PROBLEM.solve(sample.inputs)
+    return Split(torch.from_numpy(sample.inputs), torch.from_numpy(labels))
+
+
+UNLABELLED = drawn(80, 1).inputs
+SURROGATE = drawn(40, 2, surrogate=True)
+LABELLED = drawn(40, 3)
+UNSEEN = drawn(200, 4)
+
+
+def error(network, split, **how):
+    return PROBLEM.error(predict(network, PROBLEM, split.inputs, **how), split.labels).mean().item()
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses_of(function, *arguments):
+    """The mean losses that training reports, epoch by epoch."""
+    found = []
+    function(PROBLEM, *arguments, report=lambda fraction, loss: found.append((fraction, loss)))
+    fractions, losses = zip(*found, strict=True)
+    assert list(fractions) == sorted(fractions) and fractions[-1] == 1
+    return losses
+
+
+PHASES = {
+    "both": PRETRAINING,
+    "pairs": replace(PRETRAINING, surrogate_labels=False),
+    "surrogate": replace(PRETRAINING, contrastive=False, augmentation=ALL),
+}
+LONG = {"epochs": 60, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_pretraining_is_a_function_of_its_seed(phase):
+    runs = [pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PHASES[phase], seed=s)) for s in (1, 1, 2)]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+def test_a_finetuning_is_a_function_of_its_seed():
+    configuration = replace(FINETUNING, steps=20, augmentation=ALL)
+    runs = [finetune(PROBLEM, LABELLED, replace(configuration, seed=s)).state_dict() for s in (1, 1, 2)]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+def test_training_leaves_the_callers_randomness_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    pretrain(PROBLEM, UNLABELLED, SURROGATE, PRETRAINING)
+    finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=5))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_pretraining_fits_the_surrogate_labels():
+    losses = losses_of(pretrain, UNLABELLED, SURROGATE, replace(PHASES["surrogate"], **LONG))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_contrastive_pretraining_lowers_its_loss():
+    losses = losses_of(pretrain, UNLABELLED, SURROGATE, replace(PHASES["pairs"], **LONG))
+    assert losses[-1] < losses[0] - 1.5
+
+
+def contrast(weights):
+    """Mean cosine similarity of two views of an input, less that of views of different inputs."""
+    network = new_network(PROBLEM, ARCHITECTURE, 0)
+    network.load_state_dict(weights)
+    network.eval()
+    generator = torch.Generator().manual_seed(5)
+    views = [augment(UNSEEN.inputs, PROBLEM.symmetries, dict(ALL), generator) for _ in range(2)]
+    with torch.no_grad():
+        a, b = (F.normalize(network(PROBLEM.features(view), project=True)) for view in views)
+    similarity = a @ b.T
+    own = similarity.diagonal()
+    return (own.mean() - (similarity.sum() - own.sum()) / (similarity.numel() - len(own))).item()
+
+
+def test_contrastive_pretraining_brings_views_of_an_input_together():
+    """Nearer than views of other inputs, by more than before, on inputs that it never saw."""
+    before = new_network(PROBLEM, ARCHITECTURE, 0).state_dict()
+    after = pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PHASES["pairs"], **LONG))
+    assert contrast(before) < 0.1 and contrast(after) > 0.6
+
+
+def test_finetuning_learns_what_generalises():
+    untrained = error(new_network(PROBLEM, ARCHITECTURE, 0), UNSEEN)
+    assert error(finetune(PROBLEM, LABELLED, FINETUNING), UNSEEN) < 0.5 * untrained
+
+
+def test_finetuning_can_learn_a_handful_of_labels_by_heart():
+    handful = Split(LABELLED.inputs[:5], LABELLED.labels[:5])
+    configuration = replace(FINETUNING, batch=5, steps=600, learning_rate=1e-2)
+    # A batch normalises by itself in training and by its running statistics here, hence some error.
+    assert error(finetune(PROBLEM, handful, configuration), handful) < 0.05
+
+
+def test_finetuning_starts_from_the_weights_it_is_given():
+    weights = pretrain(PROBLEM, UNLABELLED, SURROGATE, PRETRAINING)
+    barely = replace(FINETUNING, learning_rate=1e-9, weight_decay=0.0, steps=2)
+    from_weights = dict(finetune(PROBLEM, LABELLED, barely, weights).named_parameters())
+    assert all(torch.allclose(from_weights[name], weights[name], atol=1e-6) for name in from_weights)
+    from_scratch = dict(finetune(PROBLEM, LABELLED, barely).named_parameters())
+    assert not all(torch.allclose(from_scratch[name], weights[name], atol=1e-6) for name in from_scratch)
+
+
+def test_pretraining_on_the_surrogate_helps():
+    """After the same few steps, from pretrained weights and from new ones, on labels that were not fitted."""
+    weights = pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PHASES["surrogate"], **LONG))
+    short = replace(FINETUNING, steps=10, learning_rate=1e-3)
+    pretrained, new = (finetune(PROBLEM, LABELLED, short, w) for w in (weights, None))
+    assert error(pretrained, UNSEEN) < 0.5 * error(new, UNSEEN)
+
+
+def test_divergence_is_said_not_returned():
+    with pytest.raises(Diverged, match="a smaller learning rate may help"):
+        finetune(PROBLEM, LABELLED, replace(FINETUNING, learning_rate=1e15))
+    with pytest.raises(Diverged, match="the loss became"):
+        pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PHASES["surrogate"], learning_rate=1e15, epochs=20))
+
+
+def spread_over_views(network, how_many):
+    """Standard deviation of the predictions of one input as it is moved about."""
+    generator = torch.Generator().manual_seed(6)
+    always = dict(ALL)
+    moved = [augment(UNSEEN.inputs[:50], PROBLEM.symmetries, always, generator) for _ in range(8)]
+    predictions = torch.stack([predict(network, PROBLEM, x, views=how_many) for x in moved])
+    return predictions.std(0).mean().item()
+
+
+def test_predictions_averaged_over_views_are_nearly_invariant():
+    """The deviation falls as the root of the number of views."""
+    network = finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=40))
+    single, averaged = spread_over_views(network, 0), spread_over_views(network, 64)
+    assert 1 / 16 < averaged / single < 1 / 4
+
+
+def test_predictions_do_not_depend_on_how_they_are_batched():
+    network = new_network(PROBLEM, ARCHITECTURE, 0)
+    whole, parts = (predict(network, PROBLEM, UNSEEN.inputs, batch=b) for b in (500, 7))
+    torch.testing.assert_close(whole, parts)
+
+
+@dataclass(frozen=True)
+class Offset(Moments):
+    """Moments whose means are known to be near 100."""
+
+    def solve(self, inputs):
+        return super().solve(inputs) + self.offset
+
+    @property
+    def offset(self):
+        return np.array([100, 0], np.float32)
+
+
+def test_networks_learn_the_difference_to_the_offset():
+    problem = Offset()
+    labelled = Split(LABELLED.inputs, LABELLED.labels + torch.from_numpy(problem.offset))
+    network = finetune(problem, labelled, FINETUNING)
+    moved = predict(network, problem, UNSEEN.inputs) - torch.from_numpy(problem.offset)
+    plain = predict(finetune(PROBLEM, LABELLED, FINETUNING), PROBLEM, UNSEEN.inputs)
+    torch.testing.assert_close(moved, plain, rtol=1e-2, atol=1e-2)
+
+
+@dataclass(frozen=True)
+class Watched(Moments):
+    """Moments that note which labels are fitted, batch by batch."""
+
+    seen: list = field(default_factory=list, compare=False)
+
+    def label_loss(self, prediction, label):
+        self.seen.append(label[:, 0].tolist())
+        return super().label_loss(prediction, label)
+
+
+def fitted(count, batch, epochs):
+    """Row numbers of the labels fitted in each batch of ``epochs`` epochs, epoch by epoch."""
+    problem = Watched()
+    rows = Split(drawn(count, 7).inputs, torch.arange(count)[:, None].repeat(1, 2).float())
+    number = max(1, round(count / batch))
+    finetune(problem, rows, replace(FINETUNING, batch=batch, steps=number * epochs))
+    return [problem.seen[i : i + number] for i in range(0, len(problem.seen), number)]
+
+
+@pytest.mark.parametrize(("count", "batch"), [(40, 20), (40, 7), (25, 32), (50, 32), (41, 20), (7, 3), (12, 1)])
+def test_an_epoch_fits_every_label_once(count, batch):
+    for epoch in fitted(count, batch, epochs=3):
+        assert sorted(row for part in epoch for row in part) == list(range(count))
+        sizes = [len(part) for part in epoch]
+        assert max(sizes) - min(sizes) <= 1  # BatchNorm has no use for a remnant of one
+
+
+def test_epochs_are_in_different_orders():
+    first, second = fitted(40, 20, epochs=2)
+    assert first != second
+
+
+def test_a_finetuning_takes_the_steps_it_was_asked_for():
+    problem = Watched()
+    finetune(problem, LABELLED, replace(FINETUNING, batch=10, steps=9))
+    assert len(problem.seen) == 9
+
+
+def test_the_invariant_encoder_trains_too():
+    architecture = Architecture(
+        encoder=InvariantEncoder(channels=8, dilations=(1, 2), latent=8), predictor=(8,), projector=(8,), projection=4
+    )
+    configuration = replace(FINETUNING, architecture=architecture, steps=100)
+    network = finetune(PROBLEM, LABELLED, configuration)
+    assert error(network, UNSEEN) < 0.5 * error(new_network(PROBLEM, architecture, 0), UNSEEN)
+
+
+def _worker(rank, workers, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
+    together = replace(PRETRAINING, workers=workers)
+    torch.save(pretrain(PROBLEM, UNLABELLED, SURROGATE, together), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_workers_of_one_pretraining_end_with_the_same_weights(tmp_path):
+    mp.spawn(_worker, (2, str(tmp_path)), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert same(first, second)
+    assert not same(first, new_network(PROBLEM, ARCHITECTURE, PRETRAINING.seed).state_dict())
+    finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=2), first)  # they are those of an ordinary network
+
+
+def test_several_workers_need_a_process_group():
+    with pytest.raises(ValueError, match="asks for 2 workers; start that many"):
+        pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PRETRAINING, workers=2))
+
+
+BAD = [
+    (PRETRAINING, {"temperature": -0.1}, "temperature is -0.1; it must be positive"),
+    (PRETRAINING, {"temperature": float("nan")}, "temperature is nan; it must be positive"),
+    (PRETRAINING, {"contrastive_batch": 0}, "contrastive_batch is 0; it must be positive"),
+    (PRETRAINING, {"supervised_batch": -1}, "supervised_batch is -1; it must be positive"),
+    (PRETRAINING, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
+    (PRETRAINING, {"learning_rate": float("inf")}, "learning_rate is inf; it must be positive"),
+    (PRETRAINING, {"epochs": 0}, "epochs is 0; it must be positive"),
+    (PRETRAINING, {"workers": 0}, "workers is 0; it must be positive"),
+    (PRETRAINING, {"views": (("translation", 1.5),)}, "the probability of translation is 1.5; it must lie between"),
+    (PRETRAINING, {"augmentation": (("scaling", -0.5),)}, "the probability of scaling is -0.5; it must lie between"),
+    (PRETRAINING, {"contrastive": False, "surrogate_labels": False}, "nothing to pretrain on; ask for"),
+    (FINETUNING, {"learning_rate": -1e-3}, "learning_rate is -0.001; it must be positive"),
+    (FINETUNING, {"weight_decay": -0.1}, "weight_decay is -0.1; it must be zero or positive"),
+    (FINETUNING, {"weight_decay": float("nan")}, "weight_decay is nan; it must be zero or positive"),
+    (FINETUNING, {"batch": 0}, "batch is 0; it must be positive"),
+    (FINETUNING, {"steps": 0}, "steps is 0; it must be positive"),
+    (FINETUNING, {"views": -1}, "views is -1; it must be zero or positive"),
+    (FINETUNING, {"augmentation": (("translation", float("nan")),)}, "the probability of translation is nan"),
+]
+
+
+@pytest.mark.parametrize(("configuration", "bad", "message"), BAD, ids=[f"{b[1]}" for b in BAD])
+def test_configurations_check_themselves(configuration, bad, message):
+    with pytest.raises(ValueError) as raised:
+        replace(configuration, **bad)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_training_and_jobs_know_nothing_of_ray():
+    program = """
+import sys
+
+class NoRay:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "ray":
+            raise ImportError("ray is not here")
+
+sys.meta_path.insert(0, NoRay())
+import sibcl_ray.training, sibcl_ray.jobs
+assert not any(name.split(".")[0] == "ray" for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
