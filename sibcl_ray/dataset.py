@@ -105,9 +105,7 @@ class Dataset:
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
-            columns = {
-                c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]
-            }
+            columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
             found = (about["fingerprint"], about["role"], about["shard"])
         except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
             raise DamagedShard(f"{name} cannot be read: {' '.join(str(error).split())}") from error

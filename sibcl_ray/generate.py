@@ -18,9 +18,7 @@ class Shard:
     index: int
 
 
-def missing_shards(
-    dataset: Dataset, sizes: Mapping[Role, int], warn: Callable[[str], None] = print
-) -> list[Shard]:
+def missing_shards(dataset: Dataset, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
     """The shards that ``sizes``, samples per role, needs and the store does not hold intact."""
     missing = []
     for role, count in sizes.items():

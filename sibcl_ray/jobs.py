@@ -40,6 +40,9 @@ class Job(ABC):
     kind: ClassVar[str]
     dataset: Dataset
 
+    def __post_init__(self) -> None:
+        self.key  # noqa: B018  named where it is made: a worker's code may be a later one
+
     @cached_property
     def key(self) -> str:
         """Names the result: what is computed, from which data, by which code."""

@@ -125,7 +125,7 @@ def _choose(trial: optuna.trial.BaseTrial, name: str, values: tuple[T, ...]) -> 
     if len(values) == 1:
         return values[0]
     if isinstance(values[0], (int, float)):
-        return trial.suggest_categorical(name, values)  # type: ignore[type-var]
+        return trial.suggest_categorical(name, values)  # type: ignore[arg-type, return-value]
     by_label = {str(i): value for i, value in enumerate(values)}
     return by_label[trial.suggest_categorical(name, tuple(by_label))]
 

@@ -35,9 +35,7 @@ class Display:
             TimeElapsedColumn(),
             console=console,
         )
-        self._tasks = {
-            name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()
-        }
+        self._tasks = {name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()}
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Display:
@@ -65,9 +63,7 @@ class Display:
                 self._bars.stop_task(task.id)
         running = Table.grid(padding=(0, 2))
         for title, fraction, loss in snapshot.running:
-            running.add_row(
-                f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else ""
-            )
+            running.add_row(f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else "")
         self._live.update(Group(self._bars, running))
 
     def _log(self, counts: dict[str, Count]) -> None:
@@ -77,6 +73,4 @@ class Display:
         self._last = now
         minutes, seconds = divmod(int(now - self._start), 60)
         parts = [f"{ROWS[name]} {c.done}/{c.total}" for name, c in counts.items() if c.total]
-        self._console.print(
-            f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False
-        )
+        self._console.print(f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False)

@@ -71,7 +71,7 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
 
     Cells that are not finished are counted under the number, or stand in its place.
     """
-    curves = learning_curves(matrix)
+    curves = learning_curves(matrix, compared=True)
     budgets = sorted(matrix["budget"].unique())
     table = Table(title="Test error in % by labels", caption=_caption(matrix))
     table.add_column("method")
@@ -81,10 +81,7 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
     best = {n: min(values, default=np.inf) for n, values in errors.items()}
     for method in matrix["method"].unique():
         cells = matrix[matrix["method"] == method]
-        row = [
-            _entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget])
-            for budget in budgets
-        ]
+        row = [_entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget]) for budget in budgets]
         table.add_row(str(method), *row)
     return table
 
@@ -97,7 +94,7 @@ def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.Data
         half = 50 * (curve.high[i] - curve.low[i])
         number = f"{100 * curve.error[i]:.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
         entry.append(number, "bold green" if curve.error[i] == best else "")
-    for state, style in (("failed", "red"), ("missing", "yellow")):
+    for state, style in (("failed", "red"), ("diverged", "red"), ("missing", "yellow")):
         count = int((cells["state"] == state).sum())
         if count:
             entry.append(("\n" if entry else "") + f"{count} {state}", style)
@@ -109,14 +106,27 @@ def _caption(matrix: pd.DataFrame) -> str:
     done = matrix[matrix["state"] == "done"]
     seeds = done.groupby(["method", "budget"])["seed"].nunique()
     most = int(seeds.max()) if len(seeds) else 0
-    notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval"]
+    notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval for comparing methods"]
     if most == 1:
         notes = ["one seed: ± shows the spread over test samples only, not between repetitions"]
+    notes += _common_uncertainty(matrix)
     if len(seeds) and seeds.min() < most:
         notes.append(f"some entries have fewer seeds (at least {seeds.min()})")
-    reasons = matrix.loc[matrix["state"] == "failed", "reason"].value_counts()
+    reasons = matrix.loc[matrix["state"].isin(["failed", "diverged"]), "reason"].value_counts()
     notes += [f"{count} failed: {reason}" for reason, count in reasons.head(3).items()]
     return "\n".join(notes)
+
+
+def _common_uncertainty(matrix: pd.DataFrame) -> list[str]:
+    """How far the finite test split may move all methods together."""
+    whole, compared = learning_curves(matrix), learning_curves(matrix, compared=True)
+    if len(whole) < 2:
+        return []
+    half = np.nanmedian(np.concatenate([c.high - c.low for c in whole.values()])) / 2
+    narrow = np.nanmedian(np.concatenate([c.high - c.low for c in compared.values()])) / 2
+    if not half > narrow:
+        return []
+    return [f"the test samples move all of them together by about ± {100 * half:.2f}"]
 
 
 def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
@@ -146,15 +156,13 @@ def _largest(matrix: pd.DataFrame, method: str) -> int:
     return int(matrix.loc[(matrix["method"] == method) & (matrix["state"] == "done"), "budget"].max())
 
 
-def learning_curve_figure(
-    matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL"
-) -> list[Path]:
+def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:
     """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
 
     Test error in % over labels (log), a band for the 95 % interval, and the largest label saving as an
     arrow at the target error. A matrix without finished cells gives empty axes that say so.
     """
-    curves = learning_curves(matrix)
+    curves = learning_curves(matrix, compared=True)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for i, method in enumerate(sorted(curves)):
@@ -210,9 +218,7 @@ def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
         placed[i] = max(placed[i], placed[i - 1] + gap)
     placed -= max(0.0, (placed - heights).mean())
     for (_, method), height in zip(ends, placed, strict=True):
-        axes.text(
-            1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold"
-        )
+        axes.text(1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold")
 
 
 def _mark_saving(axes: Axes, matrix: pd.DataFrame, baseline: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -93,7 +94,7 @@ def connect() -> None:
         address=os.environ.get("RAY_ADDRESS") or "local",
         include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
 
 
@@ -127,14 +128,10 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
             + (f"; ask for at most {room}" if room > 0 else "; free some, or add nodes")
         )
     spare = (cpus - wanted) / wide if not gpus_per_worker else 1.0
-    return Resources(
-        workers=wanted, gpus_per_worker=gpus_per_worker, wide_cpus_per_worker=min(1.0, max(spare, 0.01))
-    )
+    return Resources(workers=wanted, gpus_per_worker=gpus_per_worker, wide_cpus_per_worker=min(1.0, max(spare, 0.01)))
 
 
-def run(
-    ledger: Ledger, lacking: Missing, resources: Resources, scratch: str, watch: Watch, timings: Timings
-) -> None:
+def run(ledger: Ledger, lacking: Missing, resources: Resources, scratch: str, watch: Watch, timings: Timings) -> None:
     """Make everything that the study lacks.
 
     Args:
@@ -156,9 +153,7 @@ def run(
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers
-    snapshot = replace(
-        snapshot, stage="training", trials=Count(0, lacking.trials), cells=Count(0, lacking.cells)
-    )
+    snapshot = replace(snapshot, stage="training", trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
     with Workers(resources, scratch) as workers, _watching(workers, snapshot, watch, timings):
         _train(ledger, workers, scratch)
 

@@ -130,9 +130,7 @@ class BudgetSearcher(Searcher):
         on_finish: called with each search when its last trial has ended.
     """
 
-    def __init__(
-        self, searches: Sequence[Search], storage: BaseStorage, on_finish: Callable[[Search], None]
-    ) -> None:
+    def __init__(self, searches: Sequence[Search], storage: BaseStorage, on_finish: Callable[[Search], None]) -> None:
         super().__init__()
         self._storage = storage
         self._on_finish = on_finish
@@ -171,9 +169,7 @@ class BudgetSearcher(Searcher):
                 return {"job": job}
         return None
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         method = self._asked.pop(trial_id)
         rounds = self._active[method]
         rounds.tell(trial_id, None if error else result)
@@ -198,9 +194,7 @@ def _trial(config: dict[str, Any], submit: Callable[[TrialJob], Any]) -> None:
     tune.report(submit(config["job"]))
 
 
-def run_searches(
-    searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at_once: int, scratch: str
-) -> None:
+def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at_once: int, scratch: str) -> None:
     """Run all missing trials as one Tune experiment.
 
     Args:
@@ -212,6 +206,7 @@ def run_searches(
     if not (count := searcher.trials_left):
         return
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
     trainable = tune.with_resources(
         tune.with_parameters(_trial, submit=submit),
         # Trials only wait. A CPU for each would starve the workers that they wait for.

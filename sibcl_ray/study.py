@@ -182,12 +182,16 @@ class Ledger:
         """The cells that wait for the winner of a search."""
         history = search.open(self.storage)
         winner = search.winner(history)
-        reason = (
-            "its search is not finished" if search.missing(history) else "every trial of its search failed"
-        )
+        reason = "its search is not finished" if search.missing(history) else "every trial of its search failed"
         method = next(m for m in self.study.methods if m.name == search.method)
         return [
-            Cell(method, budget, seed, winner and self.cell_job(method, budget, seed, winner, search.budget), reason)
+            Cell(
+                method,
+                budget,
+                seed,
+                self.cell_job(method, budget, seed, winner, search.budget) if winner else None,
+                "" if winner else reason,
+            )
             for budget in self.study.budgets_chosen_at(search.budget)
             for seed in range(self.study.seeds)
         ]
@@ -219,9 +223,7 @@ class Ledger:
                 value = float("nan") if trial.value is None else trial.value
                 times = [t.timestamp() if t else 0.0 for t in (trial.datetime_start, trial.datetime_complete)]
                 key = f"{search.name}, trial {number}"
-                rows.append(
-                    (search.method, search.budget, number, value, state, dict(trial.params), *times, key)
-                )
+                rows.append((search.method, search.budget, number, value, state, dict(trial.params), *times, key))
         return pd.DataFrame(rows, columns=columns)
 
     def write_matrix(self, matrix: pd.DataFrame) -> str:

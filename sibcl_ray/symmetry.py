@@ -195,7 +195,12 @@ def augment(
         groups: the symmetries by name, applied in this order.
         probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
         generator: source of all randomness, on the device of ``x``.
+
+    Raises:
+        ValueError: a probability is given for a symmetry that is not there.
     """
+    if unknown := sorted(set(probabilities) - set(groups)):
+        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join(groups)}")
     source = None  # of pixels that have been moved, but not yet read
     for name, group in groups.items():
         probability = probabilities.get(name, 0.0)

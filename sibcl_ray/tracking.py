@@ -204,9 +204,7 @@ def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
     return {key: found for key, found in runs.items() if key}
 
 
-def _mirror(
-    client: MlflowClient, experiment: str, existing: dict[str, list[Any]], runs: list[_Run]
-) -> dict[str, str]:
+def _mirror(client: MlflowClient, experiment: str, existing: dict[str, list[Any]], runs: list[_Run]) -> dict[str, str]:
     """Make each of `runs` be there once, as it is; returns run ids by key."""
     ids = {}
     for run in runs:

@@ -107,7 +107,7 @@ def new_network(problem: Problem, architecture: Architecture, seed: int) -> Netw
         torch.manual_seed(named_seed("weights", seed))
         network = Network(architecture, channels, math.prod(problem.label_shape))
     # Convolutions of few channels run about twice as fast on a CPU with channels last.
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pretrain(
@@ -136,9 +136,7 @@ def pretrain(
     """
     c, device = configuration, torch.device(device)
     if c.workers > 1 and not (dist.is_initialized() and dist.get_world_size() == c.workers):
-        raise ValueError(
-            f"the configuration asks for {c.workers} workers; start that many in a process group"
-        )
+        raise ValueError(f"the configuration asks for {c.workers} workers; start that many in a process group")
     network = new_network(problem, c.architecture, c.seed).to(device)
     generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed) + _rank(c))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
@@ -153,7 +151,8 @@ def pretrain(
     def contrast(rows: Tensor) -> Tensor:
         x, groups, p = pool[rows.to(device)], problem.symmetries, dict(c.views)
         views = torch.cat([problem.features(augment(x, groups, p, generator)) for _ in range(2)])
-        return nt_xent(*model(views, project=True).chunk(2), c.temperature, distributed=c.workers > 1)
+        first, second = model(views, project=True).chunk(2)
+        return nt_xent(first, second, c.temperature, distributed=c.workers > 1)
 
     phases: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
     if c.contrastive:

@@ -194,7 +194,7 @@ class Workers:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self.resources = resources
         self.scratch = scratch
-        self.queue = ray.remote(num_cpus=0, max_concurrency=10_000)(JobQueue).remote()
+        self.queue: Any = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000).remote()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._warm, self._wide)]
         self.failure: BaseException | None = None
 
@@ -239,16 +239,14 @@ class Workers:
                     record = _failure(f"its worker group failed: {error}")
                 ray.get(self.queue.finish.remote("wide", job.key, record))
 
-    def _train(
-        self, function: Callable, configuration: dict[str, Any], workers: int, cpus: float, name: str
-    ) -> Any:
+    def _train(self, function: Callable, configuration: dict[str, Any], workers: int, cpus: float, name: str) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
         needs: dict[str, float] = {"CPU": cpus}
         if self.resources.gpus_per_worker:
             needs["GPU"] = self.resources.gpus_per_worker
-        trainer = TorchTrainer(
+        trainer: Any = TorchTrainer(
             function,
             train_loop_config={"queue": self.queue, **configuration},
             scaling_config=ScalingConfig(
@@ -257,7 +255,7 @@ class Workers:
             run_config=RunConfig(
                 name=f"{name}-{time.time_ns()}",  # the warm group has nothing to resume
                 storage_path=self.scratch,
-                failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=ATTEMPTS),
+                failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),
         )
         return trainer.fit().return_value

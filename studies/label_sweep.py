@@ -34,7 +34,7 @@ from sibcl_ray.study import Ledger, Study, set_aside
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
 
-UsageError = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
+UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
 
 console = Console()
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -91,7 +91,9 @@ def _study(
 
 def _storage(uri: str) -> Store:
     """The store, if it can be written."""
-    store = Store(uri if "://" in uri else str(Path(uri).resolve()))
+    # A job's working folder is thrown away with the job.
+    here = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    store = Store(uri if "://" in uri else str((here / uri).resolve()))
     try:
         store.write("writable", b"")
         store.remove("writable")
@@ -185,7 +187,20 @@ def _where_time_went(timings: Timings, wall: float) -> str:
     )
 
 
-@app.command()
+HELP = """Find out which method needs the [b]fewest labels[/].
+
+Every method is tuned at every searched label budget (by Optuna, inside the budget's own labels), then fitted \
+over several seeds and tested once. Prints the learning-curve matrix and how many labels each method saves \
+against SL, and writes matrix.parquet, a figure and MLflow runs. The same command continues a study that was \
+interrupted; a study extended by budgets, methods, seeds or trials runs only what is new.
+
+[b]On a laptop:[/]  python studies/label_sweep.py
+
+[b]On a cluster:[/]  ray job submit --working-dir . -- python studies/label_sweep.py --scale paper
+"""
+
+
+@app.command(help=HELP)
 def main(
     problem: Annotated[str, typer.Option(help="What is learned: " + ", ".join(PROBLEMS) + ".")] = "photonic-dos",
     scale: Annotated[
@@ -217,7 +232,11 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the study: another seed draws other data.")] = 0,
     storage: Annotated[
-        str, typer.Option(help="Folder or fsspec URL for labels, weights, ledger and results.")
+        str,
+        typer.Option(
+            help="Folder or fsspec URL for labels, weights, ledger and results; in a submitted job relative "
+            "to the home folder of the driver's node."
+        ),
     ] = "runs",
     search_storage: Annotated[
         str | None,
@@ -251,16 +270,7 @@ def main(
         typer.Option("--dry-run", help="Print what would be done, with an estimate of its time, and stop."),
     ] = False,
 ) -> None:
-    """Find out which method needs the [b]fewest labels[/].
-
-    Every method is tuned at every searched label budget (Optuna, inside the budget's own labels), then fitted over
-    several seeds and tested once. Prints the learning-curve matrix and how many labels each method saves against SL,
-    and writes matrix.parquet, a figure and MLflow runs. The same command continues a study that was interrupted, and
-    a study extended by budgets, methods, seeds or trials runs only what is new.
-
-    [b]On a laptop:[/]   python studies/label_sweep.py
-    [b]On a cluster:[/]  ray job submit --working-dir . -- python studies/label_sweep.py --scale paper --storage URL
-    """
+    """Build the study that the options describe, run what it lacks, and show the results."""
     for option, value, least in (
         ("--pretraining-workers", pretraining_workers, 1),
         ("--workers", workers, 1),
@@ -289,7 +299,7 @@ def command_line() -> int:
     try:
         return app(standalone_mode=False) or 0
     except UsageError as error:
-        return _complain(error.format_message(), BAD_INPUT)  # type: ignore[attr-defined]
+        return _complain(error.format_message(), BAD_INPUT)
     except ValueError as error:
         return _complain(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):

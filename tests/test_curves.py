@@ -135,9 +135,7 @@ def test_incomplete_matrices():
     lost |= (matrix["method"] == "SIB-CL") & (matrix["budget"] == 400)
     lost |= (matrix["method"] == "TL-I") & (matrix["seed"] == 1)
     matrix.loc[lost, ["state", "error"]] = ["failed", np.nan]
-    matrix["sample_errors"] = [
-        None if gone else e for gone, e in zip(lost, matrix["sample_errors"], strict=True)
-    ]
+    matrix["sample_errors"] = [None if gone else e for gone, e in zip(lost, matrix["sample_errors"], strict=True)]
     curves = learning_curves(matrix)
     assert list(curves["SL"].budgets) == [25, 100, 200, 400]
     assert list(curves["TL-I"].seeds) == [2] * 5
@@ -182,3 +180,28 @@ def test_a_better_curve_never_needs_more_labels(curve, step):
     budgets, target = np.array(BUDGETS, float), np.array([0.05, 0.05])
     _, high = labels_needed(budgets, np.array([curve, np.array(curve) - step]), target)
     assert high[1] <= high[0] * (1 + 1e-9)
+
+
+def test_compared_intervals_leave_out_what_moves_all_curves_alike():
+    rng = np.random.default_rng(0)
+    difficulty = rng.exponential(0.05, 400)  # of the test samples, the same for every method
+    rows = [
+        dict(
+            problem="p",
+            method=m,
+            budget=n,
+            seed=s,
+            state="done",
+            sample_errors=difficulty * f + rng.normal(0, 1e-4, 400),
+        )
+        for m, f in (("SL", 1.0), ("SIB-CL", 0.9))
+        for n in (25, 50)
+        for s in range(3)
+    ]
+    matrix = pd.DataFrame(rows)
+    matrix["error"] = [e.mean() for e in matrix.sample_errors]
+    whole, compared = learning_curves(matrix), learning_curves(matrix, compared=True)
+    assert whole["SIB-CL"].high[0] > whole["SL"].low[0]  # hides that every sample is easier for SIB-CL
+    assert compared["SIB-CL"].high[0] < compared["SL"].low[0]
+    alone = matrix[matrix.method == "SL"]
+    np.testing.assert_array_equal(learning_curves(alone, compared=True)["SL"].low, learning_curves(alone)["SL"].low)

@@ -156,7 +156,7 @@ BAD_INPUT = [
     (bad("--temperatures", "0.1,nan"), r"temperature is nan; it must be positive"),
     (bad("--temperatures", "warm"), r"--temperatures is 'warm'; give numbers separated by commas"),
     (bad("--seeds", "0"), r"seeds is 0; it must be at least 1"),
-    (bad("--seeds", "two"), r"'two' is not a valid int"),
+    (bad("--seeds", "two"), r"valid integer"),
     (bad("--trials", "-1"), r"trials is -1; it must be at least 1"),
     (bad("--pretraining-workers", "0"), r"--pretraining-workers is 0; it must be at least 1"),
     (bad("--workers", "0"), r"--workers is 0; it must be at least 1"),

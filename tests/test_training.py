@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -211,12 +212,12 @@ class Watched(Moments):
         return super().label_loss(prediction, label)
 
 
-def fitted(count, batch, epochs):
+def fitted(count, batch, epochs, seed=0):
     """Row numbers of the labels fitted in each batch of ``epochs`` epochs, epoch by epoch."""
     problem = Watched()
     rows = Split(drawn(count, 7).inputs, torch.arange(count)[:, None].repeat(1, 2).float())
     number = max(1, round(count / batch))
-    finetune(problem, rows, replace(FINETUNING, batch=batch, steps=number * epochs))
+    finetune(problem, rows, replace(FINETUNING, batch=batch, steps=number * epochs, seed=seed))
     return [problem.seen[i : i + number] for i in range(0, len(problem.seen), number)]
 
 
@@ -228,9 +229,10 @@ def test_an_epoch_fits_every_label_once(count, batch):
         assert max(sizes) - min(sizes) <= 1  # BatchNorm has no use for a remnant of one
 
 
-def test_epochs_are_in_different_orders():
-    first, second = fitted(40, 20, epochs=2)
-    assert first != second
+def test_every_epoch_and_every_seed_has_its_own_order():
+    orders = [*fitted(40, 20, epochs=2), *fitted(40, 20, epochs=2, seed=1)]
+    assert all(a != b for a, b in combinations(orders, 2))
+    assert fitted(40, 20, epochs=2) == orders[:2]
 
 
 def test_a_finetuning_takes_the_steps_it_was_asked_for():
