@@ -74,7 +74,7 @@ def plan(study: Study, lacking: Missing) -> Plan:
         label_seconds=target * per_target + surrogate * per_surrogate,
         pretraining_seconds=pending * sum(counts[m] * per_pretraining[m] for m in counts),
         trial_seconds=lacking.trials * study.folds * steps * fit,
-        cell_seconds=lacking.cells * steps * fit,
+        cell_seconds=lacking.cells * steps * fit * _mean(math.sqrt(b / study.search_budget(b)) for b in study.budgets),
     )
 
 

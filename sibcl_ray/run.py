@@ -192,12 +192,11 @@ def _submit_and_wait(queue: Any, priority: int, job: Job) -> Record:
 def _watching(workers: Workers, start: Snapshot, watch: Watch, timings: Timings) -> Iterator[None]:
     """Calls ``watch`` from a thread until the body ends."""
     ended = threading.Event()
-    begun = time.monotonic()
+    begun = time.time()
 
     def look() -> None:
         state = workers.state()
-        if state["running"] and "workers" not in timings.wall:
-            timings.wall["workers"] = time.monotonic() - begun
+        timings.wall["workers"] = max(0.0, (state["first"] or time.time()) - begun)
         timings.busy = state["seconds"]
         done, submitted = state["finished"], state["submitted"]
         watch(
@@ -222,4 +221,3 @@ def _watching(workers: Workers, start: Snapshot, watch: Watch, timings: Timings)
         ended.set()
         thread.join()
         look()
-        timings.wall["training"] = time.monotonic() - begun - timings.wall.get("workers", 0.0)

@@ -49,6 +49,7 @@ class JobQueue:
         self._changed = asyncio.Condition()
         self._closed = False
         self._running: dict[str, tuple[str, float, float]] = {}  # title, fraction, loss
+        self._first = 0.0  # when a worker got its first job
         self._seconds: Counter[str] = Counter()
         self._finished: Counter[str] = Counter()
 
@@ -79,6 +80,7 @@ class JobQueue:
                 return None
             _, job = heapq.heappop(self._ready[wide])
         self._held[worker] = job
+        self._first = self._first or time.time()
         self._running[job.key] = (job.title, 0.0, float("nan"))
         return job
 
@@ -97,8 +99,12 @@ class JobQueue:
             self._results[key].set_result(record)
 
     async def state(self) -> dict[str, Any]:
-        """For display: jobs submitted, finished and their worker seconds by kind, and what runs now."""
+        """For display: jobs submitted, finished and their worker seconds by kind, and what runs now.
+
+        ``first`` is the time when the first job began, 0 before.
+        """
         return {
+            "first": self._first,
             "submitted": dict(Counter(job.kind for job in self._jobs.values())),
             "finished": dict(self._finished),
             "seconds": dict(self._seconds),

@@ -64,7 +64,7 @@ def quick(problem: str, seed: int = 0) -> Study:
             contrastive_batches=(128, 256),
             label_probabilities=(0.5, 1.0),
             learning_rates=(1e-3, 8e-3),
-            steps=(500, 300),
+            steps=(450,),
         ),
         trials=6,
         folds=2,
