@@ -18,13 +18,9 @@ from sibcl_ray.generate import Shard, generate, missing_shards
 from sibcl_ray.jobs import Job, Record
 from sibcl_ray.search import BudgetSearcher, Search, run_searches
 from sibcl_ray.study import Ledger
-from sibcl_ray.workers import Resources, Workers
+from sibcl_ray.workers import Resources, Unfinished, Workers
 
 TRIAL_CELLS = (0, 1)  # priorities: a search that waits for a trial may hold up everything after it
-
-
-class Unfinished(RuntimeError):
-    """The study stopped before its end; the same command continues it."""
 
 
 @dataclass(frozen=True)

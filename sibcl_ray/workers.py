@@ -26,6 +26,10 @@ from sibcl_ray.jobs import DONE, FAILED, Job, Record, execute
 ATTEMPTS = 3  # how often a job may take its worker down before it counts as failed
 
 
+class Unfinished(RuntimeError):
+    """The study stopped before its end; the same command continues it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What the study may use of the cluster."""
@@ -224,9 +228,9 @@ class Workers:
         return ray.get(self.queue.state.remote())
 
     def check(self) -> None:
-        """Raises RuntimeError with what made the warm group fail, if it did."""
+        """Raises Unfinished with what made the warm group fail, if it did."""
         if self.failure:
-            raise RuntimeError(f"the worker group failed: {self.failure}") from self.failure
+            raise Unfinished(f"the worker group failed: {self.failure}") from self.failure
 
     def _warm(self) -> None:
         try:

@@ -27,9 +27,10 @@ from sibcl_ray.plan import plan
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.progress import Display
 from sibcl_ray.report import learning_curve_figure, matrix_table, saving_table
-from sibcl_ray.run import Missing, Timings, Unfinished, connect, fit_resources, missing, run
+from sibcl_ray.run import Missing, Timings, connect, fit_resources, missing, run
 from sibcl_ray.store import Store
 from sibcl_ray.study import Ledger, Study, set_aside
+from sibcl_ray.workers import Unfinished
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
