@@ -115,13 +115,15 @@ def head(tmp_path):
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", dashboard)) == 0:
-                break
-        time.sleep(0.5)
-    yield f"http://127.0.0.1:{dashboard}"
+    address = f"http://127.0.0.1:{dashboard}"
+    trial = [ray_program, "job", "submit", "--address", address, "--", "true"]
+    for _ in range(40):  # the port answers some time before there is an agent that takes jobs
+        if subprocess.run(trial, capture_output=True, env=environment()).returncode == 0:
+            break
+        time.sleep(2)
+    else:
+        pytest.fail(f"the head node takes no jobs: {(tmp_path / 'head.log').read_text()[-2000:]}")
+    yield address
     process.terminate()  # it ends its own processes, in order
     try:
         process.wait(timeout=60)
