@@ -113,11 +113,12 @@ def head(tmp_path):
     ray_program = str(Path(sys.executable).parent / "ray")
     command = [ray_program, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # another cluster here may have the usual one
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
     trial = [ray_program, "job", "submit", "--address", address, "--", "true"]
-    for _ in range(40):  # the port answers some time before there is an agent that takes jobs
+    for _ in range(20):  # the port answers some time before there is an agent that takes jobs
         if subprocess.run(trial, capture_output=True, env=environment()).returncode == 0:
             break
         time.sleep(2)
