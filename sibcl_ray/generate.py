@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from sibcl_ray.dataset import DamagedShard, Dataset, Role, shards_for
+from sibcl_ray.dataset import SHARD, DamagedShard, Dataset, Role, shards_for
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ def missing_shards(dataset: Dataset, sizes: Mapping[Role, int], warn: Callable[[
 
 def make_shard(dataset: Dataset, shard: Shard) -> Shard:
     """Draw, solve and store one shard."""
-    from sibcl_ray.dataset import SHARD
-
     problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
     sample = (problem.sample_surrogate if shard.role.surrogate else problem.sample)(SHARD, rng)
     labels = None

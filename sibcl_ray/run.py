@@ -20,7 +20,7 @@ from sibcl_ray.search import BudgetSearcher, Search, run_searches
 from sibcl_ray.study import Ledger
 from sibcl_ray.workers import Resources, Unfinished, Workers
 
-TRIAL_CELLS = (0, 1)  # priorities: a search that waits for a trial may hold up everything after it
+TRIAL_PRIORITY, CELL_PRIORITY = 0, 1  # a search that waits for a trial holds up everything after it
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class Count:
 class Snapshot:
     """What a person who watches wants to know."""
 
-    stage: str
     shards: Count = Count()
     pretrainings: Count = Count()
     trials: Count = Count()
@@ -140,7 +139,7 @@ def run(ledger: Ledger, lacking: Missing, resources: Resources, scratch: str, wa
     Raises:
         Unfinished: interrupted, or workers could not be kept up.
     """
-    snapshot = Snapshot(stage="labels", shards=Count(0, len(lacking.shards)))
+    snapshot = Snapshot(shards=Count(0, len(lacking.shards)))
     with timings.stage("labels"):
         watch(snapshot)
         for done, _ in enumerate(generate(ledger.dataset, lacking.shards), start=1):
@@ -149,25 +148,24 @@ def run(ledger: Ledger, lacking: Missing, resources: Resources, scratch: str, wa
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers
-    snapshot = replace(snapshot, stage="training", trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
+    snapshot = replace(snapshot, trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
     with Workers(resources, scratch) as workers, _watching(workers, snapshot, watch, timings):
         _train(ledger, workers, scratch)
 
 
 def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
-    trial_priority, cell_priority = TRIAL_CELLS
     cells: list[ray.ObjectRef] = []
 
     def evaluate(search: Search) -> None:
         for cell in ledger.cells_chosen_by(search):
             if cell.job is not None and cell.job.record() is None:
-                cells.append(workers.submit(cell.job, cell_priority))
+                cells.append(workers.submit(cell.job, CELL_PRIORITY))
 
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, on_finish=evaluate)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
         searcher,
-        partial(_submit_and_wait, workers.queue, trial_priority),
+        partial(_submit_and_wait, workers.queue, TRIAL_PRIORITY),
         2 * workers.resources.workers,
         scratch,
     )
