@@ -6,10 +6,13 @@ shards, or more machines, change no byte of the others.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +22,10 @@ from torch import Tensor
 
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.store import Store, fingerprint
+from sibcl_ray.store import Damaged, Store, fingerprint
 
-FORMAT = 1  # of shards; part of every dataset's name
-SHARD = 50  # samples a shard holds
+FORMAT = 2  # of shards; part of every dataset's name
+SHARD = 50  # samples a shard holds; the last one of a finite role may hold fewer
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,6 @@ SURROGATE = Role("surrogate", labelled=True, surrogate=True)
 UNLABELLED = Role("unlabelled", labelled=False)
 TEST = Role("test", labelled=True)  # read by evaluate.py and by nothing else
 ROLES = (TARGET, SURROGATE, UNLABELLED, TEST)
-
-
-class DamagedShard(Exception):
-    """A shard that cannot be trusted, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,17 @@ class Dataset:
         """The source of everything random in a shard."""
         return np.random.default_rng(named_seed(self.seed, role.name, index))
 
-    def write(self, role: Role, index: int, sample: Sample, labels: np.ndarray | None) -> None:
-        """Store a shard; its Parquet metadata say what the numbers are."""
+    def write(
+        self, role: Role, index: int, sample: Sample, labels: np.ndarray | None, redrawn: Sequence[str] = ()
+    ) -> None:
+        """Store a shard; its Parquet metadata say what the numbers are, and why inputs were drawn anew."""
         arrays = {
             "input": sample.inputs,
             **sample.parameters,
             **({} if labels is None else {"label": labels}),
         }
         problem = self.problem
-        about = {
+        about: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "role": role.name,
             "shard": index,
@@ -91,27 +92,30 @@ class Dataset:
             "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
             "units": {"input": problem.input_units, "label": problem.label_units},
             "parameters": sorted(sample.parameters),
+            "redrawn": list(redrawn),
         }
         table = pa.table({name: _column(array) for name, array in arrays.items()})
+        about["sha256"] = _digest(table, about)
         table = table.replace_schema_metadata({"sibcl_ray": json.dumps(about, sort_keys=True)})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         self.store.write(self.shard_name(role, index), buffer.getvalue())
 
     def read_shard(self, role: Role, index: int) -> Split:
-        """One shard, checked; DamagedShard where it is not what was written, FileNotFoundError if absent."""
+        """One shard, checked; Damaged where it is not what was written, FileNotFoundError if absent."""
         name = self.shard_name(role, index)
         data = self.store.read(name)
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
-            columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
+            whole = about.pop("sha256") == _digest(table, about)
             found = (about["fingerprint"], about["role"], about["shard"])
+            columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
         except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
-            raise DamagedShard(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+            raise Damaged(f"{name} cannot be read: {' '.join(str(error).split())}") from error
         expected = (self.fingerprint, role.name, index)
-        if found != expected or table.num_rows != SHARD:
-            raise DamagedShard(f"{name} holds {table.num_rows} samples of {found}, not {SHARD} of {expected}")
+        if not whole or found != expected:
+            raise Damaged(f"{name} is not what was written there (it says {found})")
         return Split(columns["input"], columns.get("label"))
 
     def read(self, role: Role, count: int) -> Split:
@@ -123,6 +127,8 @@ class Dataset:
 def _read(dataset: Dataset, role: Role, count: int) -> Split:
     shards = [dataset.read_shard(role, i) for i in range(shards_for(count))]
     inputs = torch.cat([s.inputs for s in shards])[:count]
+    if len(inputs) < count:
+        raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")
     labels = torch.cat([s.labels for s in shards if s.labels is not None])[:count] if role.labelled else None
     return Split(inputs, labels)
 
@@ -145,6 +151,16 @@ def _column(array: np.ndarray) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(array).reshape(-1))
     width = array[0].size
     return pa.FixedSizeListArray.from_arrays(flat, width) if array.ndim > 1 else flat
+
+
+def _digest(table: pa.Table, about: dict[str, Any]) -> str:
+    """The checksum of a shard: of its metadata and of all its numbers."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in table.column_names:
+        values = table[name].combine_chunks()
+        values = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        digest.update(f"{name} {values.type} {len(values)}".encode() + values.to_numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _array(column: pa.ChunkedArray, shape: list[int]) -> Tensor:

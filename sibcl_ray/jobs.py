@@ -1,15 +1,16 @@
 """The jobs a worker runs: a pretraining, a trial, a cell. Each is named by all that decides its result.
 
-The record of a finished job is its entry in the ledger; a job whose record is there is never run again.
-Nothing here knows of Ray.
+The record of a finished job is its entry in the ledger; a job whose record is there is never run again. One
+that failed is tried again a few times. Nothing here knows of Ray.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -23,14 +24,21 @@ from sibcl_ray import losses, networks, randomness, symmetry, training
 from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.store import Store, code_version, describe, fingerprint
+from sibcl_ray.redaction import redact
+from sibcl_ray.store import Damaged, Store, StoreError, code_version, describe, fingerprint
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
 
 COMPUTES = (_dataset, _evaluate, losses, networks, randomness, symmetry, training)
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
+ATTEMPTS = 3  # how often a job is tried before its failure stands
 
 Record = dict[str, Any]
+Warn = Callable[[str], None]
+
+
+def _ignore(text: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,12 @@ class Job(ABC):
     @cached_property
     def key(self) -> str:
         """Names the result: what is computed, from which data, by which code."""
-        return fingerprint(self.kind, code_version(COMPUTES), self.about())
+        return fingerprint(self.kind, self.code(), self.about())
+
+    @classmethod
+    def code(cls) -> str:
+        """Names the code that the result depends on."""
+        return code_version((*COMPUTES, cls.compute))
 
     def about(self) -> Record:
         """The job as plain values, its dataset and its pretraining by name."""
@@ -83,14 +96,23 @@ class Job(ABC):
         """The name of the job's record in the store."""
         return f"ledger/{self.kind}/{self.key}.json"
 
-    def last_record(self) -> Record | None:
-        """The job's entry in the ledger, whatever its end."""
-        return self.store.read_record(self.record_name)
+    def last_record(self, warn: Warn = _ignore) -> Record | None:
+        """The job's entry in the ledger, whatever its end; one that is damaged is set aside."""
+        try:
+            return self.store.read_record(self.record_name)
+        except Damaged as damage:
+            warn(f"{damage}; it is kept as {self.store.set_aside(self.record_name)} and made again")
+            return None
 
-    def record(self) -> Record | None:
+    def record(self, warn: Warn = _ignore) -> Record | None:
         """The job's entry in the ledger if it has come to an end that stands."""
-        record = self.last_record()
-        return record if record and record["state"] != FAILED else None
+        record = self.last_record(warn)
+        return record if stands(record) else None
+
+
+def stands(record: Record | None) -> bool:
+    """Whether a record is the last word on its job."""
+    return record is not None and (record["state"] != FAILED or record["attempts"] >= ATTEMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,27 +134,46 @@ class PretrainJob(Job):
         parts = ["pairs"] * c.contrastive + ["surrogate"] * c.surrogate_labels
         return f"pretrain on {' and '.join(parts)}, seed {c.seed}"
 
-    @property
-    def weights_name(self) -> str:
-        """The name of the weights in the store."""
-        return f"artefacts/{self.key}.safetensors"
-
     def compute(self, device: torch.device, report: Report) -> Record:
         data = self.dataset
         unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
         surrogate = data.read(SURROGATE, self.surrogate)
         weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report)
-        self.store.write(self.weights_name, safetensors.torch.save(weights))
-        return {}
+        content = safetensors.torch.save(weights)
+        digest = hashlib.sha256(content).hexdigest()
+        self.store.write(_artefact(digest), content)
+        return {"weights": digest}
+
+    def record(self, warn: Warn = _ignore) -> Record | None:
+        record = super().record(warn)
+        if record and record["state"] == DONE:
+            try:
+                _weights(self.store, record["weights"])
+            except (Damaged, FileNotFoundError) as damage:
+                for name in (_artefact(record["weights"]), self.record_name):
+                    self.store.set_aside(name)
+                warn(f"{damage}; it is set aside and its pretraining is repeated")
+                return None
+        return record
 
     def weights(self) -> Weights:
-        """The pretrained weights."""
-        return _weights(self.store, self.weights_name)
+        """The pretrained weights; Damaged or FileNotFoundError where they are not what was stored."""
+        record = self.last_record()
+        if record is None:
+            raise FileNotFoundError(self.record_name)
+        return _weights(self.store, record["weights"])
+
+
+def _artefact(digest: str) -> str:
+    return f"artefacts/{digest}.safetensors"
 
 
 @lru_cache(maxsize=8)
-def _weights(store: Store, name: str) -> Weights:
-    return safetensors.torch.load(store.read(name))
+def _weights(store: Store, digest: str) -> Weights:
+    data = store.read(_artefact(digest))
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Damaged(f"{_artefact(digest)} is not what its name says")
+    return safetensors.torch.load(data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,19 +249,42 @@ def _finite(error: float) -> float:
 def execute(job: Job, device: torch.device, report: Report, announce: bool = True) -> Record:
     """Run a job, or find that it has been run; its record is stored before it is returned.
 
-    Only one of several workers of a job has to ``announce`` it.
+    Only one of several workers of a job has to ``announce`` it. What was found damaged on the way is told in
+    the record's ``remade``.
+
+    Raises:
+        StoreError: the storage fails. That says nothing about the job, so there is no record of it.
     """
-    if (record := job.record()) is not None:
+    remade: list[str] = []
+    if (record := job.record(remade.append)) is not None:
         return record
-    started = time.time()
+    began = time.monotonic()
     try:
-        outcome: Mapping[str, Any] = {"state": DONE, "reason": "", **job.compute(device, report)}
+        outcome: Record = {"state": DONE, "reason": "", **job.compute(device, report)}
     except Diverged as error:
         outcome = {"state": DIVERGED, "reason": str(error)}
+    except StoreError:
+        raise
     except Exception as error:  # the ledger must say what happened, whatever it was
-        outcome = {"state": FAILED, "reason": f"{type(error).__name__}: {error}"}
-    finished = time.time()
-    record = {**outcome, "seconds": finished - started, "started": started, "finished": finished}
+        before = job.last_record() or {}
+        outcome = {**failure(f"{type(error).__name__}: {error}"), "attempts": before.get("attempts", 0) + 1}
+    record = timed({**outcome, "remade": remade}, time.monotonic() - began)
     if announce:
-        job.store.write_record(job.record_name, {**record, "job": job.about()})
+        write_record(job, record)
     return record
+
+
+def failure(reason: str) -> Record:
+    """The outcome of a job that failed for good."""
+    return {"state": FAILED, "reason": redact(" ".join(reason.split()))[:1000], "attempts": ATTEMPTS}
+
+
+def timed(outcome: Record, seconds: float = 0.0) -> Record:
+    """An outcome with when it came about: unix time, so that clocks that go wrong falsify no duration."""
+    now = time.time()
+    return {**outcome, "seconds": seconds, "started": now - seconds, "finished": now}
+
+
+def write_record(job: Job, record: Record) -> None:
+    """Enter a job's end in the ledger."""
+    job.store.write_record(job.record_name, {**record, "job": job.about()})

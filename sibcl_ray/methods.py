@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from sibcl_ray.networks import Architecture
+from sibcl_ray.store import fingerprint
 from sibcl_ray.training import Finetuning, Pretraining, Probabilities
 
 T = TypeVar("T")
@@ -122,12 +124,16 @@ class Choice:
 
 
 def _choose(trial: optuna.trial.BaseTrial, name: str, values: tuple[T, ...]) -> T:
-    if len(values) == 1:
-        return values[0]
+    # Also where there is no choice: a trial says all that it was, should there be a choice later.
     if isinstance(values[0], (int, float)):
         return trial.suggest_categorical(name, values)  # type: ignore[arg-type, return-value]
-    by_label = {str(i): value for i, value in enumerate(values)}
+    by_label = {_label(value): value for value in values}
     return by_label[trial.suggest_categorical(name, tuple(by_label))]
+
+
+def _label(value: Any) -> str:
+    """Tells a value from others whatever its place in the space, which may change."""
+    return f"{value.encoder.label} {fingerprint(value)[:6]}"
 
 
 def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetries: Iterable[str]) -> Choice:
@@ -172,16 +178,19 @@ def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetr
 
 
 class _First(optuna.trial.FixedTrial):
-    """A trial that takes the first of each choice and the middle of each range."""
+    """A trial that takes the first of each choice and the middle of each range, and remembers what it was offered."""
 
     def __init__(self) -> None:
         super().__init__({})
         self.taken: dict[str, Any] = {}
+        self.offered: dict[str, BaseDistribution] = {}
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.offered[name] = CategoricalDistribution(choices)
         return self.taken.setdefault(name, choices[0])
 
     def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
+        self.offered[name] = FloatDistribution(low, high, log=True)
         return self.taken.setdefault(name, math.sqrt(low * high))
 
 
@@ -190,3 +199,16 @@ def first_parameters(method: Method, space: Space, symmetries: Iterable[str]) ->
     trial = _First()
     propose(trial, method, space, symmetries)
     return trial.taken
+
+
+def dimensions(method: Method, space: Space, symmetries: Iterable[str]) -> dict[str, BaseDistribution]:
+    """What a search of the method may choose, by parameter."""
+    trial = _First()
+    propose(trial, method, space, symmetries)
+    return trial.offered
+
+
+def constants(method: Method, space: Space) -> tuple[Any, ...]:
+    """What of the space decides a trial's value besides its parameters."""
+    augments = method.invariant and method.surrogate
+    return space.batch, space.views, space.workers, space.label_probabilities[0] * augments

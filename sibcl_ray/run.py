@@ -7,18 +7,21 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
+from sibcl_ray.claims import Session
 from sibcl_ray.generate import Shard, generate, missing_shards
-from sibcl_ray.jobs import Job, Record
+from sibcl_ray.jobs import Job, Record, stands
+from sibcl_ray.ledger import Ledger
+from sibcl_ray.queue import Unfinished
 from sibcl_ray.search import BudgetSearcher, Search, run_searches
-from sibcl_ray.study import Ledger
-from sibcl_ray.workers import Resources, Unfinished, Workers
+from sibcl_ray.workers import Resources, Workers
 
 TRIAL_PRIORITY, CELL_PRIORITY = 0, 1  # a search that waits for a trial holds up everything after it
 
@@ -75,26 +78,41 @@ class Missing:
         return bool(self.shards or self.trials or self.cells)
 
 
-def missing(ledger: Ledger, warn: Callable[[str], None] = print) -> Missing:
+def missing(ledger: Ledger) -> Missing:
     """What is to be done. Shards are looked for only if there is something to learn from them."""
-    cells = sum(cell.job is None or cell.job.record() is None for cell in ledger.cells())
-    trials = ledger.trials_missing()
-    shards = missing_shards(ledger.dataset, ledger.study.sizes, warn) if cells or trials else []
+    cells, trials = len(ledger.cells_missing()), ledger.trials_missing()
+    shards = missing_shards(ledger.dataset, ledger.study.sizes, ledger.warn) if cells or trials else []
     return Missing(shards, trials, cells)
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here."""
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS") or "local",
-        include_dashboard=False if not os.environ.get("RAY_ADDRESS") else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here.
+
+    One that is started here is for this driver alone, and behind a token, as is Ray's default.
+
+    Raises:
+        ValueError: there is no such cluster, in one line.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    alone: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"RAY_ADDRESS is {address} and cannot be reached ({' '.join(str(error).split())[:300]}); "
+            "start that cluster, or unset it to use this machine"
+            if address
+            else f"Ray does not start here: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started here ends."""
+    ray.shutdown()
 
 
 def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int) -> Resources:
-    """The workers that the connected cluster has room for.
+    """The workers that the connected cluster has room for, now or, if it scales, at its largest.
 
     Args:
         workers: of the warm group; None for as many as there is room for.
@@ -102,12 +120,13 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
         wide: processes of a pretraining that spans several, or 1.
 
     Raises:
-        ValueError: the cluster has not enough free; in one line.
+        ValueError: the cluster never has enough; in one line.
     """
-    free, total = ray.available_resources(), ray.cluster_resources()
+    total, largest = ray.cluster_resources(), ray_state.get_max_resources_from_cluster_config()
+    free, where = (largest, "at its largest") if largest else (ray.available_resources(), "free")
     cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if total.get("GPU", 0.0) else 0.0
+        gpus_per_worker = 1.0 if total.get("GPU", 0.0) or gpus else 0.0
     beside = wide if wide > 1 else 0
     if gpus_per_worker:
         room = int(gpus / gpus_per_worker) - beside
@@ -117,39 +136,52 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
     wanted = workers or room
     if room < 1 or wanted > room:
         raise ValueError(
-            f"{wanted if workers else 'no'} worker{'s' * (workers != 1)} fit{'s' * (workers == 1)} on the "
-            f"{cpus:g} of {total.get('CPU', 0.0):g} CPUs and {gpus:g} of {total.get('GPU', 0.0):g} GPUs that are free"
-            + (f" beside a pretraining of {beside} workers" if beside else "")
+            f"{wanted if workers else 'no'} worker{'s' * (wanted != 1)} fit{'s' * (wanted == 1)} on the cluster, "
+            f"which has {cpus:g} CPUs and {gpus:g} GPUs {where}"
+            + (f", beside a pretraining of {beside} workers" if beside else "")
             + (f"; ask for at most {room}" if room > 0 else "; free some, or add nodes")
         )
     spare = (cpus - wanted) / wide if not gpus_per_worker else 1.0
     return Resources(workers=wanted, gpus_per_worker=gpus_per_worker, wide_cpus_per_worker=min(1.0, max(spare, 0.01)))
 
 
-def run(ledger: Ledger, lacking: Missing, resources: Resources, scratch: str, watch: Watch, timings: Timings) -> None:
+def run(
+    ledger: Ledger,
+    lacking: Missing,
+    session: Session,
+    resources: Resources,
+    scratch: str,
+    watch: Watch,
+    timings: Timings,
+) -> None:
     """Make everything that the study lacks.
 
     Args:
         ledger, lacking: the study and what `missing` found.
+        session: the driver's, which has claimed the study.
         resources: see `fit_resources`.
         scratch: an absolute folder for files that nobody needs afterwards.
         watch: called twice a second.
         timings: filled while the study runs.
 
     Raises:
-        Unfinished: interrupted, or workers could not be kept up.
+        Unfinished: the storage failed, or workers could not be kept up.
+        SolverFailed: a label cannot be computed.
     """
     snapshot = Snapshot(shards=Count(0, len(lacking.shards)))
     with timings.stage("labels"):
         watch(snapshot)
-        for done, _ in enumerate(generate(ledger.dataset, lacking.shards), start=1):
+        for done, _ in enumerate(generate(ledger.dataset, lacking.shards, session.claims, ledger.warn), start=1):
             snapshot = replace(snapshot, shards=Count(done, len(lacking.shards)))
             watch(snapshot)
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers
     snapshot = replace(snapshot, trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
-    with Workers(resources, scratch) as workers, _watching(workers, snapshot, watch, timings):
+    with (
+        Workers(resources, scratch, session.claims) as workers,
+        _watching(workers, session, ledger.warn, snapshot, watch, timings),
+    ):
         _train(ledger, workers, scratch)
 
 
@@ -157,11 +189,11 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     cells: list[ray.ObjectRef] = []
 
     def evaluate(search: Search) -> None:
-        for cell in ledger.cells_chosen_by(search):
-            if cell.job is not None and cell.job.record() is None:
-                cells.append(workers.submit(cell.job, CELL_PRIORITY))
+        jobs = [cell.job for cell in ledger.cells_chosen_by(search) if cell.job]
+        records = ledger.records(jobs)
+        cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not stands(records.get(j.record_name)))
 
-    searcher = BudgetSearcher(ledger.searches(), ledger.storage, on_finish=evaluate)
+    searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
         searcher,
@@ -183,13 +215,22 @@ def _submit_and_wait(queue: Any, priority: int, job: Job) -> Record:
 
 
 @contextmanager
-def _watching(workers: Workers, start: Snapshot, watch: Watch, timings: Timings) -> Iterator[None]:
-    """Calls ``watch`` from a thread until the body ends."""
+def _watching(
+    workers: Workers, session: Session, warn: Callable[[str], None], start: Snapshot, watch: Watch, timings: Timings
+) -> Iterator[None]:
+    """Calls ``watch`` from a thread until the body ends, and tells what went wrong."""
     ended = threading.Event()
     begun = time.time()
+    told = 0
 
     def look() -> None:
+        nonlocal told
+        if session.lost.is_set():
+            workers.stop("another driver took this one for dead, and may go on in its place")
         state = workers.state()
+        for note in state["notes"][told:]:
+            warn(note)
+        told = len(state["notes"])
         timings.wall["workers"] = max(0.0, (state["first"] or time.time()) - begun)
         timings.busy = state["seconds"]
         done, submitted = state["finished"], state["submitted"]
@@ -204,8 +245,9 @@ def _watching(workers: Workers, start: Snapshot, watch: Watch, timings: Timings)
         )
 
     def repeat() -> None:
-        while not ended.wait(0.5):
-            look()
+        with suppress(ray.exceptions.RayError):
+            while not ended.wait(0.5):
+                look()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -213,5 +255,6 @@ def _watching(workers: Workers, start: Snapshot, watch: Watch, timings: Timings)
         yield
     finally:
         ended.set()
-        thread.join()
-        look()
+        thread.join(timeout=5)
+        with suppress(ray.exceptions.RayError):
+            look()

@@ -1,7 +1,8 @@
 """Results that outlive the process: named blobs and records on any fsspec file system, written atomically.
 
 A name is a relative path. What is expensive is named by the fingerprint of everything that decides its
-content, so looking a name up tells whether work is still to be done.
+content, so looking a name up tells whether work is still to be done. Whatever is read is checked against
+the checksum it was written with.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import os
+import textwrap
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import PurePosixPath
@@ -22,16 +27,37 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+VERSION = 1  # of the layout of a store; a store says which it has
+VERSION_NAME = "sibcl_ray.json"
+DRAFTS = "drafts"  # where local files are written before they get their names
+DRAFTS_KEPT = 3600.0  # seconds; no write takes so long
+
+
+class StoreError(OSError):
+    """The storage does not take or give what was asked: full, read-only, gone. No fault of the work itself."""
+
+
+class Damaged(Exception):
+    """What lies under a name is not what was written there, with the reason."""
+
+
+class NewerStore(ValueError):
+    """The storage was written by a later version of this library."""
+
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or an fsspec URL."""
+    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or an fsspec URL.
+
+    Whatever the file system cannot do raises `StoreError`; only a name that is not there raises
+    FileNotFoundError.
+    """
 
     uri: str
 
     @cached_property
     def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.url_to_fs(self.uri)
+        return fsspec.url_to_fs(self.uri, use_listings_cache=False)  # others write here too
 
     @property
     def is_local(self) -> bool:
@@ -45,57 +71,210 @@ class Store:
             raise ValueError(f"the name {name!r} leaves the store; use a relative path without '..'")
         return f"{self._location[1].rstrip('/')}/{name}"
 
+    @contextmanager
+    def _doing(self, what: str, name: str) -> Iterator[None]:
+        """Turns whatever a file system raises, each its own, into StoreError."""
+        try:
+            yield
+        except (FileNotFoundError, ValueError, TypeError):
+            raise
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise StoreError(f"{name} cannot be {what} in {self.uri}: {reason or type(error).__name__}") from error
+
     def exists(self, name: str) -> bool:
         """Whether ``name`` has been written, whole."""
-        return self._location[0].exists(self.path(name))
+        with self._doing("looked up", name):
+            return self._location[0].exists(self.path(name))
 
     def read(self, name: str) -> bytes:
         """The bytes of ``name``; FileNotFoundError where there are none."""
-        return self._location[0].cat_file(self.path(name))
+        with self._doing("read", name):
+            return self._location[0].cat_file(self.path(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write ``name`` whole or not at all. Object stores do so by themselves."""
-        fs, path = self._location[0], self.path(name)
-        if not self.is_local:
-            fs.pipe_file(path, data)
-            return
-        fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        draft = f"{path}.{uuid.uuid4().hex}.tmp"
+        """Write ``name`` whole or not at all, and so that it survives a loss of power; object stores do so anyway."""
+        with self._doing("written", name):
+            if self.is_local:
+                self._publish(name, data, os.replace)
+            else:
+                self._location[0].pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write ``name`` unless it is there; whether this call has written it. One of several callers wins."""
+        with self._doing("written", name):
+            try:
+                if self.is_local:
+                    self._publish(name, data, _give_new_name)
+                else:
+                    self._location[0].pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def _publish(self, name: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
+        path, draft = self.path(name), self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
+        for folder in (os.path.dirname(path), os.path.dirname(draft)):
+            os.makedirs(folder, exist_ok=True)
         try:
-            fs.pipe_file(draft, data)
-            fs.mv(draft, path)
-        except BaseException:
-            if fs.exists(draft):
-                fs.rm_file(draft)
-            raise
+            with open(draft, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            give_name(draft, path)
+            _sync_folder(os.path.dirname(path))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
 
     def names(self, folder: str) -> list[str]:
         """The names directly in ``folder``, sorted."""
         fs, root = self._location[0], self._location[1].rstrip("/") + "/"
-        if not fs.exists(self.path(folder)):
-            return []
-        found = (entry.split(root, 1)[1] for entry in fs.ls(self.path(folder), detail=False))
-        return sorted(name for name in found if not name.endswith(".tmp"))
+        with self._doing("listed", folder):
+            if not fs.exists(self.path(folder)):
+                return []
+            return sorted(entry.split(root, 1)[1] for entry in fs.ls(self.path(folder), detail=False))
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
-        fs = self._location[0]
-        if fs.exists(self.path(source)):
+        fs, old, new = self._location[0], self.path(source), self.path(target)
+        with self._doing("moved", source):
+            if not fs.exists(old):
+                return
             if self.is_local:
-                fs.makedirs(self.path(target).rsplit("/", 1)[0], exist_ok=True)
-            fs.mv(self.path(source), self.path(target), recursive=True)
+                os.makedirs(os.path.dirname(new), exist_ok=True)
+                os.rename(old, new)
+            else:
+                fs.mv(old, new, recursive=True)
 
     def remove(self, name: str) -> None:
-        """Forget ``name``."""
-        self._location[0].rm_file(self.path(name))
+        """Forget ``name``, if it is there."""
+        with self._doing("removed", name), suppress(FileNotFoundError):
+            self._location[0].rm_file(self.path(name))
+
+    def set_aside(self, name: str) -> str:
+        """Move what is damaged out of the way, keeping it; its new name."""
+        target = f"aside/damaged/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}/{name}"
+        self.move(name, target)
+        return target
 
     def read_record(self, name: str) -> dict[str, Any] | None:
-        """The JSON record of that name, or None where there is none."""
-        return json.loads(self.read(name)) if self.exists(name) else None
+        """The JSON record of that name, or None where there is none.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        try:
+            return _checked(name, self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def read_records(self, names: Sequence[str]) -> dict[str, dict[str, Any] | Damaged]:
+        """The records that are there, by name, read side by side where the file system can.
+
+        A damaged one is given as the exception that `read_record` would raise.
+        """
+        records: dict[str, dict[str, Any] | Damaged] = {}
+        for name, data in self._read_all(names).items():
+            try:
+                records[name] = _checked(name, data)
+            except Damaged as damage:
+                records[name] = damage
+        return records
+
+    def _read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        found = {}
+        if self.is_local or not names:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    found[name] = self.read(name)
+            return found
+        paths = {self.path(name): name for name in names}
+        with self._doing("read", f"{len(names)} records"):
+            for path, data in self._location[0].cat(list(paths), on_error="return").items():
+                if isinstance(data, bytes):
+                    found[paths[path]] = data
+                elif not isinstance(data, FileNotFoundError):
+                    raise data
+        return found
 
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write a JSON record, whole or not at all."""
-        self.write(name, json.dumps(record, indent=1, allow_nan=False).encode())
+        """Write a JSON record with its checksum, whole or not at all."""
+        self.write(name, record_bytes(record))
+
+    def open(self) -> None:
+        """Prepare the store for use: check its version, that it can be written, and clear forgotten drafts.
+
+        Raises:
+            NewerStore: a later version of this library has written it.
+            StoreError: it cannot be written.
+        """
+        try:
+            there = self.read_record(VERSION_NAME)
+        except Damaged:
+            self.set_aside(VERSION_NAME)
+            there = None
+        if there is None:
+            self.write_record(VERSION_NAME, {"version": VERSION})
+        elif there.get("version", 0) > VERSION:
+            raise NewerStore(
+                f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
+                f"{VERSION}; install a newer sibcl_ray, or give another storage"
+            )
+        self.write("writable", b"")
+        if self.is_local:
+            self._clear_drafts(os.stat(self.path("writable")).st_mtime - DRAFTS_KEPT)
+        self.remove("writable")
+
+    def _clear_drafts(self, before: float) -> None:
+        """Remove what writers that died have left, by the storage's own clock."""
+        for name in self.names(DRAFTS):
+            with suppress(FileNotFoundError):
+                if os.stat(self.path(name)).st_mtime < before:
+                    os.unlink(self.path(name))
+
+
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored: JSON with a checksum."""
+    return json.dumps({**record, "sha256": _digest(record)}, indent=1, allow_nan=False).encode()
+
+
+def _give_new_name(draft: str, path: str) -> None:
+    """Like a rename, but FileExistsError where there is something."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(draft, "rb") as source, open(path, "xb") as target:
+            target.write(source.read())
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name in a folder survive a loss of power, where the file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _checked(name: str, data: bytes) -> dict[str, Any]:
+    """A record, if it is what was written."""
+    try:
+        record = json.loads(data)
+        digest = record.pop("sha256")
+        whole = digest == _digest(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{name} is not a record ({type(error).__name__})") from error
+    if not whole:
+        raise Damaged(f"{name} does not have the checksum it was written with")
+    return record
 
 
 def describe(value: Any) -> Any:
@@ -119,9 +298,10 @@ def fingerprint(*values: Any) -> str:
 
 
 @lru_cache
-def code_version(modules: tuple[ModuleType, ...]) -> str:
-    """A name for what the modules compute: comments, docstrings and layout leave it unchanged."""
-    return fingerprint([ast.unparse(_without_docstrings(ast.parse(inspect.getsource(m)))) for m in modules])
+def code_version(code: tuple[ModuleType | Callable, ...]) -> str:
+    """A name for what modules and functions compute: comments, docstrings and layout leave it unchanged."""
+    sources = (textwrap.dedent(inspect.getsource(part)) for part in code)
+    return fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

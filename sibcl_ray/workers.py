@@ -7,27 +7,23 @@ A pretraining of several workers gets a Train run to itself, beside the warm gro
 
 from __future__ import annotations
 
-import asyncio
-import heapq
-import itertools
 import os
 import threading
 import time
-from collections import Counter
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sibcl_ray.jobs import DONE, FAILED, Job, Record, execute
-
-ATTEMPTS = 3  # how often a job may take its worker down before it counts as failed
-
-
-class Unfinished(RuntimeError):
-    """The study stopped before its end; the same command continues it."""
+from sibcl_ray.claims import Claims
+from sibcl_ray.jobs import ATTEMPTS, Job, Record, execute
+from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.store import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,111 +36,8 @@ class Resources:
     wide_cpus_per_worker: float = 1.0  # of every worker of a pretraining that spans several
 
 
-class JobQueue:
-    """Jobs and their states; an asynchronous Ray actor between those who want results and the workers."""
-
-    def __init__(self) -> None:
-        self._results: dict[str, asyncio.Future[Record]] = {}
-        self._jobs: dict[str, Job] = {}
-        self._ready: dict[bool, list[tuple[tuple[int, ...], Job]]] = {False: [], True: []}
-        self._held: dict[str, Job] = {}  # by worker
-        self._attempts: Counter[str] = Counter()
-        self._arrival = itertools.count()
-        self._changed = asyncio.Condition()
-        self._closed = False
-        self._running: dict[str, tuple[str, float, float]] = {}  # title, fraction, loss
-        self._first = 0.0  # when a worker got its first job
-        self._seconds: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter()
-
-    async def submit(self, job: Job, priority: int = 0) -> Record:
-        """The job's record, when it has one. Jobs of one name run once; lower priorities run first."""
-        if job.key not in self._results:
-            self._results[job.key] = asyncio.get_running_loop().create_future()
-            self._jobs[job.key] = job
-            for needed in job.requires:
-                record = await self.submit(needed, priority)
-                if record["state"] != DONE:
-                    reason = f"its pretraining ended {record['state']}: {record['reason']}"
-                    self._results[job.key].set_result(_failure(reason))
-                    return await self._results[job.key]
-            await self._enqueue(job, priority)
-        return await asyncio.shield(self._results[job.key])
-
-    async def next(self, worker: str, wide: bool = False) -> Job | None:
-        """A job for a worker, as soon as there is one; None when there will be no more.
-
-        Whoever asks again without having finished its last job has lost it with its process.
-        """
-        if (lost := self._held.pop(worker, None)) is not None:
-            await self._retry(lost)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._ready[wide])
-            if self._closed:
-                return None
-            _, job = heapq.heappop(self._ready[wide])
-        self._held[worker] = job
-        self._first = self._first or time.time()
-        self._running[job.key] = (job.title, 0.0, float("nan"))
-        return job
-
-    async def progress(self, key: str, fraction: float, loss: float) -> None:
-        """A worker says how far it is."""
-        if key in self._running:
-            self._running[key] = (self._running[key][0], fraction, loss)
-
-    async def finish(self, worker: str, key: str, record: Record) -> None:
-        """A worker hands in a record."""
-        self._held.pop(worker, None)
-        self._running.pop(key, None)
-        self._seconds[self._jobs[key].kind] += record["seconds"]
-        self._finished[self._jobs[key].kind] += 1
-        if not self._results[key].done():
-            self._results[key].set_result(record)
-
-    async def state(self) -> dict[str, Any]:
-        """For display: jobs submitted, finished and their worker seconds by kind, and what runs now.
-
-        ``first`` is the time when the first job began, 0 before.
-        """
-        return {
-            "first": self._first,
-            "submitted": dict(Counter(job.kind for job in self._jobs.values())),
-            "finished": dict(self._finished),
-            "seconds": dict(self._seconds),
-            "running": list(self._running.values()),
-        }
-
-    async def close(self) -> None:
-        """Send all workers home."""
-        self._closed = True
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def abandon(self, reason: str) -> None:
-        """There are no workers any more: whoever waits for a result gets a RuntimeError."""
-        for result in self._results.values():
-            if not result.done():
-                result.set_exception(RuntimeError(f"the worker group failed: {reason}"))
-
-    async def _enqueue(self, job: Job, priority: int) -> None:
-        order = (priority, next(self._arrival))
-        heapq.heappush(self._ready[job.workers > 1], (order, job))
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def _retry(self, job: Job) -> None:
-        self._attempts[job.key] += 1
-        self._running.pop(job.key, None)
-        if self._attempts[job.key] < ATTEMPTS:
-            await self._enqueue(job, priority=-1)
-        else:
-            self._results[job.key].set_result(_failure(f"{ATTEMPTS} workers died running it"))
-
-
-def _failure(reason: str) -> Record:
-    now = time.time()
-    return {"state": FAILED, "reason": reason, "seconds": 0.0, "started": now, "finished": now}
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
@@ -164,16 +57,23 @@ def _serve(configuration: dict[str, Any]) -> None:
     import ray.train.torch
 
     queue = configuration["queue"]
-    worker = f"worker-{ray.train.get_context().get_world_rank()}"
+    me = configuration["group"], ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     _one_thread(device)
-    while (job := ray.get(queue.next.remote(worker))) is not None:
-        record = execute(job, device, _throttled(queue, job.key))
-        ray.get(queue.finish.remote(worker, job.key, record))
+    while (job := ray.get(queue.next.remote(*me, NARROW))) is not None:
+        try:
+            record = execute(job, device, _throttled(queue, job.key))
+        except StoreError as error:
+            ray.get(queue.stop.remote(str(error)))
+            return
+        ray.get(queue.finish.remote(*me, record))
 
 
-def _together(configuration: dict[str, Any]) -> Record:
-    """The train function of one wide job: all workers of the process group run it together."""
+def _together(configuration: dict[str, Any]) -> Record | str:
+    """The train function of one wide job: all workers of the process group run it together.
+
+    Returns the record, or how the storage failed.
+    """
     import ray.train.torch
 
     job, queue = configuration["job"], configuration["queue"]
@@ -181,7 +81,10 @@ def _together(configuration: dict[str, Any]) -> Record:
     device = ray.train.torch.get_device()
     _one_thread(device)
     report = _throttled(queue, job.key) if first else lambda fraction, loss: None
-    return execute(job, device, report, announce=first)
+    try:
+        return execute(job, device, report, announce=first)
+    except StoreError as error:
+        return str(error)
 
 
 def _one_thread(device: Any) -> None:
@@ -197,27 +100,36 @@ class Workers:
     Args:
         resources: size and needs of the groups.
         scratch: an absolute folder for Ray Train's own files.
+        claims: of the driver's session.
     """
 
-    def __init__(self, resources: Resources, scratch: str) -> None:
+    def __init__(self, resources: Resources, scratch: str, claims: Claims) -> None:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self.resources = resources
         self.scratch = scratch
-        self.queue: Any = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000).remote()
-        self._threads = [threading.Thread(target=target, daemon=True) for target in (self._warm, self._wide)]
-        self.failure: BaseException | None = None
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+        self.queue: Any = actor.remote(claims)
+        self._threads = [
+            threading.Thread(target=self._keep, args=(serve,), daemon=True) for serve in (self._warm, self._wide)
+        ]
+        self.failure: str | None = None
+        self._closing = False
 
     def __enter__(self) -> Workers:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with suppress(ray.exceptions.RayError):
-            ray.get(self.queue.close.remote())
-        for thread in self._threads:
-            thread.join(timeout=30)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        self.stop("the study has ended")
+        if kind is None:  # else nobody should wait: the driver's end takes all its processes along
+            for thread in self._threads:
+                thread.join(timeout=30)
 
     def submit(self, job: Job, priority: int = 0) -> ray.ObjectRef:
         """A reference to the job's record."""
@@ -227,29 +139,64 @@ class Workers:
         """See `JobQueue.state`."""
         return ray.get(self.queue.state.remote())
 
-    def check(self) -> None:
-        """Raises Unfinished with what made the warm group fail, if it did."""
-        if self.failure:
-            raise Unfinished(f"the worker group failed: {self.failure}") from self.failure
-
-    def _warm(self) -> None:
-        try:
-            self._train(_serve, {}, self.resources.workers, self.resources.cpus_per_worker, "warm")
-        except BaseException as error:
-            self.failure = error
-            ray.get(self.queue.abandon.remote(str(error)))
-
-    def _wide(self) -> None:
+    def stop(self, reason: str) -> None:
+        """No job is begun any more; whoever waits for one gets an Unfinished."""
         with suppress(ray.exceptions.RayError):
-            while (job := ray.get(self.queue.next.remote("wide", True))) is not None:
-                cpus = self.resources.wide_cpus_per_worker
-                try:
-                    record = self._train(_together, {"job": job}, job.workers, cpus, job.key)
-                except Exception as error:
-                    record = _failure(f"its worker group failed: {error}")
-                ray.get(self.queue.finish.remote("wide", job.key, record))
+            ray.get(self.queue.stop.remote(reason))
 
-    def _train(self, function: Callable, configuration: dict[str, Any], workers: int, cpus: float, name: str) -> Any:
+    def stopped(self) -> str | None:
+        """Why no job is begun any more, if so."""
+        return self.failure or ray.get(self.queue.stopped.remote())
+
+    def check(self) -> None:
+        """Raises Unfinished with what made the work stop, if it did."""
+        if reason := self.stopped():
+            raise Unfinished(reason)
+
+    def _keep(self, serve: Callable[[str], None]) -> None:
+        """Serve a lane until the queue is closed; start again with what is left whenever workers are lost."""
+        fruitless = 0
+        while True:
+            nodes, group = _nodes(), uuid.uuid4().hex
+            try:
+                serve(group)
+                return
+            except Exception as error:
+                reason = " ".join(str(error).split())[:1000]
+                blamed = list(getattr(error, "worker_failures", ()))
+            if self._closing:
+                return
+            try:
+                whole = nodes <= _nodes()  # if not, the node's loss is reason enough
+                began = ray.get(self.queue.lost.remote(group, blamed if whole else None))
+                fruitless = 0 if began else fruitless + 1
+                if fruitless == ATTEMPTS:
+                    self.stop(f"the worker group failed {ATTEMPTS} times before it asked for a job: {reason}")
+                    return
+            except ray.exceptions.RayError as error:
+                self.failure = f"the cluster is gone: {' '.join(str(error).split())[:300]}"
+                return
+
+    def _warm(self, group: str) -> None:
+        self._train(_serve, {}, self._size(), self.resources.cpus_per_worker, group)
+
+    def _size(self) -> int:
+        """How many workers of the warm group the cluster has room for at most; fewer after the loss of a node."""
+        total = ray.cluster_resources()
+        needs = {"CPU": self.resources.cpus_per_worker, "GPU": self.resources.gpus_per_worker}
+        room = min(int(total.get(name, 0.0) / amount) for name, amount in needs.items() if amount)
+        return max(1, min(self.resources.workers, room))
+
+    def _wide(self, group: str) -> None:
+        while (job := ray.get(self.queue.next.remote(group, 0, WIDE))) is not None:
+            cpus = self.resources.wide_cpus_per_worker
+            record = self._train(_together, {"job": job}, job.workers, cpus, f"{group}-{job.key}")
+            if isinstance(record, str):
+                self.stop(record)
+            else:
+                ray.get(self.queue.finish.remote(group, 0, record))
+
+    def _train(self, function: Callable, configuration: dict[str, Any], workers: int, cpus: float, group: str) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -258,14 +205,15 @@ class Workers:
             needs["GPU"] = self.resources.gpus_per_worker
         trainer: Any = TorchTrainer(
             function,
-            train_loop_config={"queue": self.queue, **configuration},
+            train_loop_config={"queue": self.queue, "group": group, **configuration},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=bool(self.resources.gpus_per_worker), resources_per_worker=needs
             ),
             run_config=RunConfig(
-                name=f"{name}-{time.time_ns()}",  # the warm group has nothing to resume
+                name=group,  # a new one each time: there is nothing to resume, the jobs are in the queue
                 storage_path=self.scratch,
-                failure_config=FailureConfig(max_failures=ATTEMPTS, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
+                # A group that dies is started again here, not by Train, which would not let go of a lost node.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),
         )
         return trainer.fit().return_value

@@ -7,33 +7,48 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's cluster may not have us installed
+if "RAY_ADDRESS" not in os.environ:
+    # Read when Ray is imported: a cluster that is started here has the address 127.0.0.1, on any system.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from recipes import SCALES
 
+from sibcl_ray.claims import Session
+from sibcl_ray.generate import SolverFailed
+from sibcl_ray.ledger import Ledger
 from sibcl_ray.methods import METHODS
 from sibcl_ray.plan import plan
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.progress import Display
+from sibcl_ray.queue import Unfinished
+from sibcl_ray.redaction import redact
 from sibcl_ray.report import learning_curve_figure, matrix_table, saving_table
-from sibcl_ray.run import Missing, Timings, connect, fit_resources, missing, run
-from sibcl_ray.store import Store
-from sibcl_ray.study import Ledger, Study, set_aside
-from sibcl_ray.workers import Unfinished
+from sibcl_ray.run import Missing, Timings, connect, disconnect, fit_resources, missing, run
+from sibcl_ray.store import Store, StoreError
+from sibcl_ray.study import Study
+from sibcl_ray.tracker import Tracker
+from sibcl_ray.tracking import TrackingUnavailable
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-BAD_INPUT, SOME_FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, SOME_FAILED = 2, 1  # exit codes; 128 and the signal's number where one ended the run
+AGAIN = "the same command continues where it stopped"
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
 
@@ -43,6 +58,27 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 class BadInput(ValueError):
     """What the user asked for cannot be; in one line, with advice."""
+
+
+_signals: list[int] = []  # that told this process to end: Ctrl-C, the system, or `ray job stop`
+
+
+def _stop(number: int, frame: object) -> None:
+    _signals.append(number)
+    raise KeyboardInterrupt  # the one exception that Ray lets through wherever it is
+
+
+def _obey_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _say(text: str, style: str = "") -> None:
+    """A line in which nothing is markup, whatever names and paths are made of."""
+    console.print(Text(redact(text), style), soft_wrap=True)
+
+
+_warn = partial(_say, style="yellow")
 
 
 def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
@@ -76,8 +112,7 @@ def _study(
     pretraining_workers: int,
 ) -> Study:
     """The recipe with what the options change."""
-    _named("problem", problem, PROBLEMS)
-    study = _named("scale", scale, SCALES)(problem, seed)
+    study = _named("scale", scale, SCALES)(_named("problem", problem, PROBLEMS), seed)
     given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
     if methods is not None:
         names = dict.fromkeys(name.strip() for name in methods.split(","))
@@ -96,11 +131,10 @@ def _storage(uri: str) -> Store:
     here = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
     store = Store(uri if "://" in uri else str((here / uri).resolve()))
     try:
-        store.write("writable", b"")
-        store.remove("writable")
-    except (OSError, ValueError, ImportError) as error:
+        store.open()
+    except (OSError, ImportError) as error:
         raise BadInput(
-            f"--storage {uri} cannot be written ({' '.join(str(error).split())}); choose another folder"
+            f"--storage {uri} cannot be used ({' '.join(str(error).split())}); choose another folder"
         ) from None
     return store
 
@@ -129,28 +163,36 @@ def _time(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
-def _finish(ledger: Ledger, tracking_uri: str) -> bool:
-    """Write and show the results; whether all cells are done."""
-    from sibcl_ray.tracking import TrackingUnavailable, sync
-
-    store, study, matrix = ledger.store, ledger.study, ledger.matrix()
+def _finish(ledger: Ledger, tracker: Tracker) -> tuple[bool, bool]:
+    """Write and show the results; whether all cells are done, and whether MLflow shows them."""
+    store, matrix = ledger.store, ledger.matrix()
     where = ledger.write_matrix(matrix)
     console.print(matrix_table(matrix))
     console.print(saving_table(matrix))
     with tempfile.TemporaryDirectory() as folder:
-        files = learning_curve_figure(matrix, Path(folder) / "learning_curves", study.name)
+        files = learning_curve_figure(matrix, Path(folder) / "learning_curves", ledger.study.name)
         for file in files:
             store.write(f"{ledger.folder}/{file.name}", file.read_bytes())
         files.append(Path(folder) / "matrix.parquet")
         files[-1].write_bytes(store.read(f"{ledger.folder}/matrix.parquet"))
-        console.print(f"matrix    {where}", soft_wrap=True)
-        console.print(f"figure    {store.path(ledger.folder)}/learning_curves.png and .svg", soft_wrap=True)
+        _say(f"matrix    {where}")
+        _say(f"figure    {store.path(ledger.folder)}/learning_curves.png and .svg")
         try:
-            opened = sync(tracking_uri, study.name, matrix, ledger.trials(), files)
-            console.print(f"tracking  {opened}", soft_wrap=True)
+            _say(f"tracking  {tracker.finish(files)}")
         except TrackingUnavailable as error:
-            console.print(f"[yellow]tracking  {error}[/]", soft_wrap=True)
-    return bool((matrix.state == "done").all())
+            _warn(f"tracking  {error}; with --sync-tracking this command does only that")
+            return _all_done(matrix), False
+    return _all_done(matrix), True
+
+
+def _all_done(matrix: pd.DataFrame) -> bool:
+    """Whether there is a result in every cell; says what is to be done about the others."""
+    states = matrix.state.value_counts()
+    if failed := states.get("failed", 0):
+        _warn(f"{failed} cells failed for good, for the reason in the matrix; --retry-failed tries them again")
+    if diverged := states.get("diverged", 0):
+        _warn(f"{diverged} cells diverged; the same would happen again, so smaller learning rates are needed")
+    return states.get("done", 0) == len(matrix)
 
 
 def _tracking_uri(store: Store, option: str | None) -> str:
@@ -164,17 +206,30 @@ def _tracking_uri(store: Store, option: str | None) -> str:
     return uri
 
 
-def _run(ledger: Ledger, lacking: Missing, study: Study, workers: int | None, gpus: float | None) -> None:
+def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None) -> None:
     """Make what is missing, and say where the time went."""
     timings, begun = Timings(), time.monotonic()
     with timings.stage("ray"):
         connect()
-    wide = study.space.workers
-    resources = fit_resources(workers, gpus, wide)
+        _obey_signals()  # Ray has put handlers of its own in place
+    resources = fit_resources(workers, gpus, ledger.study.space.workers)
     scratch = ledger.store.path("scratch") if ledger.store.is_local else str(Path.home() / "ray_results")
     with Display(console) as display:
-        run(ledger, lacking, resources, scratch, display, timings)
+        run(ledger, lacking, session, resources, scratch, display, timings)
     console.print(_where_time_went(timings, time.monotonic() - begun), highlight=False)
+
+
+def _complete(ledger: Ledger, prepare: Callable[[Ledger], None], work: Callable[[Missing, Session], None]) -> None:
+    """Do what is missing, as the only driver of this study; another one is waited for."""
+    with Session(ledger.store) as session:
+        session.claims.wait(
+            f"studies/{ledger.study.name}",
+            lambda holder: _warn(f"this study is being run by {holder}; waiting for it to end"),
+        )
+        ledger.writable()
+        prepare(ledger)
+        if lacking := missing(ledger):
+            work(lacking, session)
 
 
 def _where_time_went(timings: Timings, wall: float) -> str:
@@ -266,6 +321,13 @@ def main(
             "results aside (none is deleted; labels are kept) and start anew.",
         ),
     ] = True,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed for good; what diverged would do so again.")
+    ] = False,
+    sync_tracking: Annotated[
+        bool,
+        typer.Option("--sync-tracking", help="Only show the results there are, and bring MLflow to what they say."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print what would be done, with an estimate of its time, and stop."),
@@ -282,37 +344,56 @@ def main(
     study = _study(problem, scale, seed, methods, budgets, temperatures, changes, pretraining_workers)
     store = _storage(storage)
     tracking_uri = _tracking_uri(store, tracking_uri)
-    if not resume:
-        console.print(f"earlier results are now in {set_aside(store)}", soft_wrap=True)
-    ledger = Ledger(study, store, search_storage)
-    lacking = missing(ledger, warn=lambda text: console.print(f"[yellow]{text}[/]"))
+    ledger = Ledger(study, store, search_storage, _warn)
     if dry_run:
-        _show_plan(study, lacking)
+        _show_plan(study, missing(ledger))
         return
-    if lacking:
-        _run(ledger, lacking, study, workers, gpus_per_worker)
-    if not _finish(ledger, tracking_uri):
+    tracker = Tracker(tracking_uri, study.name, lambda: (ledger.matrix(), ledger.trials()), warn=_warn)
+    if sync_tracking:
+        raise typer.Exit(0 if _finish(ledger, tracker)[1] else SOME_FAILED)
+
+    def prepare(ledger: Ledger) -> None:
+        if not resume:
+            _say(f"earlier results are now in {ledger.set_aside()}")
+        if retry_failed:
+            _say(f"{ledger.retry_failures()} failures are tried again")
+
+    def work(lacking: Missing, session: Session) -> None:
+        _run(ledger, lacking, session, workers, gpus_per_worker)
+
+    if not resume or retry_failed or missing(ledger):
+        with tracker:
+            _complete(ledger, prepare, work)
+    if not _finish(ledger, tracker)[0]:
         raise typer.Exit(SOME_FAILED)
 
 
 def command_line() -> int:
     """Run, and turn whatever is the user's to mend into one line and an exit code."""
+    _obey_signals()
     try:
-        return app(standalone_mode=False) or 0
+        code = app(standalone_mode=False) or 0
     except UsageError as error:
         return _complain(error.format_message(), BAD_INPUT)
     except ValueError as error:
         return _complain(str(error), BAD_INPUT)
+    except (Unfinished, StoreError, SolverFailed) as error:
+        return _complain(f"{error}; {AGAIN}", SOME_FAILED)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted; the same command continues where it stopped", INTERRUPTED)
-    except Unfinished as error:
-        return _complain(f"{error}; the same command continues where it stopped", SOME_FAILED)
+        code = SOME_FAILED
+    if _signals:  # Typer may have made an exit code of it already
+        return _complain(f"stopped by {signal.Signals(_signals[0]).name}; {AGAIN}", 128 + _signals[0])
+    return code
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {redact(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    code = command_line()
+    if _signals:  # everything is on disk, and nobody should wait for threads that still talk to Ray
+        disconnect()
+        os._exit(code)
+    sys.exit(code)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sibcl_ray.methods import METHODS, Space
 from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
-from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.problems.problem import Problem
 from sibcl_ray.study import Study
 
 FIVE = tuple(METHODS[name] for name in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL"))
@@ -17,11 +17,11 @@ def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
     return Architecture(encoder=encoder, predictor=(width, width), projector=(width,), projection=width // 2)
 
 
-def smoke(problem: str, seed: int = 0) -> Study:
+def smoke(problem: Problem, seed: int = 0) -> Study:
     """Seconds of training: proves that everything works together, and nothing else."""
     return Study(
-        name=f"{problem}-smoke-{seed}",
-        problem=PROBLEMS[problem],
+        name=f"{problem.name}-smoke-{seed}",
+        problem=problem,
         methods=FIVE,
         budgets=(10, 20),
         searched=(10,),
@@ -46,13 +46,13 @@ def smoke(problem: str, seed: int = 0) -> Study:
     )
 
 
-def quick(problem: str, seed: int = 0) -> Study:
+def quick(problem: Problem, seed: int = 0) -> Study:
     """A result worth looking at within ten minutes on two cores without a GPU."""
     # A small relative of the reference network: an early, larger pooling makes it three times faster.
     encoder = ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256)
     return Study(
-        name=f"{problem}-quick-{seed}",
-        problem=PROBLEMS[problem],
+        name=f"{problem.name}-quick-{seed}",
+        problem=problem,
         methods=FIVE,
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
@@ -77,12 +77,12 @@ def quick(problem: str, seed: int = 0) -> Study:
     )
 
 
-def standard(problem: str, seed: int = 0) -> Study:
+def standard(problem: Problem, seed: int = 0) -> Study:
     """About an hour on one GPU."""
     reference = ReferenceEncoder().scaled(0.5)
     return Study(
-        name=f"{problem}-standard-{seed}",
-        problem=PROBLEMS[problem],
+        name=f"{problem.name}-standard-{seed}",
+        problem=problem,
         methods=FIVE,
         budgets=(25, 50, 100, 200, 400, 800, 1600),
         searched=(25, 100, 400),
@@ -111,7 +111,7 @@ def standard(problem: str, seed: int = 0) -> Study:
     )
 
 
-def paper(problem: str, seed: int = 0) -> Study:
+def paper(problem: Problem, seed: int = 0) -> Study:
     """The sizes of Loh et al. (2022), with a search in place of its choice on the test set."""
     architectures = tuple(
         Architecture(encoder=encoder)
@@ -122,8 +122,8 @@ def paper(problem: str, seed: int = 0) -> Study:
         )
     )
     return Study(
-        name=f"{problem}-paper-{seed}",
-        problem=PROBLEMS[problem],
+        name=f"{problem.name}-paper-{seed}",
+        problem=problem,
         methods=FIVE,
         budgets=(50, 100, 200, 400, 800, 1600, 3200),
         searched=(50, 200, 800, 3200),

@@ -1,0 +1,300 @@
+"""The ledger: what a store holds of a study, what is missing, and the learning-curve matrix.
+
+A record is an entry: a pretraining, a trial or a cell that has come to an end. Searches' histories refer to them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sibcl_ray.dataset import Dataset
+from sibcl_ray.history import load, names, open_history
+from sibcl_ray.history import set_aside as set_histories_aside
+from sibcl_ray.jobs import FAILED, CellJob, Job, PretrainJob, Record, TrialJob, stands
+from sibcl_ray.methods import Choice, Method, constants, dimensions, first_parameters, propose
+from sibcl_ray.search import Search
+from sibcl_ray.store import Damaged, Store, describe, fingerprint
+from sibcl_ray.study import Study
+
+MISSING = "missing"  # the state of a cell that has not been run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the learning-curve matrix; ``job`` is None while, or if, no configuration is chosen."""
+
+    method: Method
+    budget: int
+    seed: int
+    job: CellJob | None
+    state: str = MISSING  # without a record
+    reason: str = ""
+
+
+class Ledger:
+    """What a store holds of a study.
+
+    Args:
+        study: what is wanted.
+        store: where results are.
+        search_storage: a database URL for the searches' histories; None for a journal file in the store.
+        warn: is told of what was damaged and set aside.
+    """
+
+    def __init__(
+        self, study: Study, store: Store, search_storage: str | None = None, warn: Callable[[str], None] = print
+    ) -> None:
+        self.study, self.store, self.warn = study, store, warn
+        self.dataset = Dataset(study.problem, study.seed, store)
+        self.folder = f"studies/{study.name}"
+        self._search_storage = search_storage
+        self._records: dict[str, Record] = {}  # those that stand, by name: they never change
+        self.storage = open_history(store, self.folder, search_storage)
+
+    def writable(self) -> None:
+        """To be called by the one driver that will write: mends what another left half-written."""
+        self.storage = open_history(self.store, self.folder, self._search_storage, self.warn)
+
+    def record(self, job: Job) -> Record | None:
+        """A job's entry in the ledger, whatever its end."""
+        return self.records([job]).get(job.record_name)
+
+    def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
+        """The entries that there are, by name; what is damaged is set aside and counts as missing."""
+        wanted = {job.record_name for job in jobs}
+        found = self.store.read_records(sorted(wanted - self._records.keys()))
+        for name, record in found.items():
+            if isinstance(record, Damaged):
+                self.warn(f"{record}; it is kept as {self.store.set_aside(name)} and made again")
+            elif stands(record):
+                self._records[name] = record
+        whole = {name: record for name, record in found.items() if not isinstance(record, Damaged)}
+        return whole | {name: self._records[name] for name in wanted & self._records.keys()}
+
+    def pretraining(self, choice: Choice) -> PretrainJob | None:
+        """The pretraining that a configuration starts from."""
+        if choice.pretraining is None:
+            return None
+        return PretrainJob(
+            dataset=self.dataset,
+            unlabelled=self.study.unlabelled,
+            surrogate=self.study.surrogate,
+            configuration=choice.pretraining,
+        )
+
+    def trial_job(self, method: Method, budget: int, choice: Choice) -> TrialJob:
+        """The work of one trial."""
+        return TrialJob(
+            dataset=self.dataset,
+            method=method.name,
+            budget=budget,
+            pretraining=self.pretraining(choice),
+            configuration=choice.finetuning,
+            folds=self.study.folds,
+        )
+
+    def search(self, method: Method, budget: int) -> Search:
+        """The search of a method at a budget; its family changes with whatever changes a trial's value."""
+        study, symmetries = self.study, tuple(self.study.problem.symmetries)
+        decides = (
+            TrialJob.code(),
+            self.dataset.fingerprint,
+            method,
+            constants(method, study.space),
+            study.folds,
+            study.unlabelled * method.contrastive,
+            study.surrogate * method.pretrains,
+        )
+        return Search(
+            family=f"{study.name}, {method.name} at {budget} labels, {fingerprint(*decides)}",
+            method=method.name,
+            budget=budget,
+            trials=study.trials,
+            at_once=study.at_once,
+            seed=study.seed,
+            start=first_parameters(method, study.space, symmetries),
+            dimensions=dimensions(method, study.space, symmetries),
+            propose=partial(propose, method=method, space=study.space, symmetries=symmetries),
+            job=partial(self.trial_job, method, budget),
+        )
+
+    def searches(self) -> list[Search]:
+        """All searches of the study, those of a method with budgets ascending."""
+        budgets = sorted({self.study.search_budget(b) for b in self.study.budgets})
+        return [self.search(method, budget) for method in self.study.methods for budget in budgets]
+
+    def trials_missing(self) -> int:
+        """How many trials the searches still lack."""
+        return sum(search.missing(load(self.storage, search.name)) for search in self.searches())
+
+    def cells_missing(self) -> list[Cell]:
+        """The cells that have not come to an end that stands."""
+        cells = self.cells()
+        records = self.records(cell.job for cell in cells if cell.job)
+        return [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
+
+    def cells(self) -> list[Cell]:
+        """All cells of the study, by method, budget and seed."""
+        return [
+            cell
+            for method in self.study.methods
+            for search_budget in dict.fromkeys(map(self.study.search_budget, self.study.budgets))
+            for cell in self.cells_chosen_by(self.search(method, search_budget))
+        ]
+
+    def cells_chosen_by(self, search: Search) -> list[Cell]:
+        """The cells that wait for the winner of a search."""
+        history = load(self.storage, search.name)
+        winner = search.winner(history)
+        failed = not (winner or search.missing(history))
+        reason = "every trial of its search failed" if failed else "" if winner else "its search is not finished"
+        method = next(m for m in self.study.methods if m.name == search.method)
+        return [
+            Cell(
+                method,
+                budget,
+                seed,
+                self.cell_job(method, budget, seed, winner, search.budget) if winner else None,
+                FAILED if failed else MISSING,
+                reason,
+            )
+            for budget in self.study.budgets_chosen_at(search.budget)
+            for seed in range(self.study.seeds)
+        ]
+
+    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
+        """The work of one cell, with the winner of the search at ``searched`` labels."""
+        choice = winner.scaled(budget / searched).seeded(seed)
+        return CellJob(
+            dataset=self.dataset,
+            method=method.name,
+            budget=budget,
+            pretraining=self.pretraining(choice),
+            configuration=choice.finetuning,
+            seed=seed,
+            test=self.study.test,
+        )
+
+    def matrix(self) -> pd.DataFrame:
+        """The learning-curve matrix, one row a cell; see the README for its columns."""
+        cells = self.cells()
+        records = self.records(cell.job for cell in cells if cell.job)
+        return pd.DataFrame(
+            [_row(self.study, cell, records.get(cell.job.record_name, {}) if cell.job else {}) for cell in cells]
+        )
+
+    def trials(self) -> pd.DataFrame:
+        """All trials that came to an end, one row each."""
+        columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
+        rows = []
+        for search in self.searches():
+            for number, trial in enumerate(search.ended(load(self.storage, search.name))):
+                state = "complete" if trial.value is not None else "failed"
+                value = float("nan") if trial.value is None else trial.value
+                times = [t.timestamp() if t else 0.0 for t in (trial.datetime_start, trial.datetime_complete)]
+                key = f"{search.name}, trial {number}"
+                rows.append((search.method, search.budget, number, value, state, dict(trial.params), *times, key))
+        return pd.DataFrame(rows, columns=columns)
+
+    def write_matrix(self, matrix: pd.DataFrame) -> str:
+        """Store the matrix as Parquet; the path where it lies."""
+        buffer = io.BytesIO()
+        table = pa.Table.from_pandas(matrix, schema=MATRIX_SCHEMA, preserve_index=False)
+        pq.write_table(table, buffer, write_page_checksum=True)
+        name = f"{self.folder}/matrix.parquet"
+        self.store.write(name, buffer.getvalue())
+        return self.store.path(name)
+
+    def set_aside(self) -> str:
+        """Move the study's results, but not its data, into a folder of their own; where that is.
+
+        Pretrained weights stay where they are, found by nobody until a pretraining comes out the same.
+        """
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        folder = f"aside/{stamp}"
+        begun = [name for name in names(self.storage) if name.startswith(f"{self.study.name}, ")]
+        for job in self._jobs():
+            self.store.move(job.record_name, f"{folder}/{job.record_name}")
+        if self._search_storage:
+            set_histories_aside(self.storage, begun, stamp)
+        self.store.move(self.folder, f"{folder}/{self.folder}")
+        self._records.clear()
+        self.writable()
+        return self.store.path(folder)
+
+    def retry_failures(self) -> int:
+        """Forget failures, so that they are tried again, though not divergences; how many they were."""
+        failed = [t for search in self.searches() for t in search.retry_failures(self.storage)]
+        again = [job for job in self._jobs() if (self.record(job) or {}).get("state") == FAILED]
+        for job in again:
+            self.store.move(job.record_name, f"aside/failed-{uuid.uuid4().hex[:6]}/{job.record_name}")
+        self._records.clear()
+        return max(len(failed), len(again))
+
+    def _jobs(self) -> list[Job]:
+        """All jobs of the study that have been begun, those that others require first."""
+        jobs: dict[str, Job] = {}
+        for search in self.searches():
+            history = load(self.storage, search.name)
+            trials = history.get_trials(deepcopy=False) if history else ()
+            whole = (t for t in trials if t.params.keys() == search.dimensions.keys())
+            cells = (cell.job for cell in self.cells_chosen_by(search) if cell.job)
+            for job in (*(search.job(search.choice(trial)) for trial in whole), *cells):
+                jobs.update({needed.key: needed for needed in job.requires})
+                jobs[job.key] = job
+        return list(jobs.values())
+
+
+MATRIX_SCHEMA = pa.schema(
+    {
+        "problem": pa.string(),
+        "method": pa.string(),
+        "encoder": pa.string(),
+        "budget": pa.int64(),
+        "seed": pa.int64(),
+        "error": pa.float64(),
+        "state": pa.string(),
+        "reason": pa.string(),
+        "seconds": pa.float64(),
+        "finished": pa.float64(),
+        "configuration": pa.string(),
+        "sample_errors": pa.list_(pa.float64()),
+    }
+)
+
+
+def _row(study: Study, cell: Cell, record: Record) -> dict[str, Any]:
+    chosen = None
+    if cell.job:
+        pretraining = cell.job.pretraining
+        chosen = {
+            "pretraining": describe(pretraining.configuration) if pretraining else None,
+            "finetuning": describe(cell.job.configuration),
+        }
+    sample_errors = record.get("sample_errors")
+    return {
+        "problem": study.problem.name,
+        "method": cell.method.name,
+        "encoder": cell.job.configuration.architecture.encoder.label if cell.job else "",
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "error": record.get("error", float("nan")),
+        "state": record.get("state", cell.state),
+        "reason": record.get("reason", cell.reason),
+        "seconds": record.get("seconds", float("nan")),
+        "finished": record.get("finished", float("nan")),
+        "configuration": json.dumps(chosen),
+        "sample_errors": None if sample_errors is None else np.asarray(sample_errors),
+    }
