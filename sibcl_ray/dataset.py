@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -50,6 +50,14 @@ class Split:
 
     inputs: Tensor
     labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard, by what it is for and its number."""
+
+    role: Role
+    index: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,23 @@ class Dataset:
         if not whole or found != expected:
             raise Damaged(f"{name} is not what was written there (it says {found})")
         return Split(columns["input"], columns.get("label"))
+
+    def holds(self, shard: Shard, warn: Callable[[str], None]) -> bool:
+        """Whether a shard is there as it was written; a damaged one is set aside."""
+        try:
+            self.read_shard(shard.role, shard.index)
+        except FileNotFoundError:
+            return False
+        except Damaged as damage:
+            aside = self.store.set_aside(self.shard_name(shard.role, shard.index))
+            warn(f"{damage}; it is kept as {aside} and made again")
+            return False
+        return True
+
+    def missing(self, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
+        """The shards that ``sizes``, samples per role, needs and the store does not hold intact."""
+        wanted = (Shard(role, index) for role, count in sizes.items() for index in range(shards_for(count)))
+        return [shard for shard in wanted if not self.holds(shard, warn)]
 
     def read(self, role: Role, count: int) -> Split:
         """The first ``count`` samples of a role; kept in memory for the next call."""

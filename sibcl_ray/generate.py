@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import ray
 
 from sibcl_ray.claims import Claims
-from sibcl_ray.dataset import SHARD, Dataset, Role, shards_for
-from sibcl_ray.problems.problem import Problem, Sample
-from sibcl_ray.store import Damaged
+from sibcl_ray.dataset import SHARD, Dataset, Role, Shard
+from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 FAILURES = SHARD // 2  # inputs of a shard that its solver may fail on; more are no accident
-
-
-class SolverFailed(RuntimeError):
-    """The solver fails on too many inputs."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard to be made."""
-
-    role: Role
-    index: int
-
-
-def missing_shards(dataset: Dataset, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
-    """The shards that ``sizes``, samples per role, needs and the store does not hold intact."""
-    wanted = (Shard(role, index) for role, count in sizes.items() for index in range(shards_for(count)))
-    return [shard for shard in wanted if not _intact(dataset, shard, warn)]
-
-
-def _intact(dataset: Dataset, shard: Shard, warn: Callable[[str], None]) -> bool:
-    """Whether a shard is there as it was written; a damaged one is set aside."""
-    try:
-        dataset.read_shard(shard.role, shard.index)
-    except FileNotFoundError:
-        return False
-    except Damaged as damage:
-        aside = dataset.store.set_aside(dataset.shard_name(shard.role, shard.index))
-        warn(f"{damage}; it is kept as {aside} and made again")
-        return False
-    return True
 
 
 def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
@@ -60,7 +27,7 @@ def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
     Raises:
         SolverFailed: they are too many for an accident.
     """
-    if _intact(dataset, shard, lambda text: None):
+    if dataset.holds(shard, lambda text: None):
         return []
     problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
     draw = problem.sample_surrogate if shard.role.surrogate else problem.sample

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sibcl_ray.dataset import Dataset
+from sibcl_ray.dataset import Dataset, Shard
 from sibcl_ray.history import load, names, open_history
 from sibcl_ray.history import set_aside as set_histories_aside
 from sibcl_ray.jobs import FAILED, CellJob, Job, PretrainJob, Record, TrialJob, stands
@@ -43,6 +43,18 @@ class Cell:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What a study still lacks."""
+
+    shards: list[Shard]
+    trials: int
+    cells: int
+
+    def __bool__(self) -> bool:
+        return bool(self.shards or self.trials or self.cells)
+
+
 class Ledger:
     """What a store holds of a study.
 
@@ -61,6 +73,7 @@ class Ledger:
         self.folder = f"studies/{study.name}"
         self._search_storage = search_storage
         self._records: dict[str, Record] = {}  # those that stand, by name: they never change
+        self._chosen: dict[str, list[Cell]] = {}  # by searches that have ended
         self.storage = open_history(store, self.folder, search_storage)
 
     def writable(self) -> None:
@@ -135,15 +148,14 @@ class Ledger:
         budgets = sorted({self.study.search_budget(b) for b in self.study.budgets})
         return [self.search(method, budget) for method in self.study.methods for budget in budgets]
 
-    def trials_missing(self) -> int:
-        """How many trials the searches still lack."""
-        return sum(search.missing(load(self.storage, search.name)) for search in self.searches())
-
-    def cells_missing(self) -> list[Cell]:
-        """The cells that have not come to an end that stands."""
+    def missing(self) -> Missing:
+        """What is to be done. Shards are looked for only if there is something to learn from them."""
+        trials = sum(search.missing(load(self.storage, search.name)) for search in self.searches())
         cells = self.cells()
         records = self.records(cell.job for cell in cells if cell.job)
-        return [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
+        open_ = [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
+        shards = self.dataset.missing(self.study.sizes, self.warn) if trials or open_ else []
+        return Missing(shards, trials, len(open_))
 
     def cells(self) -> list[Cell]:
         """All cells of the study, by method, budget and seed."""
@@ -156,12 +168,14 @@ class Ledger:
 
     def cells_chosen_by(self, search: Search) -> list[Cell]:
         """The cells that wait for the winner of a search."""
+        if search.name in self._chosen:
+            return self._chosen[search.name]
         history = load(self.storage, search.name)
         winner = search.winner(history)
         failed = not (winner or search.missing(history))
         reason = "every trial of its search failed" if failed else "" if winner else "its search is not finished"
         method = next(m for m in self.study.methods if m.name == search.method)
-        return [
+        cells = [
             Cell(
                 method,
                 budget,
@@ -173,6 +187,9 @@ class Ledger:
             for budget in self.study.budgets_chosen_at(search.budget)
             for seed in range(self.study.seeds)
         ]
+        if winner:
+            self._chosen[search.name] = cells
+        return cells
 
     def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
         """The work of one cell, with the winner of the search at ``searched`` labels."""
@@ -230,7 +247,7 @@ class Ledger:
         if self._search_storage:
             set_histories_aside(self.storage, begun, stamp)
         self.store.move(self.folder, f"{folder}/{self.folder}")
-        self._records.clear()
+        self._forget()
         self.writable()
         return self.store.path(folder)
 
@@ -240,8 +257,12 @@ class Ledger:
         again = [job for job in self._jobs() if (self.record(job) or {}).get("state") == FAILED]
         for job in again:
             self.store.move(job.record_name, f"aside/failed-{uuid.uuid4().hex[:6]}/{job.record_name}")
-        self._records.clear()
+        self._forget()
         return max(len(failed), len(again))
+
+    def _forget(self) -> None:
+        self._records.clear()
+        self._chosen.clear()
 
     def _jobs(self) -> list[Job]:
         """All jobs of the study that have been begun, those that others require first."""

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from sibcl_ray.dataset import SHARD, Split
+from sibcl_ray.ledger import Missing
 from sibcl_ray.methods import Method
 from sibcl_ray.networks import Architecture
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.run import Missing
 from sibcl_ray.study import Study
 from sibcl_ray.training import Finetuning, Pretraining, finetune, pretrain
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -10,7 +12,28 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sibcl_ray.run import Count, Snapshot
+
+@dataclass(frozen=True)
+class Count:
+    """How much of something is done."""
+
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a person who watches wants to know."""
+
+    shards: Count = Count()
+    pretrainings: Count = Count()
+    trials: Count = Count()
+    cells: Count = Count()
+    running: tuple[tuple[str, float, float], ...] = ()  # title, finished fraction, loss
+
+
+Watch = Callable[[Snapshot], None]
+
 
 ROWS = {
     "shards": "label shards",

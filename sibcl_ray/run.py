@@ -16,36 +16,16 @@ import ray
 from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
 from sibcl_ray.claims import Session
-from sibcl_ray.generate import Shard, generate, missing_shards
+from sibcl_ray.generate import generate
 from sibcl_ray.jobs import Job, Record, stands
-from sibcl_ray.ledger import Ledger
+from sibcl_ray.ledger import Ledger, Missing
+from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
-from sibcl_ray.search import BudgetSearcher, Search, run_searches
+from sibcl_ray.search import Search
+from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
 TRIAL_PRIORITY, CELL_PRIORITY = 0, 1  # a search that waits for a trial holds up everything after it
-
-
-@dataclass(frozen=True)
-class Count:
-    """How much of something is done."""
-
-    done: int = 0
-    total: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """What a person who watches wants to know."""
-
-    shards: Count = Count()
-    pretrainings: Count = Count()
-    trials: Count = Count()
-    cells: Count = Count()
-    running: tuple[tuple[str, float, float], ...] = ()  # title, finished fraction, loss
-
-
-Watch = Callable[[Snapshot], None]
 
 
 @dataclass
@@ -64,25 +44,6 @@ class Timings:
             yield
         finally:
             self.wall[name] = self.wall.get(name, 0.0) + time.monotonic() - start
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What a study still lacks."""
-
-    shards: list[Shard]
-    trials: int
-    cells: int
-
-    def __bool__(self) -> bool:
-        return bool(self.shards or self.trials or self.cells)
-
-
-def missing(ledger: Ledger) -> Missing:
-    """What is to be done. Shards are looked for only if there is something to learn from them."""
-    cells, trials = len(ledger.cells_missing()), ledger.trials_missing()
-    shards = missing_shards(ledger.dataset, ledger.study.sizes, ledger.warn) if cells or trials else []
-    return Missing(shards, trials, cells)
 
 
 def connect() -> None:
@@ -104,11 +65,6 @@ def connect() -> None:
             if address
             else f"Ray does not start here: {' '.join(str(error).split())[:300]}"
         ) from None
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that was started here ends."""
-    ray.shutdown()
 
 
 def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int) -> Resources:
@@ -157,7 +113,7 @@ def run(
     """Make everything that the study lacks.
 
     Args:
-        ledger, lacking: the study and what `missing` found.
+        ledger, lacking: the study and what of it is missing.
         session: the driver's, which has claimed the study.
         resources: see `fit_resources`.
         scratch: an absolute folder for files that nobody needs afterwards.

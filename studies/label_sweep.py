@@ -31,16 +31,15 @@ if "RAY_ADDRESS" not in os.environ:
 from recipes import SCALES
 
 from sibcl_ray.claims import Session
-from sibcl_ray.generate import SolverFailed
-from sibcl_ray.ledger import Ledger
+from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.methods import METHODS
 from sibcl_ray.plan import plan
 from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.problems.problem import SolverFailed
 from sibcl_ray.progress import Display
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
 from sibcl_ray.report import learning_curve_figure, matrix_table, saving_table
-from sibcl_ray.run import Missing, Timings, connect, disconnect, fit_resources, missing, run
 from sibcl_ray.store import Store, StoreError
 from sibcl_ray.study import Study
 from sibcl_ray.tracker import Tracker
@@ -208,6 +207,8 @@ def _tracking_uri(store: Store, option: str | None) -> str:
 
 def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None) -> None:
     """Make what is missing, and say where the time went."""
+    from sibcl_ray.run import Timings, connect, fit_resources, run  # Ray takes seconds to import
+
     timings, begun = Timings(), time.monotonic()
     with timings.stage("ray"):
         connect()
@@ -216,7 +217,8 @@ def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None
     scratch = ledger.store.path("scratch") if ledger.store.is_local else str(Path.home() / "ray_results")
     with Display(console) as display:
         run(ledger, lacking, session, resources, scratch, display, timings)
-    console.print(_where_time_went(timings, time.monotonic() - begun), highlight=False)
+    went = _where_time_went(timings.wall, timings.busy, timings.workers, time.monotonic() - begun)
+    console.print(went, highlight=False)
 
 
 def _complete(ledger: Ledger, prepare: Callable[[Ledger], None], work: Callable[[Missing, Session], None]) -> None:
@@ -228,17 +230,16 @@ def _complete(ledger: Ledger, prepare: Callable[[Ledger], None], work: Callable[
         )
         ledger.writable()
         prepare(ledger)
-        if lacking := missing(ledger):
+        if lacking := ledger.missing():
             work(lacking, session)
 
 
-def _where_time_went(timings: Timings, wall: float) -> str:
-    busy = sum(timings.busy.values()) / max(1, timings.workers)
-    starting = timings.wall.get("ray", 0.0) + timings.wall.get("workers", 0.0)
-    labels = timings.wall.get("labels", 0.0)
-    rest = wall - starting - labels - busy
+def _where_time_went(stages: dict[str, float], busy: dict[str, float], workers: int, wall: float) -> str:
+    training = sum(busy.values()) / max(1, workers)
+    starting, labels = stages.get("ray", 0.0) + stages.get("workers", 0.0), stages.get("labels", 0.0)
+    rest = wall - starting - labels - training
     return (
-        f"{_time(wall)}: {labels:.0f} s labels, {busy:.0f} s training on {timings.workers} workers, "
+        f"{_time(wall)}: {labels:.0f} s labels, {training:.0f} s training on {workers} workers, "
         f"{starting:.0f} s starting Ray and its workers, {rest:.0f} s ({rest / wall:.0%}) everything else"
     )
 
@@ -346,7 +347,7 @@ def main(
     tracking_uri = _tracking_uri(store, tracking_uri)
     ledger = Ledger(study, store, search_storage, _warn)
     if dry_run:
-        _show_plan(study, missing(ledger))
+        _show_plan(study, ledger.missing())
         return
     tracker = Tracker(tracking_uri, study.name, lambda: (ledger.matrix(), ledger.trials()), warn=_warn)
     if sync_tracking:
@@ -361,7 +362,7 @@ def main(
     def work(lacking: Missing, session: Session) -> None:
         _run(ledger, lacking, session, workers, gpus_per_worker)
 
-    if not resume or retry_failed or missing(ledger):
+    if not resume or retry_failed or ledger.missing():
         with tracker:
             _complete(ledger, prepare, work)
     if not _finish(ledger, tracker)[0]:
@@ -394,6 +395,7 @@ def _complain(text: str, code: int) -> int:
 if __name__ == "__main__":
     code = command_line()
     if _signals:  # everything is on disk, and nobody should wait for threads that still talk to Ray
-        disconnect()
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
         os._exit(code)
     sys.exit(code)

@@ -29,6 +29,10 @@ class Sample:
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+class SolverFailed(RuntimeError):
+    """The solver fails on too many inputs to be an accident."""
+
+
 class Problem(ABC):
     """Physics, symmetry and surrogate of one regression task. See the module's text."""
 

@@ -1,0 +1,189 @@
+"""All searches of a study behind one Tune searcher, as one Tune experiment.
+
+Trials of one search are asked for in rounds, each trial seeded by its number, so that the proposals do not
+depend on which worker was faster. Searches of different methods advance side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.search import Searcher
+
+from sibcl_ray.history import load
+from sibcl_ray.jobs import Record, TrialJob
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.search import REASON, STATE, Search
+
+STARTS = 3  # how many of a smaller budget's best configurations start the next
+LOSSES = 20  # trials in a row whose processes end without a result, before the cluster is given up
+
+
+class _Rounds:
+    """A search under way: asks for rounds of trials and takes their values."""
+
+    def __init__(self, search: Search, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> None:
+        self.search = search
+        self.history = search.begin(storage, starts)
+        self._running: dict[str, optuna.Trial] = {}
+        self._left = 0
+
+    @property
+    def finished(self) -> bool:
+        return not self._running and not self.search.missing(self.history)
+
+    def ask(self, trial_id: str) -> TrialJob | None:
+        """Another trial's work; None while a round is under way, or when there is no more to ask."""
+        if not self._running:
+            # Rounds begin at fixed numbers, so that a round that was interrupted is completed before the next.
+            ended = len(self.search.ended(self.history))
+            self._left = min(self.search.at_once - ended % self.search.at_once, self.search.missing(self.history))
+        if not self._left:
+            return None
+        self._left -= 1
+        ordinal = len(self.search.ended(self.history)) + len(self._running)
+        self.history.sampler = TPESampler(
+            seed=named_seed(self.search.seed, self.search.name, ordinal) % 2**32,
+            n_startup_trials=self.search.trials // 2,
+        )
+        trial = self.history.ask()
+        self._running[trial_id] = trial
+        return self.search.job(self.search.propose(trial))
+
+    def tell(self, trial_id: str, record: Record | None) -> None:
+        """Ends a trial with its job's record; None where its process ended without one."""
+        trial = self._running.pop(trial_id)
+        if record is None:
+            self.search.ask_again(self.history, trial._get_latest_trial())
+            self._left += bool(self._running)
+        elif "error" in record:
+            self.history.tell(trial, record["error"])
+        else:
+            trial.set_user_attr(REASON, record["reason"])
+            trial.set_user_attr(STATE, record["state"])
+            self.history.tell(trial, state=TrialState.FAIL)
+
+
+class BudgetSearcher(Searcher):
+    """Tune's searcher: offers trials of all searches that may run now.
+
+    Args:
+        searches: those of one method must come with budgets ascending.
+        storage: Optuna's; it holds everything that has to outlive the process.
+        on_finish: called with each search when its last trial has ended.
+        stopped: whether no more trials shall begin.
+    """
+
+    def __init__(
+        self,
+        searches: Sequence[Search],
+        storage: BaseStorage,
+        on_finish: Callable[[Search], None],
+        stopped: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self._storage = storage
+        self._on_finish = on_finish
+        self._stopped = stopped
+        self._losses = 0
+        self._chains: dict[str, deque[Search]] = {}
+        for search in searches:
+            self._chains.setdefault(search.method, deque()).append(search)
+        self._active: dict[str, _Rounds] = {}
+        self._asked: dict[str, str] = {}  # Tune's trial to its method
+        for method in list(self._chains):
+            self._advance(method, None)
+
+    @property
+    def trials_left(self) -> int:
+        """How many trials Tune will have to run."""
+        waiting = (search for chain in self._chains.values() for search in chain)
+        return sum(search.missing(load(self._storage, search.name)) for search in waiting) + sum(
+            rounds.search.missing(rounds.history) for rounds in self._active.values()
+        )
+
+    def _advance(self, method: str, done: _Rounds | None) -> None:
+        """Start the method's next search that has trials missing, from what the one before has found."""
+        while self._chains[method]:
+            search = self._chains[method].popleft()
+            best = done.search.best(done.history, STARTS) if done else []
+            done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
+            if not done.finished:
+                self._active[method] = done
+                return
+            self._on_finish(search)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if not self._active or self._losses >= LOSSES or self._stopped():
+            return Searcher.FINISHED
+        # Whoever has waited longest is asked first, so that the searches advance side by side.
+        for method, rounds in list(self._active.items()):
+            if (job := rounds.ask(trial_id)) is not None:
+                self._active[method] = self._active.pop(method)
+                self._asked[trial_id] = method
+                return {"job": job}
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        method = self._asked.pop(trial_id)
+        rounds = self._active[method]
+        record = None if error else result
+        self._losses = self._losses + 1 if record is None else 0
+        rounds.tell(trial_id, record)
+        if rounds.finished:
+            del self._active[method]
+            self._on_finish(rounds.search)
+            self._advance(method, rounds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune's own checkpoint to hold: the state is in Optuna's storage."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+
+def _trial(config: dict[str, Any], submit: Callable[[TrialJob], Any]) -> None:
+    """A thin Tune trial: a worker does the work."""
+    tune.report(submit(config["job"]))
+
+
+def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at_once: int, scratch: str) -> None:
+    """Run all missing trials as one Tune experiment.
+
+    Args:
+        searcher: what to try.
+        submit: does a trial's job and returns its record; called in a trial's process.
+        at_once: how many trials may wait for workers at the same time.
+        scratch: an absolute folder for Tune's own files.
+    """
+    if not searcher.trials_left:
+        return
+    # Ctrl-C ends the driver, which loses nothing; Tune would first wait for its trials to save themselves.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
+    trainable = tune.with_resources(
+        tune.with_parameters(_trial, submit=submit),
+        # Trials only wait. A CPU for each would starve the workers that they wait for.
+        tune.PlacementGroupFactory([{"memory": 1e6}]),
+    )
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, num_samples=-1, max_concurrent_trials=at_once, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
+    ).fit()
