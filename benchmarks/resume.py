@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "studies")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
 from recipes import smoke
 
@@ -28,6 +28,7 @@ from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.search import BudgetSearcher
 from sibcl_ray.store import Store
 
+SCRIPT = str(Path(__file__).parents[1] / "studies" / "label_sweep.py")
 SEEDS = 20
 
 
@@ -78,7 +79,7 @@ def main() -> None:
             start = time.perf_counter()
             assert (Ledger(study, store).matrix().state == "done").all()
             reading = time.perf_counter() - start
-            command = [sys.executable, str(ROOT / "studies" / "label_sweep.py"), "--scale", "smoke", "--storage", folder]
+            command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", folder]
             command += ["--budgets", ",".join(map(str, budgets)), "--seeds", str(SEEDS)]
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)

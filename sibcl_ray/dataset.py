@@ -150,6 +150,9 @@ class Dataset:
 
 @lru_cache(maxsize=16)
 def _read(dataset: Dataset, role: Role, count: int) -> Split:
+    if not count:
+        nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
+        return Split(nothing[0], nothing[1] if role.labelled else None)
     shards = [dataset.read_shard(role, i) for i in range(shards_for(count))]
     inputs = torch.cat([s.inputs for s in shards])[:count]
     if len(inputs) < count:

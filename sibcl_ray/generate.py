@@ -88,8 +88,12 @@ def generate(
 ) -> Iterator[Shard]:
     """Make the shards on the Ray cluster, labelled ones first; yields each when it is stored.
 
-    One that another driver is making is waited for, and made here if that driver dies.
+    One that another driver is making is waited for, and made here if that driver dies. Samples that are given
+    are read here, where their files are.
     """
+    if dataset.problem.available is not None:
+        yield from _import(dataset, shards)
+        return
     elsewhere = sorted(shards, key=lambda s: not s.role.labelled)
     pending: dict[ray.ObjectRef, Shard] = {}
     while elsewhere or pending:
@@ -108,6 +112,14 @@ def generate(
                 )
             claims.release(_claim(dataset, shard))
             yield shard
+
+
+def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
+    for role in dict.fromkeys(shard.role for shard in shards):
+        indices = [shard.index for shard in shards if shard.role == role]
+        for index, sample, labels in dataset.problem.shards(role.name, dataset.seed, indices, SHARD):
+            dataset.write(role, index, sample, labels)
+            yield Shard(role, index)
 
 
 def _result(reference: ray.ObjectRef) -> list[str]:

@@ -46,10 +46,7 @@ def plan(study: Study, lacking: Missing) -> Plan:
         for is_surrogate in (False, True)
     )
     problem, space = study.problem, study.space
-    rng = np.random.default_rng(0)
-    sample, cheap = problem.sample(4, rng), problem.sample_surrogate(4, rng)
-    per_target = _seconds(lambda: problem.solve(sample.inputs)) / 4
-    per_surrogate = _seconds(lambda: problem.solve_surrogate(cheap)) / 4
+    per_target, per_surrogate = _label_seconds(problem)
     fit = _mean(_step(problem, a, space.batch) for a in space.architectures)
     steps = _mean(space.steps)
     searches = len({study.search_budget(b) for b in study.budgets})
@@ -76,6 +73,15 @@ def plan(study: Study, lacking: Missing) -> Plan:
         trial_seconds=lacking.trials * study.folds * steps * fit,
         cell_seconds=lacking.cells * steps * fit * _mean(math.sqrt(b / study.search_budget(b)) for b in study.budgets),
     )
+
+
+def _label_seconds(problem: Problem) -> tuple[float, float]:
+    """Of a target and of a surrogate label; none where they are given."""
+    if problem.available is not None:
+        return 0.0, 0.0
+    rng = np.random.default_rng(0)
+    sample, cheap = problem.sample(4, rng), problem.sample_surrogate(4, rng)
+    return _seconds(lambda: problem.solve(sample.inputs)) / 4, _seconds(lambda: problem.solve_surrogate(cheap)) / 4
 
 
 def _trials(study: Study, searches: int) -> int:

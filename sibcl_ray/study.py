@@ -33,10 +33,10 @@ class Study:
     seed: int = 0  # of the data, the folds and the searches
 
     def __post_init__(self) -> None:
-        counts = ("trials", "at_once", "seeds", "unlabelled", "surrogate", "test", "pool")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        counts = {"trials": 1, "at_once": 1, "seeds": 1, "test": 1, "pool": 1, "unlabelled": 0, "surrogate": 0}
+        for name, least in counts.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.methods or not self.budgets:
             raise ValueError("there is nothing to study; give at least one method and one budget")
         if self.folds < 2:
@@ -51,6 +51,10 @@ class Study:
                 f"budget {max(self.budgets)} is larger than the pool of {self.pool} target labels; "
                 f"ask for at most {self.pool}, or for a larger scale"
             )
+
+        for m in self.methods:
+            if what := self.problem.lacks(contrastive=m.contrastive, surrogate=m.surrogate, invariant=m.invariant):
+                raise ValueError(f"{m.name} needs {what}; or leave {m.name} out")
 
     @property
     def sizes(self) -> dict[Role, int]:

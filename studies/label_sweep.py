@@ -6,6 +6,7 @@ python studies/label_sweep.py --help
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -34,8 +36,8 @@ from sibcl_ray.claims import Session
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.methods import METHODS
 from sibcl_ray.plan import plan
-from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.problems.problem import SolverFailed
+from sibcl_ray.problems import PROBLEMS, tabulated
+from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.progress import Display
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
@@ -44,7 +46,9 @@ from sibcl_ray.store import Store, StoreError
 from sibcl_ray.study import Study
 from sibcl_ray.tracker import Tracker
 from sibcl_ray.tracking import TrackingUnavailable
+from sibcl_ray.training import new_network
 
+TABULATED = "tabulated"
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED = 2, 1  # exit codes; 128 and the signal's number where one ended the run
 AGAIN = "the same command continues where it stopped"
@@ -96,12 +100,48 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
 
 
 def _at_least(option: str, value: float | None, least: float) -> None:
-    if value is not None and not value >= least:
+    if value is not None and not least <= value < math.inf:
         raise BadInput(f"{option} is {value}; it must be {'at least 1' if least else '0 or more'}")
 
 
+def _not_together(**given: bool) -> None:
+    """Refuse options that contradict each other."""
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if len(names) > 1:
+        raise BadInput(f"{' and '.join(names)} were given; use one of them at a time")
+
+
+def _problem(name: str, data: Path | None) -> Problem:
+    """The problem of that name, or the one that a folder of arrays describes."""
+    if name != TABULATED:
+        if data is not None:
+            raise BadInput(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
+        return _named("problem", name, {**PROBLEMS, TABULATED: None})
+    if data is None:
+        raise BadInput(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml that names them")
+    problem = tabulated.load(data)
+    if problem.name in PROBLEMS:
+        raise BadInput(f"the name {problem.name!r} in problem.toml is that of another problem; give a name of its own")
+    return problem
+
+
+def _check_networks(study: Study) -> None:
+    """Whether the networks of the recipe take such inputs as were given."""
+    if study.problem.available is None:
+        return
+    ones = torch.ones(2, *study.problem.input_shape)
+    for architecture in study.space.architectures:
+        try:
+            new_network(study.problem, architecture, seed=0)(study.problem.features(ones))
+        except RuntimeError as error:
+            raise BadInput(
+                f"the encoder {architecture.encoder.label} does not take inputs of shape {study.problem.input_shape} "
+                f"({' '.join(str(error).split())[:200]}); give images of at least 32 × 32 pixels"
+            ) from None
+
+
 def _study(
-    problem: str,
+    problem: Problem,
     scale: str,
     seed: int,
     methods: str | None,
@@ -111,7 +151,7 @@ def _study(
     pretraining_workers: int,
 ) -> Study:
     """The recipe with what the options change."""
-    study = _named("scale", scale, SCALES)(_named("problem", problem, PROBLEMS), seed)
+    study = _named("scale", scale, SCALES)(problem, seed)
     given: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
     if methods is not None:
         names = dict.fromkeys(name.strip() for name in methods.split(","))
@@ -128,6 +168,8 @@ def _storage(uri: str) -> Store:
     """The store, if it can be written."""
     # A job's working folder is thrown away with the job.
     here = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    if not uri.strip():
+        raise BadInput("--storage is empty; give a folder")
     store = Store(uri if "://" in uri else str((here / uri).resolve()))
     try:
         store.open()
@@ -197,8 +239,9 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
     folder = store.uri if store.is_local else Path.cwd()
-    uri = option or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
-    if uri.split(":")[0].split("+")[0] not in TRACKING_SCHEMES:
+    uri = option if option is not None else os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
+    scheme, _, rest = uri.partition("://")
+    if scheme.split("+")[0] not in TRACKING_SCHEMES or not rest:
         raise BadInput(
             f"--tracking-uri {uri} is neither a server nor a database; give http://HOST:PORT or sqlite:////FILE"
         )
@@ -259,7 +302,13 @@ interrupted; a study extended by budgets, methods, seeds or trials runs only wha
 
 @app.command(help=HELP)
 def main(
-    problem: Annotated[str, typer.Option(help="What is learned: " + ", ".join(PROBLEMS) + ".")] = "photonic-dos",
+    problem: Annotated[
+        str, typer.Option(help="What is learned: " + ", ".join([*PROBLEMS, TABULATED]) + ".")
+    ] = "photonic-dos",
+    data: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder with your own arrays and a problem.toml, for [b]--problem {TABULATED}[/]."),
+    ] = None,
     scale: Annotated[
         str,
         typer.Option(
@@ -341,8 +390,13 @@ def main(
         ("--gpus-per-worker", gpus_per_worker, 0),
     ):
         _at_least(option, value, least)
+    if gpus_per_worker is not None and gpus_per_worker > 1 and not float(gpus_per_worker).is_integer():
+        raise BadInput(f"--gpus-per-worker is {gpus_per_worker}; give a fraction below 1, or a whole number")
+    _not_together(fresh=not resume, dry_run=dry_run, sync_tracking=sync_tracking)
+    _not_together(retry_failed=retry_failed, dry_run=dry_run, sync_tracking=sync_tracking)
     changes: dict[str, int | None] = {"seeds": seeds, "trials": trials}
-    study = _study(problem, scale, seed, methods, budgets, temperatures, changes, pretraining_workers)
+    study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes, pretraining_workers)
+    _check_networks(study)
     store = _storage(storage)
     tracking_uri = _tracking_uri(store, tracking_uri)
     ledger = Ledger(study, store, search_storage, _warn)

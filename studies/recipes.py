@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sibcl_ray.methods import METHODS, Space
+from sibcl_ray.methods import METHODS, Method, Space
 from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.study import Study
@@ -17,12 +18,27 @@ def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
     return Architecture(encoder=encoder, predictor=(width, width), projector=(width,), projection=width // 2)
 
 
+def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
+    """The study of a recipe; where samples are given, with as many of them as there are."""
+    methods = FIVE
+    if have := problem.available:
+        methods = tuple(m for m in FIVE if not _lacks(problem, m))
+        fields["pool"] = min(fields["pool"], have["target"])
+        fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
+        fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
+    return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
+
+
+def _lacks(problem: Problem, method: Method) -> str:
+    return problem.lacks(contrastive=method.contrastive, surrogate=method.surrogate, invariant=method.invariant)
+
+
 def smoke(problem: Problem, seed: int = 0) -> Study:
     """Seconds of training: proves that everything works together, and nothing else."""
-    return Study(
-        name=f"{problem.name}-smoke-{seed}",
-        problem=problem,
-        methods=FIVE,
+    return _study(
+        problem,
+        "smoke",
+        seed,
         budgets=(10, 20),
         searched=(10,),
         space=Space(
@@ -42,7 +58,6 @@ def smoke(problem: Problem, seed: int = 0) -> Study:
         surrogate=50,
         test=50,
         pool=200,
-        seed=seed,
     )
 
 
@@ -50,10 +65,10 @@ def quick(problem: Problem, seed: int = 0) -> Study:
     """A result worth looking at within ten minutes on two cores without a GPU."""
     # A small relative of the reference network: an early, larger pooling makes it three times faster.
     encoder = ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256)
-    return Study(
-        name=f"{problem.name}-quick-{seed}",
-        problem=problem,
-        methods=FIVE,
+    return _study(
+        problem,
+        "quick",
+        seed,
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
         space=Space(
@@ -73,17 +88,16 @@ def quick(problem: Problem, seed: int = 0) -> Study:
         surrogate=2000,
         test=500,
         pool=1600,
-        seed=seed,
     )
 
 
 def standard(problem: Problem, seed: int = 0) -> Study:
     """About an hour on one GPU."""
     reference = ReferenceEncoder().scaled(0.5)
-    return Study(
-        name=f"{problem.name}-standard-{seed}",
-        problem=problem,
-        methods=FIVE,
+    return _study(
+        problem,
+        "standard",
+        seed,
         budgets=(25, 50, 100, 200, 400, 800, 1600),
         searched=(25, 100, 400),
         space=Space(
@@ -107,7 +121,6 @@ def standard(problem: Problem, seed: int = 0) -> Study:
         surrogate=4000,
         test=1000,
         pool=6400,
-        seed=seed,
     )
 
 
@@ -121,10 +134,10 @@ def paper(problem: Problem, seed: int = 0) -> Study:
             InvariantEncoder(dilations=(1, 2, 4, 8, 16), latent=1024),
         )
     )
-    return Study(
-        name=f"{problem.name}-paper-{seed}",
-        problem=problem,
-        methods=FIVE,
+    return _study(
+        problem,
+        "paper",
+        seed,
         budgets=(50, 100, 200, 400, 800, 1600, 3200),
         searched=(50, 200, 800, 3200),
         space=Space(
@@ -148,7 +161,6 @@ def paper(problem: Problem, seed: int = 0) -> Study:
         surrogate=10_000,
         test=2000,
         pool=10_000,
-        seed=seed,
     )
 
 

@@ -10,7 +10,7 @@ A problem is a frozen dataclass, so that its fields name it, and it must be impo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -55,6 +55,21 @@ class Problem(ABC):
     @abstractmethod
     def symmetries(self) -> Mapping[str, Group]:
         """The groups under which the label is invariant, in the order in which they are applied."""
+
+    @property
+    def available(self) -> Mapping[str, int] | None:
+        """How many samples there are of each role, by name, if they are given; None if they are drawn and solved."""
+        return None
+
+    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool) -> str:
+        """What a method that uses these needs and the problem does not have, in a few words; empty if nothing."""
+        return ""
+
+    def shards(
+        self, role: str, seed: int, indices: Sequence[int], size: int
+    ) -> Iterator[tuple[int, Sample, np.ndarray | None]]:
+        """Parts of the samples that are given, by number, with labels where the role has them."""
+        raise NotImplementedError(f"the samples of {self.name} are drawn")
 
     @abstractmethod
     def sample(self, count: int, rng: np.random.Generator) -> Sample:

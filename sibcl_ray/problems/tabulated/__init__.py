@@ -1,0 +1,247 @@
+"""A problem of arrays instead of a solver: inputs and labels that somebody has computed or measured.
+
+A folder holds npz, HDF5 or Parquet files and ``problem.toml``. `load` checks all of it once. What it returns
+names the data by their content and not by where they lie, and can be pickled and used without the folder,
+except to give out rows. Of ``problem.toml`` only the name and [target] have to be there. All that it can say::
+
+    name = "alloy-gap"                # of the problem; its results are found by it
+
+    [target]                          # inputs with the expensive label; their first axis are rows
+    file = "target.h5"                # in this folder: .npz, .h5, .hdf5 or .parquet
+    inputs = "run/epsilon"            # the array: npz key, HDF5 path or Parquet column
+    labels = "run/gap"                # a label for each row, of any shape
+    test = 200                        # so many rows are drawn by the study's seed and set apart ...
+    # [test]                          # ... or the test has arrays of its own: file, inputs, labels
+
+    [surrogate]                       # inputs with a cheaper label, if there are any
+    file = "cheap.npz"
+    inputs = "epsilon"
+    labels = "gap"
+
+    [unlabelled]                      # inputs without a label, if there are any
+    file = "more.parquet"
+    inputs = "epsilon"
+
+    [input]
+    units = "relative permittivity"
+    periodic = true                   # images repeat along both axes; false if not said
+    shape = [32, 32]                  # of a row, where rows are stored flat, as in lists of Parquet
+    channels = "none"                 # or "first", "last": which axis of a row is no direction in space
+    offset = 1.0                      # networks see (input - offset) / scale; one number, or one a channel.
+    scale = 19.0                      # If neither is said: mean and deviation of the unlabelled or target inputs
+
+    [label]
+    units = "2 pi c / a"
+    loss = "absolute"                 # or "squared", "log_absolute": what fitting makes small
+    surrogate_loss = "log_absolute"   # the same as loss if not said
+    metric = "relative"               # sum |error| / sum |label|, or "mean_relative", "absolute", "root_mean_square"
+    offset = "surrogate mean"         # networks learn (label - offset) / scale, which should be of order one;
+    scale = 0.1                       # 0 and 1 if not said
+
+    [symmetry]                        # what leaves the label unchanged
+    translation = true                # by whole pixels; of square, periodic inputs
+    point_group = true                # rotations and reflections of the square
+    scaling = [1.0, 20.0]             # times any factor that keeps inputs in this range
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS
+from sibcl_ray.problems.tabulated.intake import Content, Source, take_in
+from sibcl_ray.problems.tabulated.tables import BadData
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.symmetry import Group
+
+__all__ = ["BadData", "Tabulated", "load"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabulated(Problem):
+    """Inputs (*grid) and labels (*outputs) from arrays. Made by `load`.
+
+    Networks learn (label − offset) / scale: stored labels, the offset and predictions are in units of
+    ``scale``. Errors are in the label's own unit.
+    """
+
+    name: str  # type: ignore[misc]  # a class's elsewhere, a folder's here
+    contents: tuple[Content, ...]
+    drawn: int  # rows of the target set apart for the test; 0 where the test has its own
+    grid: tuple[int, ...]  # (n, m) pixels, or (channels, n, m)
+    outputs: tuple[int, ...]
+    groups: tuple[tuple[str, Group], ...]
+    centre: tuple[float, ...]  # of each channel: features are (input − centre) / width
+    width: tuple[float, ...]
+    metric: str
+    loss: str
+    cheap_loss: str  # of surrogate labels
+    scale: float  # of labels, in their unit
+    known: tuple[float, ...] = field(repr=False)  # the offset over the scale, entry by entry
+    input_units: str  # type: ignore[misc]
+    label_units: str  # type: ignore[misc]
+    source: InitVar[Source | None] = None  # no field, for where the data lie must not name them
+
+    version = 1
+
+    def __post_init__(self, source: Source | None) -> None:
+        object.__setattr__(self, "_source", source)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.grid
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        return self.outputs
+
+    @property
+    def symmetries(self) -> Mapping[str, Group]:
+        return dict(self.groups)
+
+    @property
+    def offset(self) -> np.ndarray:
+        return np.array(self.known, np.float32).reshape(self.outputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        centre, width = (inputs.new_tensor(values).view(-1, 1, 1) for values in (self.centre, self.width))
+        return (inputs.view(len(inputs), -1, *self.grid[-2:]) - centre) / width
+
+    def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return LOSSES[self.loss](prediction, label)
+
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return LOSSES[self.cheap_loss](prediction, label)
+
+    def error(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return METRICS[self.metric].error(prediction.flatten(1) * self.scale, label.flatten(1) * self.scale)
+
+    @property
+    def available(self) -> dict[str, int]:
+        """Samples there are of each role, "target", "test", "surrogate" and "unlabelled"; 0 where none were given."""
+        rows = self._rows
+        return {**dict.fromkeys(("surrogate", "unlabelled"), 0), "test": self.drawn, **rows} | {
+            "target": rows["target"] - self.drawn
+        }
+
+    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool) -> str:
+        """What a method needs and the folder does not give, in a few words; empty where nothing is missing.
+
+        Args:
+            contrastive: it pulls together views of unlabelled and surrogate inputs.
+            surrogate: it fits surrogate labels.
+            invariant: it moves the inputs that it fits by the symmetries.
+        """
+        have = self.available
+        needs = (
+            (surrogate and not have["surrogate"], "surrogate labels; give [surrogate]"),
+            (
+                contrastive and not have["surrogate"] + have["unlabelled"],
+                "inputs without labels; give [unlabelled] or [surrogate]",
+            ),
+            ((contrastive or invariant) and not self.groups, "a symmetry; give [symmetry]"),
+        )
+        return next((f"{what} in {FILE}" for lacking, what in needs if lacking), "")
+
+    def samples(self, role: str, seed: int, index: int, size: int) -> tuple[Sample, np.ndarray | None]:
+        """Part ``index`` of a role's samples; see `shards`."""
+        ((_, sample, labels),) = self.shards(role, seed, [index], size)
+        return sample, labels
+
+    def shards(
+        self, role: str, seed: int, indices: Sequence[int], size: int
+    ) -> Iterator[tuple[int, Sample, np.ndarray | None]]:
+        """Parts of a role's samples, all from one pass through its arrays; they must fit in memory together.
+
+        Args:
+            role: a key of `available`.
+            seed: of the study. The order of a role's rows depends on the seed and on the data alone.
+            indices: the numbers of the wanted parts.
+            size: samples of a part; part i has those from ``size * i``, the last may have fewer.
+
+        Returns:
+            For each part its number, its inputs, with their row numbers in the user's file as the parameter
+            ``row``, and its labels (count, *label_shape), or None for unlabelled inputs.
+
+        Raises:
+            BadData: there are not so many rows, or the files are not there or not those that were checked.
+        """
+        source: Source | None = self._source  # type: ignore[attr-defined]
+        if source is None:
+            raise BadData(f"it is not known where the arrays of {self.name} lie; load their folder")
+        order = self._order(role, seed)
+        parts = [order[size * index : size * (index + 1)] for index in indices]
+        if empty := [index for index, part in zip(indices, parts, strict=True) if not len(part)]:
+            raise BadData(
+                f"{self.name} has {len(order):,} {role} samples, and those from {size * empty[0]:,} were asked for; "
+                "ask for fewer"
+            )
+        if not parts:
+            return
+        stored = "target" if role == "test" and self.drawn else role
+        inputs, labels = source.take(stored, np.concatenate(parts))
+        first = 0
+        for index, rows in zip(indices, parts, strict=True):
+            here = slice(first, first := first + len(rows))
+            given = None if labels is None else labels[here].reshape(-1, *self.outputs)
+            yield index, Sample(inputs[here], {"row": rows}), given
+
+    @property
+    def _rows(self) -> dict[str, int]:
+        return {content.role: content.rows for content in self.contents}
+
+    def _order(self, role: str, seed: int) -> np.ndarray:
+        """The row numbers of a role, in their order. A drawn test comes first, so that no budget moves it."""
+        if not self.available[role]:
+            return np.zeros(0, int)
+        if role == "test" and self.drawn:
+            return _shuffled(seed, "target", self._rows["target"])[: self.drawn]
+        return _shuffled(seed, role, self._rows[role])[self.drawn if role == "target" else 0 :]
+
+    def sample(self, count: int, rng: np.random.Generator) -> Sample:
+        raise BadData(f"{self.name} has the inputs of its arrays and can draw no others")
+
+    sample_surrogate = sample
+
+    def solve(self, inputs: np.ndarray) -> np.ndarray:
+        raise BadData(f"{self.name} has the labels of its arrays and no solver")
+
+
+@lru_cache(maxsize=8)
+def _shuffled(seed: int, role: str, rows: int) -> np.ndarray:
+    return np.random.default_rng(named_seed(seed, "rows", role)).permutation(rows)
+
+
+def load(folder: Path) -> Tabulated:
+    """The problem in a folder, once all of it is checked.
+
+    Raises:
+        BadData: anything in the folder is not as it should be; says in one line what, where and what to do.
+    """
+    taken = take_in(Path(folder))
+    declared, label = taken.source.declared, taken.source.declared.label
+    return Tabulated(
+        name=declared.name,
+        contents=taken.contents,
+        drawn=declared.drawn,
+        grid=taken.grid,
+        outputs=taken.outputs,
+        groups=taken.groups,
+        centre=taken.centre,
+        width=taken.width,
+        metric=label.metric,
+        loss=label.loss,
+        cheap_loss=label.surrogate_loss or label.loss,
+        scale=label.scale,
+        known=taken.known,
+        input_units=declared.input.units,
+        label_units=label.units + (f", divided by {label.scale:g}" if label.scale != 1 else ""),
+        source=taken.source,
+    )
