@@ -42,7 +42,7 @@ from sibcl_ray.progress import Display
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
 from sibcl_ray.report import learning_curve_figure, matrix_table, saving_table
-from sibcl_ray.store import Store, StoreError
+from sibcl_ray.store import NewerStore, Store, StoreError
 from sibcl_ray.study import Study
 from sibcl_ray.tracker import Tracker
 from sibcl_ray.tracking import TrackingUnavailable
@@ -173,7 +173,9 @@ def _storage(uri: str) -> Store:
     store = Store(uri if "://" in uri else str((here / uri).resolve()))
     try:
         store.open()
-    except (OSError, ImportError) as error:
+    except NewerStore:
+        raise
+    except (OSError, ImportError, ValueError) as error:
         raise BadInput(
             f"--storage {uri} cannot be used ({' '.join(str(error).split())}); choose another folder"
         ) from None
@@ -429,7 +431,7 @@ def command_line() -> int:
     try:
         code = app(standalone_mode=False) or 0
     except UsageError as error:
-        return _complain(error.format_message(), BAD_INPUT)
+        return _complain(error.format_message() + _given(error), BAD_INPUT)
     except ValueError as error:
         return _complain(str(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
@@ -439,6 +441,13 @@ def command_line() -> int:
     if _signals:  # Typer may have made an exit code of it already
         return _complain(f"stopped by {signal.Signals(_signals[0]).name}; {AGAIN}", 128 + _signals[0])
     return code
+
+
+def _given(error: Any) -> str:
+    """What came in the place of a value that Typer refuses, which it does not always say."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    given = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option in names]
+    return f", not {given[-1]!r}" if given else ""
 
 
 def _complain(text: str, code: int) -> int:

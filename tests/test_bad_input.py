@@ -1,0 +1,208 @@
+"""What the command refuses, before any compute and in one line that says what came, what was expected, what to do."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import folders
+import numpy as np
+import pytest
+from test_label_sweep import sweep
+
+from sibcl_ray.store import Store
+
+TABULATED = ("--problem", "tabulated", "--data", "data")
+
+
+def nothing(folder: Path) -> None:
+    """No preparation."""
+
+
+def newer_store(folder: Path) -> None:
+    Store(str(folder / "newer")).write_record("sibcl_ray.json", {"version": 99})
+
+
+def a_file(folder: Path) -> None:
+    (folder / "file").write_text("not a folder")
+
+
+def data(toml: str = folders.ALL, side: int = 32, **changed: Callable) -> Callable[[Path], None]:
+    """A maker of a folder of arrays, some of them changed."""
+
+    def fill(folder: Path) -> None:
+        arrays = folders.arrays(side=side)
+        folders.fill(folder / "data", toml, **{**arrays, **{name: change(arrays) for name, change in changed.items()}})
+
+    return fill
+
+
+def with_nan(arrays):
+    x = arrays["x"].copy()
+    x[3, 1, 2] = np.nan
+    return x
+
+
+def cut(folder: Path) -> None:
+    data()(folder)
+    file = folder / "data" / "data.npz"
+    file.write_bytes(file.read_bytes()[:-5000])
+
+
+def kind_of(suffix: str) -> Callable[[Path], None]:
+    """A maker of a folder whose target is a file of another kind, cut in half."""
+
+    def fill(folder: Path) -> None:
+        data(folders.ALL.replace('[target]\nfile = "data.npz"', f'[target]\nfile = "target{suffix}"'))(folder)
+        folders_write(folder / "data" / f"target{suffix}")
+
+    return fill
+
+
+def folders_write(path: Path) -> None:
+    import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = folders.arrays(side=32)
+    if path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file["x"], file["y"] = arrays["x"], arrays["y"]
+    else:
+        rows = {name: pa.array(list(arrays[name].reshape(len(arrays[name]), -1))) for name in ("x", "y")}
+        pq.write_table(pa.table(rows), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+REFUSED = [
+    # names
+    (nothing, ("--problem", "photonic-dose"), r"no problem 'photonic-dose'; did you mean photonic-dos\?"),
+    (nothing, ("--problem", ""), r"there is no problem ''.*known: photonic-dos"),
+    (nothing, ("--scale", "quik"), r"no scale 'quik'; did you mean quick\?"),
+    (nothing, ("--scale", "SMOKE"), r"no scale 'SMOKE'; did you mean smoke\?"),
+    (nothing, ("--methods", "SL,SIBCL"), r"no method 'SIBCL'; did you mean SIB-CL\?"),
+    (nothing, ("--methods", ""), r"no method ''"),
+    (nothing, ("--methods", "SL,,TL"), r"no method ''"),
+    (nothing, ("--methods", "sl-i"), r"no method 'sl-i'; did you mean SL-I\?"),
+    (nothing, ("--nonsense",), r"No such option: --nonsense"),
+    (nothing, ("--budget", "10"), r"No such option: --budget.*--budgets"),
+    (nothing, ("smoke",), r"unexpected extra argument"),
+    # numbers
+    (nothing, ("--budgets", "ten"), r"--budgets is 'ten'; give whole numbers separated by commas"),
+    (nothing, ("--budgets", ""), r"--budgets is ''; give whole numbers separated by commas"),
+    (nothing, ("--budgets", "10.5"), r"--budgets is '10.5'; give whole numbers"),
+    (nothing, ("--budgets", "nan"), r"--budgets is 'nan'; give whole numbers"),
+    (nothing, ("--budgets", "3"), r"budgets are \[3\]; they must ascend from 4 or more"),
+    (nothing, ("--budgets", "10,-20"), r"budgets are \[-20, 10\]"),
+    (nothing, ("--budgets", "0"), r"budgets are \[0\]; they must ascend from 4 or more"),
+    (nothing, ("--budgets", "10,1000000"), r"budget 1000000 is larger than the pool of 200 "),
+    (nothing, ("--budgets", "9" * 30), r"budget 9{30} is larger than the pool of 200 "),
+    (nothing, ("--temperatures", "-0.1"), r"temperature is -0.1; it must be positive"),
+    (nothing, ("--temperatures", "0"), r"temperature is 0.0; it must be positive"),
+    (nothing, ("--temperatures", "0.1,nan"), r"temperature is nan; it must be positive"),
+    (nothing, ("--temperatures", "inf"), r"temperature is inf; it must be positive"),
+    (nothing, ("--temperatures", "warm"), r"--temperatures is 'warm'; give numbers separated by commas"),
+    (nothing, ("--temperatures", "0.1;0.5"), r"--temperatures is '0.1;0.5'; give numbers separated by commas"),
+    (nothing, ("--seeds", "0"), r"seeds is 0; it must be at least 1"),
+    (nothing, ("--seeds", "two"), r"valid integer.*'two'"),
+    (nothing, ("--seeds", "1.5"), r"valid integer.*'1.5'"),
+    (nothing, ("--seed", "x"), r"valid integer.*'x'"),
+    (nothing, ("--trials", "0"), r"trials is 0; it must be at least 1"),
+    (nothing, ("--trials", "-1"), r"trials is -1; it must be at least 1"),
+    (nothing, ("--trials", "many"), r"valid integer.*'many'"),
+    (nothing, ("--pretraining-workers", "0"), r"--pretraining-workers is 0; it must be at least 1"),
+    (nothing, ("--pretraining-workers", "a"), r"valid integer.*'a'"),
+    (nothing, ("--workers", "0"), r"--workers is 0; it must be at least 1"),
+    (nothing, ("--workers", "-3"), r"--workers is -3; it must be at least 1"),
+    (nothing, ("--gpus-per-worker", "-1"), r"--gpus-per-worker is -1.0; it must be 0 or more"),
+    (nothing, ("--gpus-per-worker", "nan"), r"--gpus-per-worker is nan; it must be 0 or more"),
+    (nothing, ("--gpus-per-worker", "inf"), r"--gpus-per-worker is inf; it must be 0 or more"),
+    (nothing, ("--gpus-per-worker", "1.5"), r"--gpus-per-worker is 1.5; give a fraction below 1, or a whole number"),
+    # options that contradict each other
+    (nothing, ("--fresh", "--sync-tracking"), r"--fresh and --sync-tracking were given; use one of them at a time"),
+    (nothing, ("--dry-run", "--sync-tracking"), r"--dry-run and --sync-tracking were given"),
+    (nothing, ("--fresh", "--dry-run"), r"--fresh and --dry-run were given"),
+    (nothing, ("--retry-failed", "--dry-run"), r"--retry-failed and --dry-run were given"),
+    # storage, histories, tracking
+    (nothing, ("--storage", ""), r"--storage is empty; give a folder"),
+    (nothing, ("--storage", "/proc/nowhere"), r"--storage /proc/nowhere cannot be used .* choose another folder"),
+    (nothing, ("--storage", "nosuch://bucket"), r"--storage nosuch://bucket cannot be used .*nosuch"),
+    (nothing, ("--storage", "memory://bucket"), r"not a local folder.*--search-storage"),
+    (a_file, ("--storage", "file"), r"--storage file cannot be used .*choose another folder"),
+    (a_file, ("--storage", "file/below"), r"--storage file/below cannot be used .*Not a directory"),
+    (newer_store, ("--storage", "newer"), r"has version 99 of the ledger .* install a newer"),
+    (nothing, ("--search-storage", "nonsense"), r"--search-storage nonsense cannot be opened .*URL of a database"),
+    (nothing, ("--search-storage", "nosuchdb://here"), r"--search-storage nosuchdb://here cannot be opened"),
+    (nothing, ("--search-storage", "sqlite:////proc/x.db"), r"--search-storage sqlite:////proc/x.db cannot be opened"),
+    (
+        nothing,
+        ("--search-storage", "postgresql+psycopg://me:hunter22@127.0.0.1:1/db"),
+        r"--search-storage postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/db cannot be opened",
+    ),
+    (nothing, ("--tracking-uri", "file:mlruns"), r"--tracking-uri file:mlruns is neither a server nor a database"),
+    (nothing, ("--tracking-uri", "./mlruns"), r"--tracking-uri ./mlruns is neither"),
+    (nothing, ("--tracking-uri", "ftp://host/x"), r"--tracking-uri ftp://host/x is neither"),
+    (nothing, ("--tracking-uri", "http://"), r"--tracking-uri http:// is neither"),
+    (nothing, ("--tracking-uri", ""), r"--tracking-uri  is neither|--tracking-uri is neither"),
+    # the user's own arrays; test_tabulated_refusals.py has all of them
+    (nothing, ("--data", "data"), r"--data is for --problem tabulated, and the problem is photonic-dos"),
+    (nothing, ("--problem", "tabulated"), r"--problem tabulated needs --data FOLDER"),
+    (nothing, TABULATED, r"data"),
+    (data("name = [", 32), TABULATED, r"problem.toml is not TOML.*text needs quotes"),
+    (data(x=with_nan), TABULATED, r"x.*NaN"),
+    (data(y=lambda a: a["y"][:-1]), TABULATED, r"129.*130|130.*129"),
+    (data(u=lambda a: a["u"][:, :16]), TABULATED, r"\(16, 32\)"),
+    (data(u=lambda a: np.concatenate([a["u"], a["x"][:2]])), TABULATED, r"unlabelled"),
+    (data(x=lambda a: np.concatenate([a["x"][:-1], a["x"][:1]])), TABULATED, r"the same input more than once"),
+    (data(side=8), TABULATED, r"does not take inputs of shape \(8, 8\).*at least 32"),
+    (cut, TABULATED, r"data.npz"),
+    (kind_of(".h5"), TABULATED, r"target.h5"),
+    (kind_of(".parquet"), TABULATED, r"target.parquet"),
+    (data(folders.TARGET_ONLY), (*TABULATED, "--methods", "TL-I"), r"TL-I needs surrogate labels; .* leave TL-I out"),
+    (data(), (*TABULATED, "--budgets", "10,101"), r"budget 101 is larger than the pool of 100 target labels"),
+    (data(folders.ALL.replace('"moments"', '"photonic-dos"')), TABULATED, r"'photonic-dos' .* a name of its own"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "options", "expected"), REFUSED, ids=[" ".join(o)[:60] for _, o, _ in REFUSED])
+def test_bad_input_is_one_line_before_any_compute(prepare, options, expected, tmp_path, monkeypatch, capfd):
+    import label_sweep
+
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", *options])
+    assert label_sweep.command_line() == 2
+    printed = capfd.readouterr()
+    assert re.search(expected, printed.err), printed.err
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and "hunter22" not in printed.err
+    assert not list(tmp_path.glob("**/ledger")) and not list(tmp_path.glob("**/datasets"))
+
+
+def test_there_are_many():
+    assert len(REFUSED) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        (("--workers", "1000"), {}, r"1000 workers fit on the cluster, which has .* ask for at most \d+"),
+        (("--gpus-per-worker", "8"), {}, r"no workers fit on the cluster, which has .* 0 GPUs"),
+        ((), {"RAY_ADDRESS": "127.0.0.1:1"}, r"RAY_ADDRESS is 127.0.0.1:1 and cannot be reached"),
+    ],
+)
+def test_what_the_cluster_can_never_give_is_refused(options, environment, expected, tmp_path):
+    done, _ = sweep(tmp_path / "runs", *options, **environment)
+    assert done.returncode == 2, done.stderr
+    assert re.search(expected, done.stderr) and done.stderr.count("error: ") == 1
+    assert not (tmp_path / "runs" / "datasets").exists()
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_does_not_answer_is_a_warning(tmp_path):
+    options = ("--methods", "SL", "--seeds", "1", "--budgets", "10", "--tracking-uri", "http://127.0.0.1:1")
+    done, _ = sweep(tmp_path / "runs", *options)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"MLflow at http://127.0.0.1:1 cannot be written", " ".join(done.stdout.split()))
+    synchronised, _ = sweep(tmp_path / "runs", *options[:-2], "--sync-tracking")
+    assert synchronised.returncode == 0 and "mlflow server" in synchronised.stdout
