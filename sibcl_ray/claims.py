@@ -38,21 +38,28 @@ class Claims:
 
     def take(self, name: str) -> bool:
         """Claim ``name``; False while another living session holds it."""
-        generation = 0
+        dead: list[str] = []  # who held the generations so far
         while name not in self._held:
-            record = record_bytes({"session": self.session})
-            if self.store.create(_claim(name, generation), record):
-                self._held[name] = generation
+            generation = len(dead)
+            if self.store.create(_claim(name, generation), record_bytes({"session": self.session})):
+                if [self._holder(name, g) for g in range(generation)] == dead:
+                    self._held[name] = generation
+                else:  # cleared since, and perhaps begun anew
+                    self.store.remove(_claim(name, generation))
+                    dead.clear()
             elif (holder := self._holder(name, generation)) is not None:
                 if self.alive(holder):
                     return False
-                generation += 1
+                dead.append(holder)
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim, and clear those of the dead before it."""
-        for generation in range(self._held.pop(name, -1), -1, -1):
-            self.store.remove(_claim(name, generation))
+        """Give up a claim, and clear those of the dead before it: first these, or another chain could pass it."""
+        generation = self._held.pop(name, -1)
+        if self.store.exists(_tombstone(self.session)) or not self.store.exists(_life(self.session)):
+            return  # by now it may stand on the claims of others
+        for old in range(generation + 1):
+            self.store.remove(_claim(name, old))
 
     def alive(self, session: str) -> bool:
         """Whether a session may still be at work."""
@@ -60,16 +67,19 @@ class Claims:
             return True
         if self.store.exists(_tombstone(session)):
             return False
-        about = _read(self.store, _life(session))
+        try:
+            about = self.store.read_record(_life(session))
+        except Damaged:
+            about = {"place": None, "beat": None}  # if it lives it will write another
         if about is None:
             return False
         if about["place"] and about["place"] == _place():
             return _started(about["process"]) == about["started"]
-        beat, since = self._seen.get(session, (None, 0.0))
-        if beat != about["beat"]:
+        seen = self._seen.get(session)
+        if seen is None or seen[0] != about["beat"]:
             self._seen[session] = (about["beat"], time.monotonic())
             return True
-        if time.monotonic() - since < DEAD_AFTER:
+        if time.monotonic() - seen[1] < DEAD_AFTER:
             return True
         self.store.write_record(_tombstone(session), {"by": self.session})  # should it wake up, it will know
         return False
@@ -95,7 +105,7 @@ class Claims:
         try:
             about = self.store.read_record(_claim(name, generation))
         except Damaged:
-            return ""  # of nobody who lives
+            return "nobody"  # who lives
         return about["session"] if about else None
 
 
@@ -119,6 +129,8 @@ class Session:
     ) -> None:
         self._over.set()
         self._thread.join()
+        for name in list(self.claims._held):
+            self.claims.release(name)
         self._store.remove(_life(self._name))
 
     def _beat(self, number: int) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets = [0]  # of each line read so far
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        with _doing("made", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Operations from the given number on, as far as they are whole."""
         start = min(log_number_from, len(self._offsets) - 1)
-        with open(self._path, "rb") as file:
+        with _doing("read", self._path), open(self._path, "rb") as file:
             file.seek(self._offsets[start])
             for number, line in enumerate(file, start):
                 if (operation := _operation(line)) is None:
@@ -46,13 +48,10 @@ class Journal(BaseJournalBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write operations so that they survive a loss of power."""
-        try:
-            with open(self._path, "ab") as file:
-                file.write(b"".join(map(_line, logs)))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StoreError(f"{self._path} cannot be written: {error.strerror}") from error
+        with _doing("written", self._path), open(self._path, "ab") as file:
+            file.write(b"".join(map(_line, logs)))
+            file.flush()
+            os.fsync(file.fileno())
 
     def mend(self, warn: Callable[[str], None]) -> None:
         """Cut off what a writer that died has left half-written; to be called by who writes next."""
@@ -61,12 +60,22 @@ class Journal(BaseJournalBackend):
         whole, size = self._offsets[-1], self._path.stat().st_size
         if whole == size:
             return
-        rest = self._path.read_bytes()[whole:]
-        if rest.count(b"\n"):  # not just the last line of a writer that died
-            kept = self._path.with_suffix(f".damaged-{size}")
-            shutil.copy(self._path, kept)
-            warn(f"{self._path} is damaged from line {len(self._offsets)} on; it is kept as {kept.name} and made again")
-        os.truncate(self._path, whole)
+        with _doing("mended", self._path):
+            rest = self._path.read_bytes()[whole:]
+            if rest.count(b"\n"):  # not just the last line of a writer that died
+                kept = self._path.with_suffix(f".damaged-{size}")
+                shutil.copy(self._path, kept)
+                line = len(self._offsets)
+                warn(f"{self._path} is damaged from line {line} on; it is kept as {kept.name} and made again")
+            os.truncate(self._path, whole)
+
+
+@contextmanager
+def _doing(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be {what}: {error.strerror}") from error
 
 
 def _line(operation: dict[str, Any]) -> bytes:

@@ -77,7 +77,8 @@ class Ledger:
         self.storage = open_history(store, self.folder, search_storage)
 
     def writable(self) -> None:
-        """To be called by the one driver that will write: mends what another left half-written."""
+        """To be called by the one driver that will write: mends what another left half-written, sees what it did."""
+        self._forget()
         self.storage = open_history(self.store, self.folder, self._search_storage, self.warn)
 
     def record(self, job: Job) -> Record | None:
@@ -247,16 +248,16 @@ class Ledger:
         if self._search_storage:
             set_histories_aside(self.storage, begun, stamp)
         self.store.move(self.folder, f"{folder}/{self.folder}")
-        self._forget()
         self.writable()
         return self.store.path(folder)
 
     def retry_failures(self) -> int:
         """Forget failures, so that they are tried again, though not divergences; how many they were."""
-        failed = [t for search in self.searches() for t in search.retry_failures(self.storage)]
+        # The records first: a search whose failures are tried again has no winner, and so no cells, for a while.
         again = [job for job in self._jobs() if (self.record(job) or {}).get("state") == FAILED]
         for job in again:
             self.store.move(job.record_name, f"aside/failed-{uuid.uuid4().hex[:6]}/{job.record_name}")
+        failed = [t for search in self.searches() for t in search.retry_failures(self.storage)]
         self._forget()
         return max(len(failed), len(again))
 

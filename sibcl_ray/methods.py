@@ -211,4 +211,9 @@ def dimensions(method: Method, space: Space, symmetries: Iterable[str]) -> dict[
 def constants(method: Method, space: Space) -> tuple[Any, ...]:
     """What of the space decides a trial's value besides its parameters."""
     augments = method.invariant and method.surrogate
-    return space.batch, space.views, space.workers, space.label_probabilities[0] * augments
+    return (
+        space.batch,
+        space.views * method.invariant,
+        space.workers * method.pretrains,
+        space.label_probabilities[0] * augments,
+    )

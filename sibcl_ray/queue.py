@@ -57,6 +57,8 @@ class JobQueue:
 
     async def submit(self, job: Job, priority: int = 0) -> Record:
         """The job's record, when it has one. Jobs of one name run once; lower priorities run first."""
+        if self._over is not None:
+            raise Unfinished(self._over)
         if job.key not in self._results:
             self._results[job.key] = asyncio.get_running_loop().create_future()
             self._priorities[job.key] = priority
@@ -106,7 +108,8 @@ class JobQueue:
         else:
             self._notes.append(f"{job.title} failed, and is tried again: {record['reason']}")
             for needed in job.requires:  # what it stands on may be the cause
-                self._results.pop(needed.key, None)
+                if (result := self._results.get(needed.key)) and result.done():
+                    del self._results[needed.key]
             self._spawn(self._arrange(job, later=1))
 
     async def lost(self, group: str, blamed: Collection[int] | None) -> bool:
@@ -180,9 +183,11 @@ class JobQueue:
             self._changed.notify_all()
 
     async def _fail(self, job: Job, outcome: Record) -> None:
-        """End a job that no worker can end."""
-        record = timed(outcome)
-        await self._storing(write_record, job, record)
+        """End a job that no worker can end, unless one had ended it and died before it could say so."""
+        record = await self._storing(job.record, self._notes.append)
+        if record is None:
+            record = timed(outcome)
+            await self._storing(write_record, job, record)
         await self._end(job, record)
 
     async def _end(self, job: Job, record: Record) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
-from sibcl_ray.claims import Session
+from sibcl_ray.claims import Claims, Session
 from sibcl_ray.generate import generate
 from sibcl_ray.jobs import Job, Record, stands
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.search import Search
+from sibcl_ray.store import Store
 from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
@@ -101,14 +105,22 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
     return Resources(workers=wanted, gpus_per_worker=gpus_per_worker, wide_cpus_per_worker=min(1.0, max(spare, 0.01)))
 
 
+@contextmanager
+def _scratch(store: Store, claims: Claims) -> Iterator[str]:
+    """A folder that all nodes see, if the store is one, for files of Ray that nobody needs afterwards."""
+    root = Path(store.path("scratch")) if store.is_local else Path(tempfile.gettempdir())
+    for old in root.iterdir() if store.is_local and root.exists() else ():
+        if not claims.alive(old.name):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = root / claims.session
+    try:
+        yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def run(
-    ledger: Ledger,
-    lacking: Missing,
-    session: Session,
-    resources: Resources,
-    scratch: str,
-    watch: Watch,
-    timings: Timings,
+    ledger: Ledger, lacking: Missing, session: Session, resources: Resources, watch: Watch, timings: Timings
 ) -> None:
     """Make everything that the study lacks.
 
@@ -116,7 +128,6 @@ def run(
         ledger, lacking: the study and what of it is missing.
         session: the driver's, which has claimed the study.
         resources: see `fit_resources`.
-        scratch: an absolute folder for files that nobody needs afterwards.
         watch: called twice a second.
         timings: filled while the study runs.
 
@@ -135,6 +146,7 @@ def run(
     timings.workers = resources.workers
     snapshot = replace(snapshot, trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
     with (
+        _scratch(ledger.store, session.claims) as scratch,
         Workers(resources, scratch, session.claims) as workers,
         _watching(workers, session, ledger.warn, snapshot, watch, timings),
     ):

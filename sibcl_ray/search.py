@@ -28,6 +28,7 @@ from sibcl_ray.methods import Choice
 from sibcl_ray.store import fingerprint
 
 REASON, STATE = "reason", "state"  # attributes of a trial that ended without a value
+FIXED = "fixed_params"  # Optuna's attribute of a trial whose parameters were asked for
 WANTED, RETRIED = "wanted", "retried"  # attributes of a history: trials it needs at least; failed ones, given up
 
 
@@ -63,9 +64,7 @@ class Search:
         trials = history.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         retried = history.user_attrs.get(RETRIED, ()) if any(STATE in t.user_attrs for t in trials) else ()
         return [
-            t
-            for t in trials
-            if t.state == TrialState.COMPLETE or (REASON in t.user_attrs and t.number not in retried)
+            t for t in trials if t.state == TrialState.COMPLETE or (REASON in t.user_attrs and t.number not in retried)
         ]
 
     def missing(self, history: optuna.Study | None) -> int:
@@ -93,20 +92,26 @@ class Search:
         if (history := load(storage, self.name)) is None:
             return []
         failed = [t for t in self.ended(history) if t.user_attrs.get(STATE) == FAILED]
+        waiting = history.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         for trial in failed:
-            history.enqueue_trial(trial.params)
-        history.set_user_attr(RETRIED, [*history.user_attrs.get(RETRIED, ()), *(t.number for t in failed)])
+            if not any(trial.params == w.system_attrs.get(FIXED) for w in waiting):  # of a driver that died here
+                history.enqueue_trial(trial.params)
+        if failed:
+            history.set_user_attr(RETRIED, [*history.user_attrs.get(RETRIED, ()), *(t.number for t in failed)])
         return failed
 
     def begin(self, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> optuna.Study:
         """The history, resumed or new.
 
-        What was running when a driver died is asked for again. A new history of a space that has changed takes
-        over the trials which lie in it, and tries every new value at least once, with the best of the others.
+        What was running when a driver died stays so, for whoever runs it next. A new history of a space that has
+        changed takes over the trials which lie in it, and tries every new value at least once, with the best of
+        the others.
         """
         history = load(storage, self.name) or optuna.create_study(storage=storage, study_name=self.name)
         for trial in history.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.ask_again(history, trial)
+            # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
+            if trial.params.keys() != self.dimensions.keys() and FIXED not in trial.system_attrs:
+                history.tell(trial.number, state=TrialState.FAIL)
         if WANTED not in history.user_attrs:
             relatives = [n for n in names(storage) if n.startswith(f"{self.family}, space ") and n != self.name]
             known = self._take_over(history, [optuna.load_study(study_name=n, storage=storage) for n in relatives])
@@ -119,15 +124,6 @@ class Search:
             history.enqueue_trial(dict(start), skip_if_exists=True)
         return history
 
-    def ask_again(self, history: optuna.Study, trial: FrozenTrial) -> None:
-        """End a trial that nobody runs any more, and have its parameters asked for once more."""
-        history.tell(trial.number, state=TrialState.FAIL)
-        whole = trial.params.keys() == self.dimensions.keys()
-        # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
-        parameters = trial.params if whole else trial.system_attrs.get("fixed_params")
-        if parameters:
-            history.enqueue_trial(dict(parameters))
-
     def _take_over(
         self, history: optuna.Study, relatives: Sequence[optuna.Study]
     ) -> list[Mapping[str, BaseDistribution]]:
@@ -136,7 +132,7 @@ class Search:
         trials = [trial for relative in relatives for trial in self.ended(relative)]
         for trial in trials:
             fits = trial.params.keys() == self.dimensions.keys() and all(
-                d._contains(d.to_internal_repr(trial.params[name])) for name, d in self.dimensions.items()
+                _contains(d, trial.params[name]) for name, d in self.dimensions.items()
             )
             if fits and trial.params not in there:
                 there.append(trial.params)
@@ -164,3 +160,9 @@ class Search:
                 parts = ((dimension.low, min(low, dimension.high)), (max(high, dimension.low), dimension.high))
                 new += [(name, math.sqrt(a * b)) for a, b in parts if a < b]
         return new
+
+
+def _contains(dimension: BaseDistribution, value: Any) -> bool:
+    if isinstance(dimension, CategoricalDistribution):
+        return value in dimension.choices
+    return dimension._contains(value)

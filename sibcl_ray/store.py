@@ -143,7 +143,8 @@ class Store:
                 return
             if self.is_local:
                 os.makedirs(os.path.dirname(new), exist_ok=True)
-                os.rename(old, new)
+                with suppress(FileNotFoundError):  # somebody else has moved it
+                    os.rename(old, new)
             else:
                 fs.mv(old, new, recursive=True)
 
@@ -221,10 +222,11 @@ class Store:
                 f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
                 f"{VERSION}; install a newer sibcl_ray, or give another storage"
             )
-        self.write("writable", b"")
+        trial = f"{DRAFTS}/{uuid.uuid4().hex}"
+        self.write(trial, b"")
         if self.is_local:
-            self._clear_drafts(os.stat(self.path("writable")).st_mtime - DRAFTS_KEPT)
-        self.remove("writable")
+            self._clear_drafts(os.stat(self.path(trial)).st_mtime - DRAFTS_KEPT)
+        self.remove(trial)
 
     def _clear_drafts(self, before: float) -> None:
         """Remove what writers that died have left, by the storage's own clock."""

@@ -190,11 +190,15 @@ def finetune(
 
     Raises:
         Diverged: the loss is no longer finite.
+        ValueError: the weights are of another architecture.
     """
     c, device = configuration, torch.device(device)
     network = new_network(problem, c.architecture, c.seed)
     if weights is not None:
-        network.load_state_dict(weights)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the weights are of another architecture: {' '.join(str(error).split())}") from None
     network.to(device)
     generator = torch.Generator(device).manual_seed(named_seed("finetune", c.seed))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))

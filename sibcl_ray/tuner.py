@@ -34,8 +34,8 @@ class _Rounds:
     def __init__(self, search: Search, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> None:
         self.search = search
         self.history = search.begin(storage, starts)
+        self._asked: deque[optuna.Trial] = deque()  # of this round, for whoever comes next
         self._running: dict[str, optuna.Trial] = {}
-        self._left = 0
 
     @property
     def finished(self) -> bool:
@@ -43,28 +43,37 @@ class _Rounds:
 
     def ask(self, trial_id: str) -> TrialJob | None:
         """Another trial's work; None while a round is under way, or when there is no more to ask."""
-        if not self._running:
-            # Rounds begin at fixed numbers, so that a round that was interrupted is completed before the next.
-            ended = len(self.search.ended(self.history))
-            self._left = min(self.search.at_once - ended % self.search.at_once, self.search.missing(self.history))
-        if not self._left:
+        if not (self._running or self._asked):
+            self._asked.extend(self._round())
+        if not self._asked:
             return None
-        self._left -= 1
-        ordinal = len(self.search.ended(self.history)) + len(self._running)
-        self.history.sampler = TPESampler(
-            seed=named_seed(self.search.seed, self.search.name, ordinal) % 2**32,
-            n_startup_trials=self.search.trials // 2,
-        )
-        trial = self.history.ask()
-        self._running[trial_id] = trial
+        trial = self._running[trial_id] = self._asked.popleft()
         return self.search.job(self.search.propose(trial))
+
+    def _round(self) -> list[optuna.Trial]:
+        """The trials of the next round, all proposed before any of them has a value.
+
+        Rounds begin at fixed numbers, and what a driver that died was running comes first: so one that was
+        interrupted is completed before the next, and no trial knows more than it would have known without.
+        """
+        search, history = self.search, self.history
+        ended = len(search.ended(history))
+        size = min(search.at_once - ended % search.at_once, search.missing(history))
+        left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:size]
+        trials = [optuna.Trial(history, trial._trial_id) for trial in left]
+        for ordinal in range(ended + len(trials), ended + size):
+            history.sampler = TPESampler(
+                seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2
+            )
+            trials.append(history.ask())
+            search.propose(trials[-1])
+        return trials
 
     def tell(self, trial_id: str, record: Record | None) -> None:
         """Ends a trial with its job's record; None where its process ended without one."""
         trial = self._running.pop(trial_id)
         if record is None:
-            self.search.ask_again(self.history, trial._get_latest_trial())
-            self._left += bool(self._running)
+            self._asked.append(trial)
         elif "error" in record:
             self.history.tell(trial, record["error"])
         else:

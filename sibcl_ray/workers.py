@@ -18,6 +18,9 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray._private.state import state as ray_state  # the public API does not tell who made a placement group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.claims import Claims
@@ -38,6 +41,19 @@ class Resources:
 
 def _nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _free_what_the_dead_reserved() -> None:
+    """Remove the placement groups of Train controllers that were killed; Ray does so when the driver ends.
+
+    Train's own cleaner needs a dashboard, which a cluster that was started by a driver does not have.
+    """
+    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
+    table = ray_state._connect_and_get_accessor().get_placement_group_table()
+    for entry in map(PlacementGroupTableData.FromString, table):
+        by_actor = entry.creator_job_id.hex() == job and entry.creator_actor_id not in (b"", nobody)
+        if by_actor and entry.creator_actor_dead and entry.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(entry.placement_group_id)))
 
 
 def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
@@ -167,6 +183,7 @@ class Workers:
             if self._closing:
                 return
             try:
+                _free_what_the_dead_reserved()
                 whole = nodes <= _nodes()  # if not, the node's loss is reason enough
                 began = ray.get(self.queue.lost.remote(group, blamed if whole else None))
                 fruitless = 0 if began else fruitless + 1

@@ -259,9 +259,8 @@ def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None
         connect()
         _obey_signals()  # Ray has put handlers of its own in place
     resources = fit_resources(workers, gpus, ledger.study.space.workers)
-    scratch = ledger.store.path("scratch") if ledger.store.is_local else str(Path.home() / "ray_results")
     with Display(console) as display:
-        run(ledger, lacking, session, resources, scratch, display, timings)
+        run(ledger, lacking, session, resources, display, timings)
     went = _where_time_went(timings.wall, timings.busy, timings.workers, time.monotonic() - begun)
     console.print(went, highlight=False)
 

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,12 +23,12 @@ from sibcl_ray.dataset import (
     TARGET,
     TEST,
     UNLABELLED,
-    DamagedShard,
     Dataset,
+    Shard,
     folds,
     shards_for,
 )
-from sibcl_ray.store import Store
+from sibcl_ray.store import Damaged, Store
 
 
 def make(dataset, role, index):
@@ -119,6 +120,7 @@ def test_shards_hold_a_count(count, shards):
 
 def test_metadata_say_what_the_numbers_are(dataset):
     about = metadata(make(dataset, TARGET, 1))
+    assert len(about.pop("sha256")) == 64
     assert about == {
         "fingerprint": dataset.fingerprint,
         "role": "target",
@@ -128,6 +130,7 @@ def test_metadata_say_what_the_numbers_are(dataset):
         "shapes": {"input": [8, 8], "label": [2], "scale": []},
         "units": {"input": "none", "label": "none"},
         "parameters": ["scale"],
+        "redrawn": [],
     }
     assert "label" not in metadata(make(dataset, UNLABELLED, 1))["shapes"]
 
@@ -201,7 +204,7 @@ def test_damage_anywhere_is_found(dataset):
         dataset.store.write(name, bytes(damaged))
         try:
             split = dataset.read_shard(TARGET, 0)
-        except DamagedShard as error:
+        except Damaged as error:
             assert name in str(error) and "\n" not in str(error)
             found += 1
         else:
@@ -213,7 +216,7 @@ def test_damage_anywhere_is_found(dataset):
 def test_a_truncated_shard_is_damaged(kept, dataset):
     data = make(dataset, TARGET, 0)
     dataset.store.write(dataset.shard_name(TARGET, 0), data[: int(kept * len(data))])
-    with pytest.raises(DamagedShard, match="cannot be read"):
+    with pytest.raises(Damaged, match="cannot be read"):
         dataset.read_shard(TARGET, 0)
 
 
@@ -224,7 +227,7 @@ def test_lost_metadata_are_damage(lost, dataset):
     about = {name: value for name, value in metadata(data).items() if name != lost}
     table = pq.read_table(io.BytesIO(data)).replace_schema_metadata({"sibcl_ray": json.dumps(about)})
     pq.write_table(table, dataset.store.path(dataset.shard_name(TARGET, 0)))
-    with pytest.raises(DamagedShard, match=lost):
+    with pytest.raises(Damaged, match=lost):
         dataset.read_shard(TARGET, 0)
 
 
@@ -239,8 +242,44 @@ def test_a_shard_under_anothers_name_is_damaged(seed, role, index, dataset):
     own = Path(dataset.store.path(dataset.shard_name(TARGET, 0)))
     own.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(dataset.store.path(other.shard_name(role, index)), own)
-    with pytest.raises(DamagedShard, match="not 50 of"):
+    with pytest.raises(Damaged, match="is not what was written there") as damage:
         dataset.read_shard(TARGET, 0)
+    assert str((other.fingerprint, role.name, index)) in str(damage.value)
+
+
+@pytest.mark.parametrize("change", ["input", "label", "units", "redrawn"])
+def test_whatever_is_changed_with_all_checksums_of_parquet_renewed_is_damage(change, dataset):
+    """As by a program that rewrites the file: the shard has a checksum of its own."""
+    data = make(dataset, TARGET, 0)
+    table, about = pq.read_table(io.BytesIO(data)), metadata(data)
+    if change in table.column_names:
+        values = table[change].combine_chunks()
+        flat = values.flatten().to_numpy().copy()
+        flat[7] = np.nextafter(flat[7], np.float32(2))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(flat), values.type.list_size)
+        table = table.set_column(table.column_names.index(change), change, column)
+    else:
+        about[change] = {"units": {"input": "metre", "label": "none"}, "redrawn": ["never"]}[change]
+    pq.write_table(
+        table.replace_schema_metadata({"sibcl_ray": json.dumps(about)}),
+        dataset.store.path(dataset.shard_name(TARGET, 0)),
+    )
+    with pytest.raises(Damaged, match="is not what was written there"):
+        dataset.read_shard(TARGET, 0)
+
+
+def test_what_is_missing_is_what_is_absent_or_damaged_and_damage_is_kept(dataset):
+    for role, index in ((TARGET, 0), (TARGET, 1), (TEST, 0)):
+        make(dataset, role, index)
+    name = dataset.shard_name(TARGET, 1)
+    dataset.store.write(name, b"PAR1 and then nothing")
+    said: list[str] = []
+    missing = dataset.missing({TARGET: 3 * SHARD, TEST: 20}, said.append)
+    assert missing == [Shard(TARGET, 1), Shard(TARGET, 2)]
+    assert len(said) == 1 and name in said[0] and "\n" not in said[0]
+    (aside,) = Path(dataset.store.path("aside/damaged")).rglob("*.parquet")
+    assert aside.read_bytes() == b"PAR1 and then nothing" and str(aside).endswith(name)
+    assert not dataset.store.exists(name)
 
 
 def test_an_absent_shard_is_not_a_damaged_one(dataset):

@@ -1,20 +1,47 @@
 """Shards made on a real Ray cluster: the same bytes whoever makes them, only those missing, damage mended."""
 
+import os
+import threading
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toy import Moments
 
-from sibcl_ray.dataset import ROLES, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.generate import generate, make_shard, missing_shards
+from sibcl_ray.claims import Session
+from sibcl_ray.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
+from sibcl_ray.generate import generate, make_shard
+from sibcl_ray.problems.problem import SolverFailed
 from sibcl_ray.store import Store
 
 SIZES = {TARGET: 120, TEST: 50, SURROGATE: 60, UNLABELLED: 10}
 SHARDS = {TARGET: 3, TEST: 1, SURROGATE: 2, UNLABELLED: 1}
+ONE = {TARGET: SHARD}
 
 
-def a_dataset(folder: Path) -> Dataset:
-    return Dataset(Moments(), 7, Store(str(folder)))
+@dataclass(frozen=True)
+class Fragile(Moments):
+    """Moments whose solver cannot do every input; ``worse`` is how it ends where it cannot."""
+
+    name = "fragile"
+    worse: str = "raises"
+    above: float = 0.48  # of the mean
+
+    def solve(self, inputs: np.ndarray) -> np.ndarray:
+        labels = super().solve(inputs)
+        bad = labels[:, 0] > self.above
+        if bad.any() and self.worse == "raises":
+            raise ArithmeticError("no convergence")
+        if bad.any() and self.worse == "dies":
+            os._exit(9)
+        labels[bad] = np.nan
+        return labels
+
+
+def a_dataset(folder: Path, problem: Moments | None = None) -> Dataset:
+    return Dataset(problem or Moments(), 7, Store(str(folder)))
 
 
 def contents(dataset: Dataset) -> dict[str, bytes]:
@@ -22,16 +49,22 @@ def contents(dataset: Dataset) -> dict[str, bytes]:
     return {name: dataset.store.read(name) for name in dataset.store.names(folder)}
 
 
+def make(dataset: Dataset, sizes: dict, warn=print) -> list[Shard]:
+    """What a driver does; returns what it made."""
+    with Session(dataset.store) as session:
+        return list(generate(dataset, dataset.missing(sizes), session.claims, warn))
+
+
 @pytest.fixture
 def made(cluster, tmp_path):
     dataset = a_dataset(tmp_path / "ray")
-    list(generate(dataset, missing_shards(dataset, SIZES)))
+    make(dataset, SIZES)
     return dataset
 
 
 def test_workers_change_no_byte(made, tmp_path):
     alone = a_dataset(tmp_path / "alone")
-    for shard in reversed(missing_shards(alone, SIZES)):  # in another order, in this process
+    for shard in reversed(alone.missing(SIZES)):  # in another order, in this process
         make_shard(alone, shard)
     assert contents(alone) == contents(made)
     assert len(contents(made)) == sum(SHARDS.values())
@@ -39,10 +72,8 @@ def test_workers_change_no_byte(made, tmp_path):
 
 def test_nothing_is_made_twice_and_more_is_only_more(made):
     before = contents(made)
-    assert missing_shards(made, SIZES) == []
-    more = missing_shards(made, {**SIZES, TARGET: 160})
-    assert [(s.role, s.index) for s in more] == [(TARGET, 3)]
-    list(generate(made, more))
+    assert made.missing(SIZES) == []
+    assert make(made, {**SIZES, TARGET: 160}) == [Shard(TARGET, 3)]
     assert before.items() <= contents(made).items()
 
 
@@ -51,13 +82,55 @@ def test_a_damaged_shard_is_named_and_made_again(made):
     whole = made.store.read(name)
     made.store.write(name, whole[: len(whole) // 2])
     said: list[str] = []
-    damaged = missing_shards(made, SIZES, warn=said.append)
-    assert [(s.role, s.index) for s in damaged] == [(TARGET, 1)]
+    assert made.missing(SIZES, said.append) == [Shard(TARGET, 1)]
     assert len(said) == 1 and name in said[0] and "made again" in said[0] and "\n" not in said[0]
-    list(generate(made, damaged))
+    make(made, SIZES)
     assert made.store.read(name) == whole
 
 
 def test_roles_share_no_input(made):
     rows = [tuple(x.flatten().tolist()) for role in ROLES for x in made.read(role, SIZES[role]).inputs]
     assert len(set(rows)) == len(rows)
+
+
+def test_two_drivers_make_every_shard_once_between_them(cluster, tmp_path):
+    dataset = a_dataset(tmp_path)
+    yields: list[Shard] = []
+    drivers = [threading.Thread(target=lambda: yields.extend(make(dataset, SIZES))) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    assert len(contents(dataset)) == sum(SHARDS.values())
+    assert set(Counter(yields)) == set(a_dataset(tmp_path / "none").missing(SIZES))
+    assert not [path for path in (tmp_path / "claims").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("worse", ["raises", "returns NaN"])
+def test_an_input_that_the_solver_fails_on_is_drawn_anew_and_said(worse, cluster, tmp_path):
+    dataset, said = a_dataset(tmp_path, Fragile(worse=worse)), []
+    make(dataset, ONE, said.append)
+    split, undisturbed = dataset.read(TARGET, SHARD), Moments().sample(SHARD, dataset.rng(TARGET, 0)).inputs
+    kept = Moments().solve(undisturbed)[:, 0] <= Fragile.above
+    assert 0 < (~kept).sum() < SHARD // 2
+    np.testing.assert_array_equal(split.inputs[kept], undisturbed[kept])
+    np.testing.assert_allclose(split.labels, Moments().solve(split.inputs.numpy()), rtol=1e-6)
+    assert float(split.labels[:, 0].max()) <= Fragile.above
+    assert len(said) == 1 and "drawn anew" in said[0] and "\n" not in said[0]
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (Fragile(above=0.0), "ArithmeticError: no convergence"),
+        (Fragile(above=0.0, worse="returns NaN"), "not finite"),
+        (Fragile(above=0.0, worse="dies"), "takes its process down"),
+    ],
+    ids=lambda value: getattr(value, "worse", ""),
+)
+def test_a_solver_that_always_fails_ends_the_study_with_its_reason(problem, expected, cluster, tmp_path):
+    dataset = a_dataset(tmp_path, problem)
+    with pytest.raises(SolverFailed, match=expected) as error:
+        make(dataset, ONE)
+    assert "\n" not in str(error.value)
+    assert not dataset.store.names("datasets")

@@ -1,6 +1,8 @@
 """A job's name says all that decides its result, it runs once, and it sees only the labels it may."""
 
+import hashlib
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ import torch
 from toy import ARCHITECTURE, Moments
 
 from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.jobs import DIVERGED, DONE, FAILED, CellJob, Job, PretrainJob, TrialJob, execute
-from sibcl_ray.store import Store
+from sibcl_ray.jobs import ATTEMPTS, DIVERGED, DONE, FAILED, CellJob, Job, PretrainJob, TrialJob, execute
+from sibcl_ray.store import Store, StoreError
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, predict, pretrain
 
 BUDGET = 60  # it ends inside the second shard
@@ -65,6 +67,11 @@ def changed(tmp_path):
 def pretraining(dataset, **changes):
     plain = {"unlabelled": 70, "surrogate": 60, "configuration": PRETRAINING}
     return PretrainJob(**{"dataset": dataset, **plain, **changes})
+
+
+def artefact(job):
+    """The name of a pretraining's weights."""
+    return f"artefacts/{job.last_record()['weights']}.safetensors"
 
 
 def trial(dataset, **changes):
@@ -155,8 +162,9 @@ def test_a_job_runs_once(full):
     first, again = run(job), run(trial(full))
     assert first["state"] == DONE and first["error"] > 0
     assert again["started"] == first["started"] and again["finished"] == first["finished"]
-    assert again == {**first, "job": job.about()} == job.record()
-    assert first["seconds"] == first["finished"] - first["started"] > 0
+    assert {**first, "job": job.about()} == job.record()
+    assert again == {**job.record(), "seconds": 0.0}, "a second run costs nothing"
+    assert first["seconds"] == pytest.approx(first["finished"] - first["started"], abs=1e-3) and first["seconds"] > 0
 
 
 def test_a_result_is_a_function_of_the_jobs_name(full, changed):
@@ -196,6 +204,40 @@ def test_a_failed_job_is_recorded_with_its_reason_and_tried_again(dataset):
     assert (record["state"], record["reason"]) == (FAILED, "OSError: the disk is full")
     assert job.last_record()["reason"] == record["reason"] and job.record() is None
     assert run(job)["state"] == DONE and job.record()["state"] == DONE
+
+
+def test_a_job_that_fails_is_tried_a_few_times_and_then_no_more(dataset):
+    job = Failing(dataset=dataset, errors=[OSError(f"disk {i} is full") for i in range(ATTEMPTS + 1)])
+    for attempt in range(1, ATTEMPTS + 1):
+        assert run(job)["attempts"] == job.last_record()["attempts"] == attempt
+        assert (job.record() is not None) == (attempt == ATTEMPTS)
+    assert run(job)["reason"] == f"OSError: disk {ATTEMPTS - 1} is full" and len(job.errors) == 1
+
+
+def test_a_storage_that_fails_says_nothing_about_the_job(dataset):
+    job = Failing(dataset=dataset, errors=[StoreError("no space left on device")])
+    with pytest.raises(StoreError, match="no space"):
+        run(job)
+    assert job.last_record() is None and run(job)["state"] == DONE
+
+
+def test_a_damaged_record_is_kept_aside_and_its_job_is_run_again(dataset):
+    job = Failing(dataset=dataset)
+    run(job)
+    whole = dataset.store.read(job.record_name)
+    dataset.store.write(job.record_name, whole.replace(b"done", b"gone"))
+    record = run(job)
+    assert record["state"] == DONE and len(record["remade"]) == 1
+    line = record["remade"][0]
+    assert job.record_name in line and "checksum" in line and "made again" in line and "\n" not in line
+    (aside,) = Path(dataset.store.path("aside/damaged")).rglob("*.json")
+    assert aside.read_bytes() == whole.replace(b"done", b"gone")
+    assert run(job)["remade"] == [], "damage is told once"
+
+
+def test_a_reason_is_one_line_without_secrets(dataset):
+    job = Failing(dataset=dataset, errors=[OSError("lost\nhttps://me:hunter22@host/runs")])
+    assert run(job)["reason"] == "OSError: lost https://me:***@host/runs"
 
 
 def test_a_diverged_job_is_an_end(dataset):
@@ -277,10 +319,58 @@ def test_a_pretraining_sees_no_target_label_and_no_test_sample(full, changed):
 
 def test_a_pretrainings_weights_are_kept(full):
     job = pretraining(full)
-    assert run(job)["state"] == DONE and full.store.exists(job.weights_name)
+    assert run(job)["state"] == DONE and full.store.exists(artefact(job))
     unlabelled, surrogate = full.read(UNLABELLED, 70).inputs, full.read(SURROGATE, 60)
     expected, kept = pretrain(full.problem, unlabelled, surrogate, PRETRAINING), job.weights()
     assert expected.keys() == kept.keys() and all(torch.equal(expected[name], kept[name]) for name in kept)
+
+
+def flip(data):
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("damage", [flip, lambda data: data[:-1], lambda data: None], ids=["bit", "cut", "gone"])
+def test_damaged_weights_are_found_kept_aside_and_made_again(damage, full):
+    """Also by a worker that has used them before."""
+    job = pretraining(full)
+    first = run(job)
+    kept, name = job.weights(), artefact(job)
+    data = damage(full.store.read(name))
+    if data is None:
+        full.store.remove(name)
+    else:
+        full.store.write(name, data)
+    again = run(job)
+    assert again["state"] == DONE and again["weights"] == first["weights"] and again["started"] > first["started"]
+    assert len(again["remade"]) == 1 and name in again["remade"][0] and "pretraining is repeated" in again["remade"][0]
+    assert job.last_record()["remade"] == again["remade"]
+    assert all(torch.equal(kept[n], job.weights()[n]) for n in kept) and full.store.exists(name)
+    aside = list(Path(full.store.path("aside/damaged")).rglob("*.safetensors"))
+    assert [path.read_bytes() for path in aside] == ([data] if data else [])
+    assert run(job)["started"] == again["started"]
+
+
+def test_weights_of_another_architecture_are_one_clear_line(full):
+    """Under a digest that is right: the file is whole, only not what the record should name."""
+    job, other = pretraining(full), replace(PRETRAINING, architecture=replace(ARCHITECTURE, projection=5))
+    wider = pretraining(full, configuration=other)
+    run(job), run(wider)
+    full.store.write_record(job.record_name, {**job.last_record(), "weights": wider.last_record()["weights"]})
+    record = run(cell(full, pretraining=job))
+    assert record["state"] == FAILED and "ValueError: the weights are of another architecture" in record["reason"]
+    assert "size mismatch" in record["reason"] and "\n" not in record["reason"]
+
+
+def test_what_is_no_safetensors_under_its_right_digest_fails_with_a_reason(full):
+    job = pretraining(full)
+    run(job)
+    digest = hashlib.sha256(b"pickle").hexdigest()
+    full.store.write(f"artefacts/{digest}.safetensors", b"pickle")
+    full.store.write_record(job.record_name, {**job.last_record(), "weights": digest})
+    record = run(cell(full, pretraining=job))
+    assert record["state"] == FAILED and "Safetensor" in record["reason"]
 
 
 def test_a_cell_starts_from_its_pretraining(full):
@@ -293,7 +383,7 @@ def test_a_cell_starts_from_its_pretraining(full):
 
 def test_a_cell_without_its_pretraining_fails(full):
     record = run(cell(full, pretraining=pretraining(full)))
-    assert record["state"] == FAILED and "safetensors" in record["reason"]
+    assert record["state"] == FAILED and pretraining(full).record_name in record["reason"]
 
 
 def test_a_cells_error_is_that_of_its_network_on_the_test_split(full):

@@ -10,14 +10,16 @@ from toy import Moments
 
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.problems.photonic import disc_cells, level_set_cells
+from sibcl_ray.problems.schrodinger import Schrodinger2D, Schrodinger3D
 
 # The largest error, in the problem's own measure, between the labels of an input and of its images. The
 # error of a good network is some 3e-2, so that none is taught the difference.
-INVARIANT_WITHIN = {"moments": 1e-6, "photonic-dos": 1e-3}
+INVARIANT_WITHIN = {"moments": 1e-6, "photonic-dos": 1e-3, "schrodinger-2d": 1e-6, "schrodinger-3d": 1e-6}
 SAMPLES = 12
+ALL = {problem.name: problem for problem in (Moments(), Schrodinger2D(), Schrodinger3D())} | PROBLEMS
 
 
-@pytest.fixture(scope="module", params=[Moments(), *PROBLEMS.values()], ids=lambda problem: problem.name)
+@pytest.fixture(scope="module", params=ALL.values(), ids=ALL)
 def problem(request):
     return request.param
 

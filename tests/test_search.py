@@ -1,16 +1,22 @@
-"""Searches under Tune, on a real Ray cluster: one Optuna study each, in order, resumed, never repeated."""
+"""Searches: one Optuna study each, in order, resumed wherever they were cut off, extended, never repeated."""
 
+import math
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import optuna
 import pytest
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, TrialState
 from toy import ARCHITECTURE
 
-from sibcl_ray.methods import METHODS, Choice, Space, first_parameters, propose
-from sibcl_ray.search import BudgetSearcher, Search, run_searches
+from sibcl_ray.history import Journal, load, open_history
+from sibcl_ray.methods import METHODS, Choice, Space, dimensions, first_parameters, propose
+from sibcl_ray.search import FIXED, Search
+from sibcl_ray.store import Store
+from sibcl_ray.tuner import BudgetSearcher, run_searches
 
 SPACE = Space(
     architectures=(ARCHITECTURE,),
@@ -21,6 +27,7 @@ SPACE = Space(
 )
 SYMMETRIES = ("translation", "point_group")
 METHOD = METHODS["SIB-CL"]
+SMALL = METHODS["SL-I"]  # of few dimensions
 
 
 class Job(dict):
@@ -30,74 +37,119 @@ class Job(dict):
 def value_of(job: Job) -> dict:
     """The stand-in for training: best at learning rate 1e-2 and temperature 0.3."""
     choice: Choice = job["choice"]
-    error = abs(choice.finetuning.learning_rate - 1e-2) + abs(choice.pretraining.temperature - 0.3)
+    error = abs(choice.finetuning.learning_rate - 1e-2)
+    error += abs(choice.pretraining.temperature - 0.3) if choice.pretraining else 0
     return {"state": "done", "error": error, "reason": ""}
 
 
-def a_search(budget=25, trials=6, method=METHOD) -> Search:
+def mixed(job: Job) -> dict:
+    """Some trials diverge, and some fail."""
+    end = int(job["choice"].finetuning.learning_rate * 1e7) % 4
+    states = {0: "diverged", 1: "failed"}
+    return {"state": states[end], "reason": f"the end was {end}"} if end in states else value_of(job)
+
+
+def a_search(budget=25, trials=6, method=METHOD, space=SPACE) -> Search:
     return Search(
-        name=f"{method.name} at {budget}",
+        family=f"{method.name} at {budget}",
         method=method.name,
         budget=budget,
         trials=trials,
         at_once=2,
         seed=0,
-        start=first_parameters(method, SPACE, SYMMETRIES),
-        propose=partial(propose, method=method, space=SPACE, symmetries=SYMMETRIES),
+        start=first_parameters(method, space, SYMMETRIES),
+        dimensions=dimensions(method, space, SYMMETRIES),
+        propose=partial(propose, method=method, space=space, symmetries=SYMMETRIES),
         job=lambda choice: Job(choice=choice, budget=budget),
     )
 
 
 @pytest.fixture
 def storage(tmp_path):
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    return open_history(Store(str(tmp_path)), "study", None)
 
 
-def drive(searcher: BudgetSearcher, evaluate=value_of, order=lambda ids: ids, stop_after=10**6) -> list[dict]:
-    """What Tune does, without Tune: ask while there is something, then end the trials in some order."""
-    jobs, number = [], 0
+@contextmanager
+def quick_folder(folder):
+    """A folder of the same name where writing is quick."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(prefix=folder.name, dir=memory if memory.is_dir() else folder) as quick:
+        yield Path(quick)
+
+
+@pytest.fixture(params=["journal", "database"])
+def any_storage(request, tmp_path):
+    with quick_folder(tmp_path) as folder:
+        url = f"sqlite:///{folder}/optuna.db" if request.param == "database" else None
+        yield open_history(Store(str(folder)), "study", url)
+
+
+def begun(searches, storage) -> BudgetSearcher:
+    return BudgetSearcher(searches, storage, lambda search: None)
+
+
+def drive(
+    searcher: BudgetSearcher, evaluate=value_of, order=lambda ids: ids, stop_after=10**6, slots=10**6, lose=()
+) -> list[dict]:
+    """What Tune does, without Tune: ask while there is something and room, then end trials in some order.
+
+    Of the trials that end, those whose ordinal is in ``lose`` lose their process.
+    """
+    jobs, ended, running = [], 0, {}
     while searcher.trials_left and len(jobs) < stop_after:
-        running = {}
-        while (config := searcher.suggest(str(number))) is not None:
-            running[str(number)] = config["job"]
+        while len(running) < slots and (config := searcher.suggest(str(len(jobs)))) is not None:
+            running[str(len(jobs))] = config["job"]
             jobs.append(config["job"])
-            number += 1
-        for trial_id in order(list(running)):
-            searcher.on_trial_complete(trial_id, evaluate(running[trial_id]))
+        for trial_id in order(list(running))[:slots]:
+            job = running.pop(trial_id)
+            lost = ended in lose
+            searcher.on_trial_complete(trial_id, None if lost else evaluate(job), error=lost)
+            ended += 1
     return jobs
 
 
 def history_of(search: Search, storage) -> list[dict]:
-    return [t.params for t in search.ended(search.open(storage))]
+    return [t.params for t in search.ended(load(storage, search.name))]
+
+
+def outcomes(searches, storage) -> list:
+    """All that a search has found, in order, and what it chose."""
+    return [
+        (
+            [(t.params, t.value, t.user_attrs.get("state")) for t in search.ended(load(storage, search.name))],
+            search.winner(load(storage, search.name)),
+        )
+        for search in searches
+    ]
 
 
 def test_the_first_trial_takes_the_first_values(storage):
     drive(BudgetSearcher([a_search()], storage, lambda s: None))
-    first = a_search().choice(a_search().ended(a_search().open(storage))[0])
+    first = a_search().choice(a_search().ended(load(storage, a_search().name))[0])
     assert first.pretraining.temperature == 0.1
     assert first.finetuning.steps == 5
     assert first.finetuning.learning_rate == pytest.approx((1e-4 * 1e-1) ** 0.5)
 
 
-def test_proposals_do_not_depend_on_which_trial_ends_first(tmp_path):
+def test_proposals_depend_neither_on_which_trial_ends_first_nor_on_how_many_run_at_once(tmp_path):
     histories = []
-    for name, order in (("a", lambda ids: ids), ("b", lambda ids: ids[::-1])):
-        storage = JournalStorage(JournalFileBackend(str(tmp_path / name)))
-        searches = [a_search(25, 8), a_search(25, 8, METHODS["SL-I"])]
-        drive(BudgetSearcher(searches[:1], storage, lambda s: None), order=order)
-        histories.append(history_of(searches[0], storage))
-    assert histories[0] == histories[1]
+    backwards = {"order": lambda ids: ids[::-1]}
+    for how in ({}, backwards, {"slots": 1}, {"slots": 3}, {"slots": 3, **backwards}):
+        storage = open_history(Store(str(tmp_path)), f"study{len(histories)}", None)
+        searches = [a_search(25, 8), a_search(25, 8, SMALL)]
+        drive(begun(searches, storage), **how)
+        histories.append([[t.params for t in s.best(load(storage, s.name), 8)] for s in searches])
+    assert all(history == histories[0] for history in histories[1:])
 
 
 def test_a_larger_budget_starts_from_the_best_of_the_smaller(storage):
     small, large = a_search(25), a_search(100)
     finished = []
     drive(BudgetSearcher([small, large], storage, lambda s: finished.append(s.budget)))
-    best = [t.params for t in small.best(small.open(storage), 3)]
+    best = [t.params for t in small.best(load(storage, small.name), 3)]
     assert history_of(large, storage)[:3] == best
     assert finished == [25, 100]
-    assert large.best(large.open(storage))[0].value <= small.best(small.open(storage))[0].value
+    assert large.best(load(storage, large.name))[0].value <= small.best(load(storage, small.name))[0].value
 
 
 def test_more_trials_add_only_the_new(storage):
@@ -115,22 +167,237 @@ def test_a_trial_whose_process_died_is_tried_again(storage):
     jobs = drive(BudgetSearcher([a_search()], storage, lambda s: None))
     assert len(jobs) == 6
     assert set(map(repr, lost)) <= {repr(job["choice"]) for job in jobs}
-    assert not a_search().open(storage).get_trials(states=(TrialState.RUNNING,))
+    assert not load(storage, a_search().name).get_trials(states=(TrialState.RUNNING,))
+
+
+# Disturbances: the same history, in the same order, as if nothing had happened.
+
+
+CHAIN = [a_search(budget, trials, SMALL) for budget, trials in ((25, 5), (100, 3))]
+WIDER = replace(SPACE, steps=(5, 20, 10), learning_rates=(1e-4, 1.0))
+EXTENDED = [a_search(budget, trials, SMALL, WIDER) for budget, trials in ((25, 5), (100, 5))]
+
+
+@contextmanager
+def journal(folder, lines):
+    """A history of these lines."""
+    with quick_folder(folder) as quick:
+        path, said = quick / "search.journal", []
+        path.write_bytes(b"".join(lines))
+        backend = Journal(path)
+        backend.mend(said.append)
+        yield JournalStorage(backend), path, said
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The journals of a study, and of the same extended by its space, with what they say."""
+    stages, lines = [], []
+    for searches in (CHAIN, EXTENDED):
+        with journal(tmp_path_factory.mktemp("undisturbed"), lines) as (storage, path, _):
+            drive(begun(searches, storage), mixed)
+            before, lines = len(lines), path.read_bytes().splitlines(keepends=True)
+            stages.append((searches, lines, before, outcomes(searches, storage)))
+    ends = [found[2] for trials, _ in stages[0][3] for found in trials]
+    assert {None, "failed", "diverged"} == set(ends), "the test is of no use without all ends"
+    return stages
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["between lines", "within a line"])
+@pytest.mark.parametrize("stage", [0, 1], ids=["new", "extended"])
+def test_a_driver_killed_at_any_operation_changes_nothing(stage, torn, undisturbed, tmp_path):
+    """Every prefix of the journal is what a driver may leave, and the next one ends the same."""
+    searches, lines, first, expected = undisturbed[stage]
+    for cut in range(first, len(lines) + (not torn)):
+        rest = [lines[cut][: len(lines[cut]) // 2]] if torn else []
+        with journal(tmp_path, lines[:cut] + rest) as (storage, _, said):
+            known = [found[0] for trials, _ in outcomes(searches, storage) for found in trials]
+            jobs = drive(begun(searches, storage), mixed)
+            assert outcomes(searches, storage) == expected, f"cut off after {cut} operations"
+            ends = sum(len(trials) for trials, _ in expected)
+            assert len(known) + len(jobs) <= ends, "a trial that had ended was run again"
+            assert not said, "a torn last line is nobody's business"
+
+
+def test_a_driver_killed_again_and_again_changes_nothing(undisturbed, tmp_path):
+    """Each gets a few operations further than the one before: one proposal, at times, and a part of the next."""
+    searches, _, _, expected = undisturbed[0]
+    lines: list[bytes] = []
+    for _ in range(200):
+        with journal(tmp_path, lines) as (storage, path, _):
+            drive(begun(searches, storage), mixed)
+            after = path.read_bytes().splitlines(keepends=True)
+            if len(after) <= len(lines) + 16:
+                assert outcomes(searches, storage) == expected
+                return
+            lines = after[: len(lines) + 16]
+    raise AssertionError("it never ends")
+
+
+def test_a_damaged_line_loses_only_what_comes_after_it(undisturbed, tmp_path):
+    searches, lines, _, expected = undisturbed[0]
+    for number in range(0, len(lines), 7):
+        changed = bytearray(lines[number])
+        changed[len(changed) // 2] ^= 1
+        damaged = [*lines[:number], bytes(changed), *lines[number + 1 :]]
+        with journal(tmp_path, damaged) as (storage, path, said):
+            (kept,) = path.parent.glob("*.damaged-*")
+            assert kept.read_bytes() == b"".join(damaged)
+            assert len(said) == 1 and f"from line {number + 1} on" in said[0] and kept.name in said[0]
+            drive(begun(searches, storage), mixed)
+            assert outcomes(searches, storage) == expected
+
+
+def test_trial_processes_lost_at_any_point_change_nothing(undisturbed, tmp_path):
+    searches, _, _, expected = undisturbed[0]
+    ends = sum(len(trials) for trials, _ in expected)
+    for lose in [*({i} for i in range(ends)), {0, 1, 2, 3}, {3, 4, 5}, set(range(0, 2 * ends, 2))]:
+        for how in ({}, {"slots": 1}):
+            with journal(tmp_path, []) as (storage, _, _):
+                jobs = drive(begun(searches, storage), mixed, lose=lose, **how)
+                assert outcomes(searches, storage) == expected
+                assert len(jobs) <= ends + len(lose)
+
+
+def test_a_cluster_that_loses_every_trial_is_given_up(storage):
+    searcher = begun([a_search()], storage)
+    for number in range(1000):
+        if searcher.suggest(str(number)) == "FINISHED":
+            break
+        searcher.on_trial_complete(str(number), error=True)
+    assert number == 20 and searcher.trials_left == 6
+
+
+# Extensions
+
+
+def extended(search, storage, evaluate=value_of):
+    """The parameters of the trials that this search still asks for."""
+    return [job["choice"] for job in drive(begun([search], storage), evaluate)]
+
+
+def test_a_new_value_is_tried_once_with_the_best_of_the_others(any_storage):
+    old = a_search()
+    drive(begun([old], any_storage))
+    best = old.best(load(any_storage, old.name))[0]
+    new = a_search(space=replace(SPACE, temperatures=(0.1, 0.3, 0.9, 0.5)))
+    (choice,) = extended(new, any_storage)
+    assert choice.pretraining.temperature == 0.5
+    history = history_of(new, any_storage)
+    assert history == [*history_of(old, any_storage), {**best.params, "temperature": 0.5}]
+    assert extended(new, any_storage) == [] and len(history_of(old, any_storage)) == 6
+
+
+def test_both_ends_of_a_wider_range_are_tried(storage):
+    old, new = a_search(), a_search(space=replace(SPACE, learning_rates=(1e-6, 1.0)))
+    drive(begun([old], storage))
+    tried = [choice.finetuning.learning_rate for choice in extended(new, storage)]
+    assert tried == pytest.approx([math.sqrt(1e-6 * 1e-4), math.sqrt(1e-1 * 1.0)])
+    assert history_of(new, storage)[:6] == history_of(old, storage)
+
+
+@pytest.mark.parametrize(
+    ("space", "lies_in"),
+    [
+        (replace(SPACE, temperatures=(0.3,)), lambda t: t["temperature"] == 0.3),
+        (replace(SPACE, learning_rates=(1e-3, 1e-2)), lambda t: 1e-3 <= t["learning_rate"] <= 1e-2),
+        (replace(SPACE, steps=(10,)), lambda t: t["steps"] == 10),
+    ],
+    ids=["a choice", "a range", "another choice"],
+)
+def test_a_smaller_space_keeps_what_lies_in_it_and_completes_the_rest(space, lies_in, storage):
+    old, new = a_search(), a_search(space=space)
+    drive(begun([old], storage))
+    kept = [t for t in history_of(old, storage) if lies_in(t)]
+    assert len(extended(new, storage)) == 6 - len(kept) > 0
+    history = history_of(new, storage)
+    assert history[: len(kept)] == kept and len(history) == 6 and all(map(lies_in, history))
+
+
+def test_a_space_that_comes_back_finds_all_that_was_ever_tried(storage):
+    old, new = a_search(), a_search(space=replace(SPACE, temperatures=(0.3, 0.5)))
+    both = a_search(space=replace(SPACE, temperatures=(0.1, 0.3, 0.9, 0.5)))
+    drive(begun([old], storage))
+    drive(begun([new], storage))
+    assert extended(old, storage) == [] == extended(both, storage)
+    everything = history_of(old, storage) + history_of(new, storage)
+    assert all(t in history_of(both, storage) for t in everything)
+
+
+def test_failures_are_taken_over_too(storage):
+    old, new = a_search(), a_search(space=replace(SPACE, temperatures=(0.1, 0.3, 0.9, 0.5)))
+    drive(begun([old], storage), mixed)
+    drive(begun([new], storage), mixed)
+    assert outcomes([new], storage)[0][0][:6] == outcomes([old], storage)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "affected"),
+    [
+        ({"temperatures": (0.1, 0.3, 0.9, 0.5)}, {"SSL", "SSL-I", "SIB-CL", "SIB-CL-plain"}),
+        ({"epochs": (1, 2, 3)}, {"TL", "TL-I", "SSL", "SSL-I", "SIB-CL", "SIB-CL-plain"}),
+        ({"label_probabilities": (0.5, 0.9)}, {"SL-I", "TL-I", "SSL-I", "SIB-CL"}),
+        ({"weight_decays": (0.01, 0.1)}, set(METHODS)),
+        ({"workers": 1}, set()),
+    ],
+    ids=str,
+)
+def test_methods_that_do_not_use_a_dimension_keep_their_histories(change, affected):
+    space = replace(SPACE, **change)
+    searches = [(a_search(method=m), a_search(method=m, space=space)) for m in METHODS.values()]
+    assert {old.method for old, new in searches if old.name != new.name} == affected
+
+
+# Failures that are tried again
+
+
+def test_failures_are_tried_again_with_the_same_parameters_and_divergences_are_not(any_storage):
+    search = a_search(trials=8)
+    drive(begun([search], any_storage), mixed)
+    ((before, _),) = outcomes([search], any_storage)
+    failed = [params for params, _, state in before if state == "failed"]
+    assert failed and any(state == "diverged" for *_, state in before)
+    assert [t.params for t in search.retry_failures(any_storage)] == failed
+    assert search.missing(load(any_storage, search.name)) == len(failed)
+    extended(search, any_storage)
+    ((after, _),) = outcomes([search], any_storage)
+    assert [t[0] for t in after[-len(failed) :]] == failed and all(t[1] is not None for t in after[-len(failed) :])
+    assert after[: -len(failed)] == [t for t in before if t[2] != "failed"]
+    assert search.retry_failures(any_storage) == [] and extended(search, any_storage) == []
+
+
+def test_asking_for_another_try_may_be_cut_off_and_repeated(tmp_path):
+    search = a_search(trials=8)
+    with journal(tmp_path, []) as (storage, path, _):
+        drive(begun([search], storage), mixed)
+        before = path.read_bytes().splitlines(keepends=True)
+        failed = [t.params for t in search.retry_failures(storage)]
+        lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) > len(before) + 1
+    for cut in range(len(before), len(lines)):
+        with journal(tmp_path, lines[:cut]) as (storage, _, _):
+            assert [t.params for t in search.retry_failures(storage)] == failed
+            waiting = load(storage, search.name).get_trials(states=(TrialState.WAITING,))
+            assert [t.system_attrs[FIXED] for t in waiting] == failed
+
+
+def test_a_search_of_which_nothing_is_there_has_no_failures(storage):
+    assert a_search().retry_failures(storage) == [] and load(storage, a_search().name) is None
 
 
 def test_a_failed_trial_counts_and_a_search_of_failures_has_no_winner(storage):
     failed = {"state": "diverged", "reason": "the loss became nan"}
     jobs = drive(BudgetSearcher([a_search()], storage, lambda s: None), evaluate=lambda job: failed)
-    history = a_search().open(storage)
+    history = load(storage, a_search().name)
     assert len(jobs) == 6 and a_search().missing(history) == 0
     assert a_search().winner(history) is None
 
 
 def test_the_winner_is_the_best_and_only_when_all_is_done(storage):
     drive(BudgetSearcher([a_search()], storage, lambda s: None), stop_after=3)
-    assert a_search().winner(a_search().open(storage)) is None
+    assert a_search().winner(load(storage, a_search().name)) is None
     drive(BudgetSearcher([a_search()], storage, lambda s: None))
-    history = a_search().open(storage)
+    history = load(storage, a_search().name)
     assert a_search().winner(history) == a_search().choice(min(history.get_trials(), key=lambda t: t.value))
 
 
@@ -150,4 +417,4 @@ def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
     run_searches(searcher, value_of, at_once=4, scratch=str(tmp_path))
     assert searcher.trials_left == 0
     assert sorted(finished) == sorted(s.name for s in searches)
-    assert all(len(s.ended(s.open(storage))) == 3 for s in searches)
+    assert all(len(s.ended(load(storage, s.name))) == 3 for s in searches)

@@ -5,15 +5,29 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import combinations
 
 import pytest
+from disks import read_only, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sibcl_ray.store import Store, code_version, describe, fingerprint
+from sibcl_ray.store import (
+    DRAFTS,
+    DRAFTS_KEPT,
+    VERSION,
+    VERSION_NAME,
+    Damaged,
+    NewerStore,
+    Store,
+    StoreError,
+    code_version,
+    describe,
+    fingerprint,
+)
 
 FEW = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
@@ -151,6 +165,240 @@ def test_any_record_comes_back(record):
     store = Store("memory://records")
     store.write_record("record", record)
     assert store.read_record("record") == record
+
+
+@FEW
+@given(st.dictionaries(st.text(), PLAIN, max_size=4), st.data())
+def test_a_damaged_record_is_found_or_says_the_same(record, data):
+    """Any byte changed, or the rest cut off: never another record, and never another exception."""
+    store = Store("memory://damaged-records")
+    store.write_record("record", record)
+    whole = store.read("record")
+    position = data.draw(st.integers(0, len(whole) - 1))
+    cut = whole[:position]
+    changed = bytearray(whole)
+    changed[position] ^= data.draw(st.integers(1, 255))
+    for damaged in (cut, bytes(changed), cut + whole[position + 1 :], whole[:position] + b"\0" * len(whole[position:])):
+        store.write("record", damaged)
+        (given,) = store.read_records(["record"]).values()
+        try:
+            read = store.read_record("record")
+        except Damaged as damage:
+            assert str(given) == str(damage) and "record" in str(damage) and "\n" not in str(damage)
+        else:
+            assert read == record == given
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"1",
+        b'"text"',
+        b"{}",
+        b'{"sha256": 1}',
+        b'{"sha256": null, "a": 1}',
+        b"\xff\xfe",
+        b"\0",
+        b"[" * 100_000,
+        b'{"a": NaN, "sha256": ""}',
+        b'{"a": 1e999, "sha256": ""}',
+        b"1" * 5000,
+        '{"ü": 1}'.encode("utf-16"),
+    ],
+    ids=lambda data: repr(data[:20]),
+)
+def test_what_is_no_record_is_damaged(data, store):
+    store.write("record", data)
+    with pytest.raises(Damaged, match=r"^record "):
+        store.read_record("record")
+
+
+def test_many_records_are_read_at_once_with_what_is_damaged_and_without_what_is_absent(store):
+    for i in range(5):
+        store.write_record(f"ledger/{i}", {"i": i})
+    store.write("ledger/3", store.read("ledger/4")[:-9])
+    found = store.read_records([f"ledger/{i}" for i in (0, 3, 4, 7)])
+    assert found.pop("ledger/0") == {"i": 0} and found.pop("ledger/4") == {"i": 4}
+    assert list(found) == ["ledger/3"] and isinstance(found["ledger/3"], Damaged)
+    assert store.read_records([]) == {} and store.read_records(["absent"]) == {}
+
+
+def test_what_is_set_aside_keeps_its_bytes(store):
+    for data in (b"first", b"second"):
+        store.write("folder/name", data)
+        aside = store.set_aside("folder/name")
+        assert store.read(aside) == data and aside.endswith("/folder/name")
+        assert not store.exists("folder/name")
+    assert len(store.names("aside/damaged")) == 2
+    store.set_aside("never/there")
+
+
+def test_what_one_process_sets_aside_another_may_have(tmp_path):
+    """Many find the same damage at the same moment: it is moved once, and nobody stumbles."""
+    store = Store(str(tmp_path))
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(40):
+            store.write(f"name{i}", b"damaged")
+            list(pool.map(store.set_aside, [f"name{i}"] * 8))
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(path.name for path in kept) == sorted(f"name{i}" for i in range(40))
+
+
+def test_a_store_says_its_version_and_one_of_a_later_version_is_refused(store):
+    store.open()
+    store.open()
+    assert store.read_record(VERSION_NAME) == {"version": VERSION}
+    store.write_record(VERSION_NAME, {"version": VERSION + 1})
+    with pytest.raises(NewerStore) as refusal:
+        store.open()
+    line = str(refusal.value)
+    assert "\n" not in line and f"version {VERSION + 1}" in line and store.uri in line and "install a newer" in line
+
+
+def test_a_damaged_version_is_kept_aside_and_written_again(store):
+    store.open()
+    store.write(VERSION_NAME, b'{"version": 99}')
+    store.open()
+    assert store.read_record(VERSION_NAME) == {"version": VERSION}
+    (folder,) = store.names("aside/damaged")
+    assert store.read(f"{folder}/{VERSION_NAME}") == b'{"version": 99}'
+
+
+def test_drivers_that_open_a_store_at_the_same_moment_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: Store(str(tmp_path)).open(), range(200)))
+    assert sorted(os.listdir(tmp_path)) == [DRAFTS, VERSION_NAME] and not os.listdir(tmp_path / DRAFTS)
+
+
+def test_drafts_of_writers_that_died_are_cleared_when_they_are_old(tmp_path):
+    store = Store(str(tmp_path))
+    store.write("name", b"")
+    for name, age in (("dead", DRAFTS_KEPT + 60), ("alive", DRAFTS_KEPT - 60)):
+        draft = tmp_path / DRAFTS / name
+        draft.write_bytes(b"half")
+        os.utime(draft, (time.time() - age,) * 2)
+    store.open()
+    assert os.listdir(tmp_path / DRAFTS) == ["alive"]
+
+
+CREATOR = """
+import sys, time
+from pathlib import Path
+from sibcl_ray.store import Store
+folder, me = Path(sys.argv[1]), sys.argv[2]
+store = Store(str(folder))
+(folder / f"ready{me}").touch()
+while not (folder / "go").exists():
+    pass
+for i in range(100):
+    if store.create(f"prizes/{i}", me.encode() * 1000):
+        print(i)
+"""
+
+
+def test_a_name_is_created_by_one_of_many_processes(tmp_path):
+    everybody = [
+        subprocess.Popen([sys.executable, "-c", CREATOR, str(tmp_path), str(me)], stdout=subprocess.PIPE, text=True)
+        for me in range(4)
+    ]
+    while len(list(tmp_path.glob("ready*"))) < len(everybody) and all(p.poll() is None for p in everybody):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    won = [process.communicate(timeout=60)[0].split() for process in everybody]
+    assert sorted(int(i) for prizes in won for i in prizes) == list(range(100))
+    for me, prizes in enumerate(won):
+        assert all((tmp_path / "prizes" / i).read_bytes() == str(me).encode() * 1000 for i in prizes)
+    assert not os.listdir(tmp_path / DRAFTS)
+
+
+def test_creating_what_is_there_leaves_it(store):
+    assert store.create("a/b", b"1") and not store.create("a/b", b"2")
+    assert store.read("a/b") == b"1"
+    store.remove("a/b")
+    assert store.create("a/b", b"3") and store.read("a/b") == b"3"
+
+
+def test_a_full_disk_is_told_with_what_and_where_and_nothing_is_half_written(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        store = Store(str(disk))
+        store.open()
+        store.write("folder/name", b"whole")
+        for call in (store.write, store.create):
+            name = "folder/name" if call == store.write else "folder/new"
+            with pytest.raises(StoreError, match=f"{name} cannot be written in {disk}: No space left on device"):
+                call(name, bytes(2_000_000))
+        assert store.read("folder/name") == b"whole" and store.names("folder") == ["folder/name"]
+        assert not os.listdir(disk / DRAFTS)
+        store.write("folder/name", b"there is room for this")
+
+
+def test_a_read_only_disk_is_told_and_can_be_read(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        store = Store(str(disk))
+        store.open()
+        store.write_record("folder/name", {"a": 1})
+        calls = (
+            ("written", lambda: store.write("folder/name", b"")),
+            ("written", lambda: store.create("folder/new", b"")),
+            ("moved", lambda: store.move("folder/name", "elsewhere")),
+            ("removed", lambda: store.remove("folder/name")),
+            ("written", store.open),
+        )
+        with read_only(disk):
+            for what, call in calls:
+                with pytest.raises(StoreError, match=f"cannot be {what} in {disk}: Read-only file system") as error:
+                    call()
+                assert "\n" not in str(error.value)
+            assert store.read_record("folder/name") == {"a": 1}
+        store.open()
+
+
+@pytest.mark.parametrize("name", ["ä/ö ü", "a b", "a/b.c.d", "-", "%2e%2e/a", "~", "a\\b", "x" * 200, "{a}", "日本"])
+def test_odd_names_are_names(name, store):
+    store.write(name, b"1")
+    assert store.exists(name) and store.read(name) == b"1"
+    assert not store.create(name, b"2")
+    store.move(name, f"moved/{name}")
+    assert store.read(f"moved/{name}") == b"1" and not store.exists(name)
+    store.remove(f"moved/{name}")
+    assert not store.exists(f"moved/{name}")
+
+
+def test_names_that_no_disk_takes_are_refused(tmp_path):
+    store = Store(str(tmp_path))
+    for call in (store.read, lambda name: store.write(name, b""), lambda name: store.create(name, b"")):
+        with pytest.raises(ValueError, match="null"):
+            call("a\0b")
+        with pytest.raises(StoreError, match="File name too long"):
+            call("x" * 300)
+    assert not store.exists("a\0b") and not store.exists("x" * 300)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_where_a_folder_should_be_is_an_error_of_the_storage(tmp_path):
+    store = Store(str(tmp_path))
+    store.write("folder", b"a file")
+    for call in (store.read, lambda name: store.write(name, b"")):
+        with pytest.raises(StoreError, match="folder/name cannot be"):
+            call("folder/name")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store(str(tmp_path.parent)).read(tmp_path.name)
+
+
+def test_a_link_is_replaced_by_what_is_written_not_followed(tmp_path):
+    """So that no name leads out of the store."""
+    (tmp_path / "outside").write_bytes(b"mine")
+    store = Store(str(tmp_path / "store"))
+    store.write("name", b"")
+    for link in ("file", "dangling"):
+        (tmp_path / "store" / link).symlink_to(tmp_path / ("outside" if link == "file" else "nowhere"))
+        store.write(link, b"new")
+        assert store.read(link) == b"new"
+    assert (tmp_path / "outside").read_bytes() == b"mine" and not (tmp_path / "nowhere").exists()
 
 
 @FEW

@@ -3,16 +3,15 @@
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
 import pytest
+from servers import mlflow_server
 from test_curves import exact, noisy, power_law
 
 from sibcl_ray import tracking
@@ -136,9 +135,7 @@ def test_an_extended_study_replaces_only_what_changed(uri, matrix):
     kept = "SIB-CL · 50 labels · 0"
     assert trials_after[kept].info.run_id == trials_before[kept].info.run_id
     parents = {run.info.run_id for run in trials_after.values()}
-    assert all(
-        run.data.tags.get(tracking.PARENT, next(iter(parents))) in parents for run in trials_after.values()
-    )
+    assert all(run.data.tags.get(tracking.PARENT, next(iter(parents))) in parents for run in trials_after.values())
 
 
 def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
@@ -201,37 +198,9 @@ def test_nothing_is_printed(tmp_path):
 
 @pytest.fixture
 def server(uri, tmp_path):
-    """`mlflow server` on loopback over the test's own store; its whole process group ends with the test."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port)]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--workers",
-        "1",
-        "--default-artifact-root",
-        str(tmp_path / "mlartifacts"),
-    ]
-    with open(tmp_path / "server.log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (
-                    tmp_path / "server.log"
-                ).read_text()
-                time.sleep(0.3)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # it would wait for the browser's idle connections
-        process.wait()
+    """`mlflow server` over the test's own store."""
+    with mlflow_server(uri, tmp_path) as started:
+        yield started.address
 
 
 CHROMIUM = shutil.which("chromium")

@@ -1,6 +1,5 @@
 """The worker groups, on a real Ray cluster: jobs run once, after what they need, and cheaply."""
 
-import json
 import time
 
 import pytest
@@ -8,8 +7,9 @@ import ray
 from toy import ARCHITECTURE, Moments
 from toy_jobs import Die, Fail, Sleep, Together
 
+from sibcl_ray.claims import Session
 from sibcl_ray.dataset import SURROGATE, UNLABELLED, Dataset
-from sibcl_ray.generate import generate, missing_shards
+from sibcl_ray.generate import generate
 from sibcl_ray.jobs import PretrainJob
 from sibcl_ray.store import Store
 from sibcl_ray.training import Pretraining
@@ -24,8 +24,14 @@ def dataset(cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def workers(dataset):
-    with Workers(ROOM_FOR_WIDE, dataset.store.path("scratch")) as group:
+def session(dataset):
+    with Session(dataset.store) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def workers(dataset, session):
+    with Workers(ROOM_FOR_WIDE, dataset.store.path("scratch"), session.claims) as group:
         yield group
 
 
@@ -43,7 +49,7 @@ def test_equal_jobs_run_once(workers, dataset):
     job = Sleep(dataset=dataset, number=100, seconds=0.2)
     records = ray.get([workers.submit(Sleep(dataset=dataset, number=100, seconds=0.2)) for _ in range(5)])
     assert len({record["began"] for record in records}) == 1
-    stored = json.loads(dataset.store.read(job.record_name))
+    stored = dataset.store.read_record(job.record_name)
     assert stored["state"] == "done" and stored["job"] == job.about()
 
 
@@ -71,8 +77,8 @@ def test_a_wide_job_has_a_process_group_of_its_own_beside_the_warm_one(workers, 
     assert (record["state"], record["sum"], record["size"]) == ("done", 1, 2)
 
 
-def test_a_pretraining_spans_two_workers(workers, dataset):
-    list(generate(dataset, missing_shards(dataset, {UNLABELLED: 50, SURROGATE: 50})))
+def test_a_pretraining_spans_two_workers(workers, dataset, session):
+    list(generate(dataset, dataset.missing({UNLABELLED: 50, SURROGATE: 50}), session.claims))
     job = PretrainJob(
         dataset=dataset,
         unlabelled=50,

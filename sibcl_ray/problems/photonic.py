@@ -49,9 +49,7 @@ def level_set_cells(
     return _mix(coverage, inside, outside), parameters
 
 
-def disc_cells(
-    count: int, rng: np.random.Generator, resolution: int = 32
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def disc_cells(count: int, rng: np.random.Generator, resolution: int = 32) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Cells with one centred disc of radius U(0, 0.5] and two permittivities U(1, 20).
 
     Args:
@@ -68,9 +66,7 @@ def disc_cells(
     points = (np.arange(resolution * SAMPLES) + 0.5) / (resolution * SAMPLES) - 0.5
     distance = np.hypot(points[:, None], points)
     coverage = (
-        np.stack([_pixel_means(distance < r) for r in radius])
-        if count
-        else np.empty((0, resolution, resolution))
+        np.stack([_pixel_means(distance < r) for r in radius]) if count else np.empty((0, resolution, resolution))
     )
     return _mix(coverage, inside, outside), {
         "radius": radius,

@@ -28,9 +28,7 @@ class PhotonicDOS(Problem):
     name = "photonic-dos"
     version = 1
     input_units = "relative permittivity"
-    label_units = (
-        "density of states, a/2πc per unit cell, divided by √⟨ε⟩, at ω√⟨ε⟩ on linspace(0, 1.2, 500)[:400]"
-    )
+    label_units = "density of states, a/2πc per unit cell, divided by √⟨ε⟩, at ω√⟨ε⟩ on linspace(0, 1.2, 500)[:400]"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

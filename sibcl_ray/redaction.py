@@ -1,0 +1,68 @@
+"""What must not be shown: passwords, tokens and keys, taken out of text before anybody reads or stores it.
+
+In doubt it takes out too much: a line that lost a word can be asked about, a published password has to be changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import quote
+
+HIDDEN = "***"
+SHORTEST = 8  # characters; shorter values of variables are words that occur by chance
+
+SECRET_VARIABLE = re.compile("TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|API_KEY|ACCESS_KEY", re.IGNORECASE)
+
+# Also inside longer names, such as sslpassword, X-Amz-Signature or AWS_SECRET_ACCESS_KEY.
+_NAME = (
+    r"(?<![\w.-])[\w.-]*(?:passw(?:or)?d|passphrase|pwd|token|secret|signature|credential"
+    r"|(?:api|access|account|private)[_-]?key)[\w.-]*"
+)
+_VALUE = r"""(?P<value>'[^']*'|"[^"]*"|[^\s&]+)"""
+
+_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # In URLs. A user without a password, or with a very long name, is a token. Some programs understand passwords
+        # with unescaped @, : and /, so a password goes on to the last @ there is.
+        r"(?P<kept>://)(?P<value>[^\s:/?#@]{20,}|[^\s:/?#@]+(?=:x-oauth-basic@))(?=:\S*@)",
+        r"(?P<kept>://[^\s:/?#]*:)(?P<value>\S*)(?=@)",
+        r"(?P<kept>://)(?P<value>[^\s:/?#@]+)(?=@)",
+        r"(?P<kept>[?&;](?:key|sig|auth|code|pass)=)(?P<value>[^\s&#]+)",
+        # Named elsewhere: connection strings, assignments, mappings, headers.
+        rf"(?P<kept>{_NAME}[ ]?=[ ]?){_VALUE}",
+        rf"""(?P<kept>['"]{_NAME}['"]\s*:\s*){_VALUE}""",
+        r"""(?P<kept>\bauthorization['"]?\s*[:=]\s*['"]?(?:(?:basic|bearer|digest|token)\s+)?)(?P<value>[^\s'"]+)""",
+        # Known by their form; the last is a JSON web token.
+        r"(?P<kept>\bbearer\s+)(?P<value>[\w.~+/=-]{20,})",
+        r"(?P<kept>\b)(?P<value>(?:AKIA|ASIA)[A-Z0-9]{16}|dapi[0-9a-f]{32}|gh[a-z]_\w{20,}|github_pat_\w{20,})",
+        r"(?P<kept>\b)(?P<value>eyJ[\w-]+\.eyJ[\w-]+\.[\w-]*)",
+    )
+)
+
+
+def redact(text: str) -> str:
+    """`text` with every recognisable secret replaced by `***`.
+
+    These are: passwords and tokens in URLs; values named password, token, secret, signature and the like in queries,
+    connection strings and mappings; Authorization headers; access keys of AWS and well-known tokens, by their form; and
+    the values, of at least 8 characters, of this process's environment variables with a secret's name.
+    """
+    for value in _secrets_of_the_environment():
+        text = text.replace(value, HIDDEN)
+    for pattern in _PATTERNS:
+        text = pattern.sub(_hide, text)
+    return text
+
+
+def _hide(match: re.Match[str]) -> str:
+    value = match["value"]
+    quotation = value[0] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else ""
+    return match["kept"] + quotation + HIDDEN + quotation
+
+
+def _secrets_of_the_environment() -> list[str]:
+    """The values as they are and as URLs quote them; longest first, as one may contain another."""
+    values = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST}
+    return sorted(values | {quote(value, safe="") for value in values}, key=lambda value: (-len(value), value))

@@ -1,0 +1,118 @@
+"""The study as people run it, as a process, and the Ray processes under it: found in /proc, ended one by one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "studies" / "label_sweep.py")
+NAME = "photonic-dos-smoke-0"
+PATIENCE = 240.0  # seconds after which a study of this size hangs, whatever else the machine does
+VANISH = 15.0  # seconds in which the processes of a driver are gone after it
+
+
+class Hang(AssertionError):
+    """Something did not end; with what was running."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A line of /proc."""
+
+    number: int
+    parent: int
+    session: int
+    state: str
+    title: str
+
+    def kill(self, how: int = signal.SIGKILL) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.number, how)
+
+
+def processes() -> list[Process]:
+    """All that run now; those that have ended and wait for their parent are none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, parent, _, session, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            found.append(Process(int(folder.name), int(parent), int(session), state, title))
+    return [p for p in found if p.state != "Z"]
+
+
+def of_session(session: int) -> list[Process]:
+    """Ray's workers have process groups of their own, but stay in the session that their driver was started in."""
+    return [p for p in processes() if p.session == session]
+
+
+def under(roots: set[int]) -> list[Process]:
+    """The descendants of some processes."""
+    everything, found = processes(), []
+    while more := [p for p in everything if p.parent in roots and p not in found]:
+        found += more
+        roots = roots | {p.number for p in more}
+    return found
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a user: not of the tests, and no terminal's width."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "MLFLOW_"))}
+    return {**kept, "COLUMNS": "200", "PYTHONFAULTHANDLER": "1", **more}
+
+
+class Driver:
+    """`label_sweep.py --scale smoke` on a storage, in a session of its own; what it prints goes to a file."""
+
+    def __init__(self, storage: Path, log: Path, *options: str, **variables: str) -> None:
+        command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(storage), *options]
+        self.log, self.started = log, time.monotonic()
+        with open(log, "w") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment(**variables), start_new_session=True, cwd=ROOT
+            )
+
+    def processes(self) -> list[Process]:
+        """Those of this driver, itself left out; on a cluster that was there before they are not its own."""
+        return [p for p in of_session(self.process.pid) if p.number != self.process.pid]
+
+    def send(self, how: int) -> None:
+        self.process.send_signal(how)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code.
+
+        Raises:
+            Hang: it does not end; everything of it is ended then.
+        """
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # Python writes where its threads are into the log
+            titles = "\n".join(f"{p.number} {p.state} {p.title[:150]}" for p in of_session(self.process.pid))
+            self.process.wait(30)
+            self.end()
+            raise Hang(f"no end after {seconds:.0f} s; running were\n{titles}\n{self.printed()}") from None
+
+    def leftovers(self, seconds: float = VANISH) -> list[Process]:
+        """What still runs so long after the driver ended."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        for process in self.processes():
+            process.kill()
+
+    def printed(self) -> str:
+        return self.log.read_text()
