@@ -25,8 +25,8 @@ from recipes import smoke
 from sibcl_ray.jobs import DONE, Job, timed, write_record
 from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.search import BudgetSearcher
 from sibcl_ray.store import Store
+from sibcl_ray.tuner import BudgetSearcher
 
 SCRIPT = str(Path(__file__).parents[1] / "studies" / "label_sweep.py")
 SEEDS = 20

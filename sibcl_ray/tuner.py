@@ -6,6 +6,7 @@ depend on which worker was faster. Searches of different methods advance side by
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -184,6 +185,7 @@ def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # pages of trace for a trial that is asked for again
     trainable = tune.with_resources(
         tune.with_parameters(_trial, submit=submit),
         # Trials only wait. A CPU for each would starve the workers that they wait for.

@@ -56,6 +56,10 @@ def _free_what_the_dead_reserved() -> None:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(entry.placement_group_id)))
 
 
+def _gone(error: ray.exceptions.RayError) -> str:
+    return f"a part of Ray that the study needs has died: {' '.join(str(error).split())[:300]}"
+
+
 def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
     last = 0.0
 
@@ -124,7 +128,8 @@ class Workers:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self.resources = resources
         self.scratch = scratch
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
         self.queue: Any = actor.remote(claims)
         self._threads = [
@@ -162,7 +167,10 @@ class Workers:
 
     def stopped(self) -> str | None:
         """Why no job is begun any more, if so."""
-        return self.failure or ray.get(self.queue.stopped.remote())
+        try:
+            return self.failure or ray.get(self.queue.stopped.remote())
+        except ray.exceptions.RayError as error:
+            return _gone(error)
 
     def check(self) -> None:
         """Raises Unfinished with what made the work stop, if it did."""
@@ -191,7 +199,7 @@ class Workers:
                     self.stop(f"the worker group failed {ATTEMPTS} times before it asked for a job: {reason}")
                     return
             except ray.exceptions.RayError as error:
-                self.failure = f"the cluster is gone: {' '.join(str(error).split())[:300]}"
+                self.failure = _gone(error)
                 return
 
     def _warm(self, group: str) -> None:

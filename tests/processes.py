@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ class Process:
     state: str
     title: str
 
+    @property
+    def program(self) -> str:
+        """What it runs, or what Ray says that it does."""
+        return Path(self.title.split(" ")[0]).name.split(".")[0]
+
     def kill(self, how: int = signal.SIGKILL) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.number, how)
@@ -49,15 +55,6 @@ def processes() -> list[Process]:
 def of_session(session: int) -> list[Process]:
     """Ray's workers have process groups of their own, but stay in the session that their driver was started in."""
     return [p for p in processes() if p.session == session]
-
-
-def under(roots: set[int]) -> list[Process]:
-    """The descendants of some processes."""
-    everything, found = processes(), []
-    while more := [p for p in everything if p.parent in roots and p not in found]:
-        found += more
-        roots = roots | {p.number for p in more}
-    return found
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -99,10 +96,12 @@ class Driver:
             self.end()
             raise Hang(f"no end after {seconds:.0f} s; running were\n{titles}\n{self.printed()}") from None
 
-    def leftovers(self, seconds: float = VANISH) -> list[Process]:
-        """What still runs so long after the driver ended."""
-        deadline = time.monotonic() + seconds
-        while (left := self.processes()) and time.monotonic() < deadline:
+    def leftovers(self, spared: Collection[str] = ()) -> list[Process]:
+        """What still runs when all should be gone, but for some programs."""
+        deadline = time.monotonic() + VANISH
+        while left := [p for p in self.processes() if p.program not in spared]:
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.1)
         return left
 

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,24 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).parents[1]
-SCRIPT = str(ROOT / "studies" / "label_sweep.py")
-NAME = "photonic-dos-smoke-0"
-sys.path.insert(0, str(ROOT / "studies"))
+from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment
+from servers import free_port, wait_until
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "MLFLOW_"))}
-    return {**kept, "COLUMNS": "200", **more}
-
-
-def sweep(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, float]:
+def sweep(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, float]:
     """Run the script on storage in ``folder``; what it printed, and its seconds."""
     command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(folder), *options]
     start = time.monotonic()
-    env = environment(**variables)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env, cwd=folder.parent)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=folder.parent)
     return done, time.monotonic() - start
 
 
@@ -92,19 +82,21 @@ def test_another_budget_runs_only_that_budget(studied):
 
 
 @pytest.mark.slow
-def test_fresh_sets_results_aside_and_deletes_nothing(studied):
+def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
     folder, _ = studied  # for the last time: it is empty afterwards
     before = ledger(folder)
-    done, _ = sweep(folder, "--fresh", "--dry-run")
-    assert done.returncode == 0
+    driver = Driver(folder, tmp_path / "log", "--fresh")
+    try:
+        wait_until(lambda: 0 < len(ledger(folder)) < len(before) / 2, PATIENCE, driver.printed)
+        driver.send(signal.SIGTERM)
+        begun = time.monotonic()
+        assert driver.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - begun < 3 and not driver.leftovers()
+    finally:
+        driver.end()
+    assert "stopped by SIGTERM; the same command continues" in driver.printed().splitlines()[-1]
     (aside,) = (folder / "aside").iterdir()
-    assert ledger(folder) == {} and ledger(aside).keys() == before.keys()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    assert ledger(aside).keys() == before.keys()
 
 
 @pytest.fixture
@@ -135,14 +127,23 @@ def head(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_submitted_job(head, tmp_path):
+def test_a_submitted_job_is_stopped_and_submitted_again(head, tmp_path):
     storage = tmp_path / "runs"
-    ray_program = str(Path(sys.executable).parent / "ray")
-    command = [ray_program, "job", "submit", "--address", head, "--working-dir", ".", "--"]
-    command += [sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=ROOT)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "succeeded" in done.stdout
+
+    def job(action: str, *rest: str, code: int = 0) -> str:
+        command = [str(Path(sys.executable).parent / "ray"), "job", action, "--address", head, *rest]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=ROOT)
+        assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    study = [sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage)]
+    job("submit", "--working-dir", ".", "--submission-id", "first", "--no-wait", "--", *study)
+    wait_until(lambda: len(ledger(storage)) > 10, PATIENCE, lambda: job("logs", "first"))
+    job("stop", "first")
+    before = ledger(storage)
+    assert "stopped by SIGTERM; the same command continues" in job("logs", "first")
+    assert "succeeded" in job("submit", "--working-dir", ".", "--", *study)
+    assert before.items() <= ledger(storage).items()
     assert (matrix_of(storage).state == "done").all()
 
 
