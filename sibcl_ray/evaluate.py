@@ -11,13 +11,18 @@ from sibcl_ray.training import predict
 
 
 def test_errors(
-    network: Network, dataset: Dataset, count: int, views: int = 0, device: torch.device | str = "cpu"
+    network: Network,
+    dataset: Dataset,
+    count: int,
+    views: int = 0,
+    device: torch.device | str = "cpu",
+    delta: bool = False,
 ) -> np.ndarray:
     """The problem's error of each of ``count`` test samples, (count,): a cell's one look at them.
 
-    ``views`` and ``device`` are those of `training.predict`.
+    ``views``, ``device`` and ``delta`` are those of `training.predict`.
     """
     split = dataset.read(TEST, count)
     assert split.labels is not None
-    prediction = predict(network, dataset.problem, split.inputs, views, device)
+    prediction = predict(network, dataset.problem, split.inputs, views, device, delta)
     return dataset.problem.error(prediction, split.labels).numpy()

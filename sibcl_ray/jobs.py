@@ -221,7 +221,8 @@ class TrialJob(_FinetuneJob):
                 device,
                 lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
             )
-            prediction = predict(network, problem, pool.inputs[held_out], self.configuration.views, device)
+            c = self.configuration
+            prediction = predict(network, problem, pool.inputs[held_out], c.views, device, c.delta)
             errors.append(problem.error(prediction, pool.labels[held_out]))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
@@ -240,7 +241,8 @@ class CellJob(_FinetuneJob):
 
     def compute(self, device: torch.device, report: Report) -> Record:
         network = self._finetune(self.dataset.read(TARGET, self.budget), device, report)
-        errors = test_errors(network, self.dataset, self.test, self.configuration.views, device)
+        c = self.configuration
+        errors = test_errors(network, self.dataset, self.test, c.views, device, c.delta)
         return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 
 

@@ -2,7 +2,8 @@
 
 Loh et al. (2022) span pretraining by two choices, contrastive pairs and surrogate labels; a method is
 invariance-boosted ("-I") where the symmetries also augment whatever labels are fitted, and predictions
-are averaged over views.
+are averaged over views. In delta-learning (Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087 (2015)) the
+network adds a correction to a cheap solver's answer.
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ class Method:
     contrastive: bool = False  # pairs of views of unlabelled and surrogate inputs
     surrogate: bool = False  # labels of surrogate inputs
     invariant: bool = False  # symmetries augment the inputs whose labels are fitted; predictions average views
+    delta: bool = False  # what is fitted is the difference of target labels from a cheap estimate of them
+
+    @property
+    def needs(self) -> dict[str, bool]:
+        """What of a problem it uses, as `Problem.lacks` asks."""
+        return {
+            "contrastive": self.contrastive,
+            "surrogate": self.surrogate,
+            "invariant": self.invariant,
+            "delta": self.delta,
+        }
 
     @property
     def pretrains(self) -> bool:
@@ -49,6 +61,9 @@ METHODS = {
         Method(name="SIB-CL", contrastive=True, surrogate=True, invariant=True),
         # The paper's own: invariances enter by contrastive pairs alone, not where labels are fitted.
         Method(name="SIB-CL-plain", contrastive=True, surrogate=True),
+        # Where a cheap solver can be asked about a target input, there is no need to learn what it knows.
+        Method(name="SL-I-delta", invariant=True, delta=True),
+        Method(name="SSL-I-delta", contrastive=True, invariant=True, delta=True),
     )
 }
 
@@ -172,6 +187,7 @@ def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetr
         weight_decay=_choose(trial, "weight_decay", space.weight_decays),
         batch=space.batch,
         views=space.views * method.invariant,
+        delta=method.delta,
         steps=_choose(trial, "steps", space.steps),
     )
     return Choice(pretraining=pretraining, finetuning=finetuning)

@@ -1,7 +1,7 @@
 """Networks: an encoder, a projector for the contrastive loss and a predictor of labels.
 
-Inputs are (batch, channels, n, n). Configurations are frozen dataclasses that ``build`` their module,
-so a new encoder is one new class.
+Inputs are (batch, channels, *grid) with a grid of two or three dimensions. Configurations are frozen
+dataclasses that ``build`` their module, so a new encoder is one new class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 
 
 def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
@@ -55,14 +60,14 @@ class ReferenceEncoder:
             latent=round(self.latent * width),
         )
 
-    def build(self, inputs: int) -> nn.Module:
-        """The encoder for ``inputs`` channels: (batch, inputs, n, n) -> (batch, latent)."""
+    def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
+        """The encoder for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent)."""
         layers: list[nn.Module] = []
         for (before, after), pool in zip(pairwise((inputs, *self.channels)), self.pools, strict=True):
-            convolution = nn.Conv2d(before, after, self.kernel, padding=self.kernel // 2, bias=False)
+            convolution = CONVOLUTION[dimensions](before, after, self.kernel, padding=self.kernel // 2, bias=False)
             # Pooling before the ReLU gives the same numbers, and the ReLU less to do.
-            layers += [convolution, nn.BatchNorm2d(after), nn.MaxPool2d(pool), nn.ReLU()]
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            layers += [convolution, NORM[dimensions](after), POOL[dimensions](pool), nn.ReLU()]
+        layers += [AVERAGE[dimensions](1), nn.Flatten()]
         return nn.Sequential(*layers, perceptron(self.channels[-1], (self.head,), self.latent))
 
 
@@ -89,34 +94,35 @@ class InvariantEncoder:
         """Short name for tables."""
         return f"invariant {self.channels} d{'-'.join(map(str, self.dilations))}"
 
-    def build(self, inputs: int) -> nn.Module:
-        """The encoder for ``inputs`` channels: (batch, inputs, n, n) -> (batch, latent)."""
-        return _Invariant(self, inputs)
+    def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
+        """The encoder for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent)."""
+        return _Invariant(self, inputs, dimensions)
 
 
 Encoder = ReferenceEncoder | InvariantEncoder
 
 
 class _Residual(nn.Module):
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, dilation: int, dimensions: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(
+        self.convolution = CONVOLUTION[dimensions](
             channels, channels, 3, padding=dilation, dilation=dilation, padding_mode="circular", bias=False
         )
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = NORM[dimensions](channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.relu(self.norm(self.convolution(x)))
 
 
 class _Invariant(nn.Module):
-    def __init__(self, configuration: InvariantEncoder, inputs: int) -> None:
+    def __init__(self, configuration: InvariantEncoder, inputs: int, dimensions: int) -> None:
         super().__init__()
         width = configuration.channels
         self.stem = nn.Sequential(
-            nn.Conv2d(inputs, width, 5, padding=2, padding_mode="circular", bias=False), nn.BatchNorm2d(width)
+            CONVOLUTION[dimensions](inputs, width, 5, padding=2, padding_mode="circular", bias=False),
+            NORM[dimensions](width),
         )
-        self.layers = nn.Sequential(*(_Residual(width, d) for d in configuration.dilations))
+        self.layers = nn.Sequential(*(_Residual(width, d, dimensions) for d in configuration.dilations))
         self.head = nn.Linear(2 * width, configuration.latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,13 +158,15 @@ class Architecture:
 class Network(nn.Module):
     """Encoder with two heads: a predictor of labels and a projector for the contrastive loss."""
 
-    def __init__(self, architecture: Architecture, inputs: int, outputs: int) -> None:
+    def __init__(self, architecture: Architecture, inputs: int, outputs: int, dimensions: int = 2) -> None:
         super().__init__()
         latent = architecture.encoder.latent
-        self.encoder = architecture.encoder.build(inputs)
+        self.encoder = architecture.encoder.build(inputs, dimensions)
         self.projector = perceptron(latent, architecture.projector, architecture.projection, normalise=True)
         self.predictor = nn.Sequential(nn.ReLU(), perceptron(latent, architecture.predictor, outputs))
+        self.scale: Tensor
+        self.register_buffer("scale", torch.ones(()))  # of the labels that the predictor gives
 
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
-        """Of inputs (batch, inputs, n, n) the labels, (batch, outputs), or projections, (batch, projection)."""
-        return (self.projector if project else self.predictor)(self.encoder(x))
+        """Of inputs (batch, inputs, *grid) the labels, (batch, outputs), or projections, (batch, projection)."""
+        return self.projector(self.encoder(x)) if project else self.scale * self.predictor(self.encoder(x))

@@ -25,8 +25,10 @@ COLOURS = {
     "SSL": "#0072B2",
     "SSL-I": "#009E73",
     "SIB-CL": "#D55E00",
+    "SL-I-delta": "#CC79A7",
+    "SSL-I-delta": "#6A3D9A",
 }
-OTHERS = ("#CC79A7", "#0072B2", "#8C6D31", "#999999")
+OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
 MARKERS = "os^Dvp*XP"
 
 

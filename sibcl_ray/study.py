@@ -53,7 +53,7 @@ class Study:
             )
 
         for m in self.methods:
-            if what := self.problem.lacks(contrastive=m.contrastive, surrogate=m.surrogate, invariant=m.invariant):
+            if what := self.problem.lacks(**m.needs):
                 raise ValueError(f"{m.name} needs {what}; or leave {m.name} out")
 
     @property

@@ -6,6 +6,7 @@ asks for it, ``pretrain`` shares every batch among the workers and takes negativ
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ Probabilities = tuple[tuple[str, float], ...]  # of each symmetry, by name, to a
 Report = Callable[[float, float], None]  # the finished fraction, and the mean loss of the last epoch
 Weights = dict[str, Tensor]
 
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}  # by the dimensions of the grid
 COMPILE_FROM = 5_000  # steps from which, on a GPU, a compiled network repays its compilation
 
 
@@ -89,6 +91,7 @@ class Finetuning:
     batch: int = 32  # labels a step
     steps: int = 1000  # batches in all: chosen inside the budget, so that no label is kept back to stop
     views: int = 0  # whose predictions are averaged, each moved by all symmetries; 0: the input as it is
+    delta: bool = False  # fit the difference from the problem's estimate
     seed: int = 0  # of new weights, order and augmentation
 
     def __post_init__(self) -> None:
@@ -102,12 +105,12 @@ class Finetuning:
 
 def new_network(problem: Problem, architecture: Architecture, seed: int) -> Network:
     """A network for the problem's inputs and labels with weights drawn from ``seed``."""
-    channels = problem.features(torch.ones(1, *problem.input_shape)).shape[1]
+    _, channels, *grid = problem.features(torch.ones(1, *problem.input_shape)).shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed("weights", seed))
-        network = Network(architecture, channels, math.prod(problem.label_shape))
+        network = Network(architecture, channels, math.prod(problem.label_shape), len(grid))
     # Convolutions of few channels run about twice as fast on a CPU with channels last.
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=CHANNELS_LAST[len(grid)])  # type: ignore[call-overload]
 
 
 def pretrain(
@@ -141,7 +144,8 @@ def pretrain(
     generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed) + _rank(c))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
     pool = torch.cat([unlabelled, surrogate.inputs]).to(device)
-    fit_labels = _label_loss(problem, surrogate, problem.surrogate_loss, c.augmentation, generator, device)
+    known = torch.from_numpy(problem.offset)
+    fit_labels = _label_loss(problem, surrogate, known, problem.surrogate_loss, c.augmentation, generator, device)
     steps = c.epochs * (
         c.contrastive * len(_sizes(len(pool), c.contrastive_batch))
         + c.surrogate_labels * len(_sizes(len(surrogate.inputs), c.supervised_batch))
@@ -199,10 +203,14 @@ def finetune(
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"the weights are of another architecture: {' '.join(str(error).split())}") from None
+    assert labelled.labels is not None
+    known = _known(problem, labelled.inputs, c.delta)
+    if c.delta:  # a good estimate leaves little to learn: of what size, the labels that may be seen tell
+        network.scale.copy_((labelled.labels - known).square().mean().sqrt().clamp(min=1e-12))
     network.to(device)
     generator = torch.Generator(device).manual_seed(named_seed("finetune", c.seed))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
-    loss = _label_loss(problem, labelled, problem.label_loss, c.augmentation, generator, device)
+    loss = _label_loss(problem, labelled, known, problem.label_loss, c.augmentation, generator, device)
     model = _spread(network, 1, c.steps, device)
     step = _stepper(network, c.learning_rate, c.weight_decay, c.steps, device)
     done = 0
@@ -221,12 +229,14 @@ def predict(
     inputs: Tensor,
     views: int = 0,
     device: torch.device | str = "cpu",
+    delta: bool = False,
     batch: int = 500,
 ) -> Tensor:
     """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU.
 
     With ``views`` the mean over that many views of each input, every one moved by random elements of all
-    symmetries: the network's projection, in the limit, on functions that share them.
+    symmetries: the network's projection, in the limit, on functions that share them. ``delta`` as it was
+    fine-tuned with.
     """
     network = network.to(device).eval()
     generator = torch.Generator(device).manual_seed(named_seed("predict"))
@@ -240,21 +250,45 @@ def predict(
     for x in inputs.split(batch):
         x = x.to(device)
         outputs.append(sum(look(x) for _ in range(max(1, views))).cpu() / max(1, views))  # type: ignore[union-attr]
-    return torch.cat(outputs).view(-1, *problem.label_shape) + torch.from_numpy(problem.offset)
+    return torch.cat(outputs).view(-1, *problem.label_shape) + _known(problem, inputs, delta)
+
+
+def _known(problem: Problem, inputs: Tensor, delta: bool) -> Tensor:
+    """What the network does not have to learn of the labels: their offset, or the estimate for each input."""
+    return _estimates(problem, inputs) if delta else torch.from_numpy(problem.offset)
+
+
+def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
+    """The problem's estimates, (count, *label_shape); those made once are kept in memory."""
+    kept = _KEPT.setdefault(problem, {})
+    keys = [hashlib.sha256(x.numpy().tobytes()).digest() for x in inputs]
+    new = [row for row, key in enumerate(keys) if key not in kept]
+    if new:
+        kept.update(
+            zip([keys[row] for row in new], torch.from_numpy(problem.estimate(inputs[new].numpy())), strict=True)
+        )
+    return torch.stack([kept[key] for key in keys])
+
+
+_KEPT: dict[Problem, dict[bytes, Tensor]] = {}
 
 
 def _label_loss(
     problem: Problem,
     labelled: Split,
+    known: Tensor,
     measure: Callable[[Tensor, Tensor], Tensor],
     augmentation: Probabilities,
     generator: torch.Generator,
     device: torch.device,
 ) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The loss of a batch of labelled rows as a function of the network and the rows."""
+    """The loss of a batch of labelled rows as a function of the network and the rows.
+
+    ``known`` is subtracted from the labels: (*label_shape), or one for each row.
+    """
     assert labelled.labels is not None
     inputs = labelled.inputs.to(device)
-    targets = (labelled.labels - torch.from_numpy(problem.offset)).flatten(1).to(device)
+    targets = (labelled.labels - known).flatten(1).to(device)
 
     def loss(model: nn.Module, rows: Tensor) -> Tensor:
         rows = rows.to(device)

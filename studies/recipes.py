@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sibcl_ray.methods import METHODS, Method, Space
+from sibcl_ray.methods import METHODS, Space
 from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.study import Study
 
-FIVE = tuple(METHODS[name] for name in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL"))
+# Those that a problem has what it needs for.
+COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
 
 
 def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
@@ -20,17 +21,12 @@ def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
 
 def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
     """The study of a recipe; where samples are given, with as many of them as there are."""
-    methods = FIVE
+    methods = tuple(m for m in COMPARED if not problem.lacks(**m.needs))
     if have := problem.available:
-        methods = tuple(m for m in FIVE if not _lacks(problem, m))
         fields["pool"] = min(fields["pool"], have["target"])
         fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
         fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
     return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
-
-
-def _lacks(problem: Problem, method: Method) -> str:
-    return problem.lacks(contrastive=method.contrastive, surrogate=method.surrogate, invariant=method.invariant)
 
 
 def smoke(problem: Problem, seed: int = 0) -> Study:

@@ -106,7 +106,7 @@ def the_cluster(scene: Scene) -> tuple[str, set[int]]:
     """A process that the driver cannot do without; it has to say so and end."""
     scene.moment()
     killed = scene.victim(lambda p: p.program in SYSTEM)
-    return f"killed {killed.program if killed else 'nobody'}", {0, 1}
+    return f"killed {killed.program if killed else 'nobody'}", {0, 1, 2}  # 2: Ray could not even start
 
 
 def the_driver(scene: Scene) -> tuple[str, set[int]]:

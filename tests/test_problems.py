@@ -113,6 +113,22 @@ def test_surrogate_labels_have_the_shape_of_labels(problem):
     assert np.isfinite(labels).all()
 
 
+def test_estimates_are_of_the_labels_share_their_symmetries_and_cost_less(problem, solved):
+    """Where there are any. A blind guess, the mean of the labels, is worse."""
+    if problem.lacks(contrastive=False, surrogate=False, invariant=False, delta=True):
+        pytest.skip("it has no cheap estimate")
+    inputs, labels = solved
+    estimates = torch.from_numpy(problem.estimate(inputs.numpy()))
+    assert estimates.shape == labels.shape and estimates.dtype == torch.float32
+    guess = labels.mean(0).expand_as(labels)
+    assert problem.error(estimates, labels).mean() < problem.error(guess, labels).mean()
+    for name, group in problem.symmetries.items():
+        moved = group.act(group.draw(inputs, torch.Generator().manual_seed(0)), inputs)
+        error = problem.error(torch.from_numpy(problem.estimate(moved.numpy())), estimates)
+        assert error.max() < INVARIANT_WITHIN[problem.name], name
+    assert cpu_seconds(problem.estimate, inputs.numpy()) < 0.5 * cpu_seconds(problem.solve, inputs.numpy()) + 1e-3
+
+
 def cpu_seconds(function, *arguments):
     start = time.process_time()
     function(*arguments)

@@ -202,6 +202,38 @@ def test_networks_learn_the_difference_to_the_offset():
 
 
 @dataclass(frozen=True)
+class Estimated(Moments):
+    """Moments of which three quarters are known."""
+
+    number: int = 0
+    asked: list = field(default_factory=list, compare=False)
+
+    def estimate(self, inputs):
+        self.asked.append(len(inputs))
+        return 0.75 * self.solve(inputs)
+
+
+def test_delta_learning_starts_from_the_estimate_and_improves_on_it():
+    problem, configuration = Estimated(), replace(FINETUNING, delta=True)
+    estimate = torch.from_numpy(problem.estimate(UNSEEN.inputs.numpy()))
+    before = problem.error(estimate, UNSEEN.labels).mean()
+    network = finetune(problem, LABELLED, configuration)
+    after = problem.error(predict(network, problem, UNSEEN.inputs, delta=True), UNSEEN.labels).mean()
+    plain = problem.error(predict(finetune(problem, LABELLED, FINETUNING), problem, UNSEEN.inputs), UNSEEN.labels)
+    assert after < 0.5 * before and after < plain.mean()
+    # Of the labels that may be seen, and no others.
+    assert network.scale.item() == pytest.approx(0.25 * LABELLED.labels.square().mean().sqrt().item(), rel=1e-5)
+
+
+def test_an_input_is_estimated_once():
+    problem = Estimated(number=1)
+    for _ in range(2):
+        network = finetune(problem, LABELLED, replace(FINETUNING, steps=2, delta=True))
+        predict(network, problem, torch.cat([UNSEEN.inputs, LABELLED.inputs]), delta=True, views=2)
+    assert problem.asked == [len(LABELLED.inputs), len(UNSEEN.inputs)]
+
+
+@dataclass(frozen=True)
 class Watched(Moments):
     """Moments that note which labels are fitted, batch by batch."""
 

@@ -2,5 +2,6 @@
 
 from sibcl_ray.problems.photonic_dos import PhotonicDOS
 from sibcl_ray.problems.problem import Problem
+from sibcl_ray.problems.schrodinger import Schrodinger2D, Schrodinger3D
 
-PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (PhotonicDOS(),)}
+PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (PhotonicDOS(), Schrodinger2D(), Schrodinger3D())}

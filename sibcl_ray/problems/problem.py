@@ -61,9 +61,16 @@ class Problem(ABC):
         """How many samples there are of each role, by name, if they are given; None if they are drawn and solved."""
         return None
 
-    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool) -> str:
+    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         """What a method that uses these needs and the problem does not have, in a few words; empty if nothing."""
-        return ""
+        return "a cheap estimate of the label" if delta and type(self).estimate is Problem.estimate else ""
+
+    def estimate(self, inputs: np.ndarray) -> np.ndarray:
+        """A cheap estimate of the labels of any inputs, (count, *label_shape) float32: what delta-learning starts from.
+
+        It has to share the label's symmetries.
+        """
+        raise NotImplementedError(f"{self.name} has no cheap estimate of its label")
 
     def shards(
         self, role: str, seed: int, indices: Sequence[int], size: int

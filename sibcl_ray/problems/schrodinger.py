@@ -198,6 +198,9 @@ class Schrodinger(Problem):
         potentials = np.stack([along_axes(read, potential) for potential in inputs.astype(np.float64)])
         return self.label.solve(self, potentials).astype(np.float32)
 
+    def estimate(self, inputs: np.ndarray) -> np.ndarray:
+        return self.coarse(inputs)
+
     def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
         return self.surrogate.sample(self, count, rng)
 

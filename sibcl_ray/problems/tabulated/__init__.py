@@ -131,13 +131,14 @@ class Tabulated(Problem):
             "target": rows["target"] - self.drawn
         }
 
-    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool) -> str:
+    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         """What a method needs and the folder does not give, in a few words; empty where nothing is missing.
 
         Args:
             contrastive: it pulls together views of unlabelled and surrogate inputs.
             surrogate: it fits surrogate labels.
             invariant: it moves the inputs that it fits by the symmetries.
+            delta: it starts from a cheap estimate of any label.
         """
         have = self.available
         needs = (
@@ -147,6 +148,7 @@ class Tabulated(Problem):
                 "inputs without labels; give [unlabelled] or [surrogate]",
             ),
             ((contrastive or invariant) and not self.groups, "a symmetry; give [symmetry]"),
+            (delta, "a cheap solver that can be asked about every input, which arrays are not"),
         )
         return next((f"{what} in {FILE}" for lacking, what in needs if lacking), "")
 
