@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import ray
+from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
 from sibcl_ray.claims import Claims
 from sibcl_ray.dataset import SHARD, Dataset, Role, Shard
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
+from sibcl_ray.solving import CallFailed, Solver
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 FAILURES = SHARD // 2  # inputs of a shard that its solver may fail on; more are no accident
@@ -19,7 +23,8 @@ FAILURES = SHARD // 2  # inputs of a shard that its solver may fail on; more are
 def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
     """Draw, solve and store one shard, unless it is there.
 
-    An input that the solver fails on is replaced by another draw; the shard's metadata say so.
+    An input that the solver fails on, or does not solve in time, is replaced by another draw; the shard's metadata
+    say so.
 
     Returns:
         The reasons of such failures.
@@ -31,8 +36,9 @@ def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
         return []
     problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
     draw = problem.sample_surrogate if shard.role.surrogate else problem.sample
+    solve = _solver(problem, shard.role)
     sample = draw(SHARD, rng)
-    labels, reasons = _solve(problem, shard.role, sample) if shard.role.labelled else (None, [])
+    labels, reasons = _solve(problem, solve, sample) if shard.role.labelled else (None, [])
     while labels is not None and len(rows := np.flatnonzero(_failed(labels))):
         if len(reasons) > FAILURES:
             raise SolverFailed(
@@ -43,27 +49,54 @@ def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
         sample.inputs[rows] = again.inputs
         for name, values in again.parameters.items():
             sample.parameters[name][rows] = values
-        labels[rows], more = _solve(problem, shard.role, again)
+        labels[rows], more = _solve(problem, solve, again)
         reasons += more
     dataset.write(shard.role, shard.index, sample, labels, reasons)
     return reasons
 
 
-def _solve(problem: Problem, role: Role, sample: Sample) -> tuple[np.ndarray, list[str]]:
-    """Labels, NaN where the solver failed, and why it did."""
-    solve = problem.solve_surrogate if role.surrogate else lambda s: problem.solve(s.inputs)
-    try:
-        labels = np.array(solve(sample), np.float32)
-    except Exception as error:
-        if len(sample.inputs) == 1:
-            return np.full((1, *problem.label_shape), np.nan, np.float32), [f"{type(error).__name__}: {error}"]
-        parts = [_solve(problem, role, _row(sample, row)) for row in range(len(sample.inputs))]
-        return np.concatenate([part for part, _ in parts]), [reason for _, reasons in parts for reason in reasons]
-    if labels.shape != (expected := (len(sample.inputs), *problem.label_shape)):
-        raise SolverFailed(f"the solver of {problem.name} gave labels of shape {labels.shape}, not {expected}")
-    failed = _failed(labels)
-    labels[failed] = np.nan
-    return labels, ["a label that is not finite"] * int(failed.sum())
+Solve = Callable[[Sample], np.ndarray]
+
+
+def _solver(problem: Problem, role: Role) -> Solve:
+    """What solves a sample of the role: here, or apart if it may be ended."""
+    if problem.timeout is not None:
+        return lambda sample: _apart(problem, float(problem.timeout or 0))(sample, role.surrogate)
+    return problem.solve_surrogate if role.surrogate else lambda sample: problem.solve(sample.inputs)
+
+
+_apart = lru_cache(maxsize=1)(Solver)  # a process of a worker, for all the shards that it makes
+
+
+def _solve(problem: Problem, solve: Solve, sample: Sample) -> tuple[np.ndarray, list[str]]:
+    """Labels, NaN where the solver failed, and why it did.
+
+    All at once; or, where that fails or one of them may be ended, one by one.
+    """
+    count = len(sample.inputs)
+    if count == 1 or problem.timeout is None:
+        for _ in range(1 + problem.retries if count == 1 else 1):
+            try:
+                labels = np.array(solve(sample), np.float32)
+            except SolverFailed:
+                raise
+            except Exception as error:
+                reason = str(error) if isinstance(error, CallFailed) else f"{type(error).__name__}: {error}"
+                continue
+            if labels.shape != (expected := (count, *problem.label_shape)):
+                raise SolverFailed(f"the solver of {problem.name} gave labels of shape {labels.shape}, not {expected}")
+            failed = _failed(labels)
+            labels[failed] = np.nan
+            return labels, ["a label that is not finite"] * int(failed.sum())
+    if count == 1:
+        return np.full((1, *problem.label_shape), np.nan, np.float32), [reason]
+    labels = np.full((count, *problem.label_shape), np.nan, np.float32)
+    reasons: list[str] = []
+    for row in range(count):
+        if len(reasons) <= FAILURES:  # more are not to be waited for
+            labels[row : row + 1], more = _solve(problem, solve, _row(sample, row))
+            reasons += more
+    return labels, reasons
 
 
 def _failed(labels: np.ndarray) -> np.ndarray:
@@ -79,8 +112,35 @@ def _row(sample: Sample, row: int) -> Sample:
 def _make_on_ray(dataset: Dataset, shard: Shard) -> list[str]:
     import torch
 
-    torch.set_num_threads(1)  # one task a core; and the number of threads would change rounding
+    # As many as the task has cores; and another number of threads would change rounding.
+    torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
     return make_shard(dataset, shard)
+
+
+def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
+    """What Ray is asked for to make a shard: what the solver needs, if it is needed."""
+    return {"num_cpus": 1, **(dataset.problem.resources if shard.role.labelled else {})}
+
+
+def _refuse_unavailable(problem: Problem) -> None:
+    """ValueError where no node has what a solver asks for: its tasks would wait for ever."""
+    needs = dict(problem.resources)
+    wanted = {**needs.pop("resources", {}), **{_ON_NODES[name]: amount for name, amount in needs.items()}}
+    largest = ray_state.get_max_resources_from_cluster_config()
+    nodes = [largest] if largest else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+        has = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
+        raise ValueError(
+            f"the solver of {problem.name} needs {_listed(wanted)}, and the cluster's nodes have at most "
+            f"{_listed(has)}; ask for less in its resources, or add a larger node"
+        )
+
+
+_ON_NODES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # as Ray calls them in options, and on nodes
+
+
+def _listed(amounts: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
 
 
 def generate(
@@ -94,12 +154,14 @@ def generate(
     if dataset.problem.available is not None:
         yield from _import(dataset, shards)
         return
+    if any(shard.role.labelled for shard in shards):
+        _refuse_unavailable(dataset.problem)
     elsewhere = sorted(shards, key=lambda s: not s.role.labelled)
     pending: dict[ray.ObjectRef, Shard] = {}
     while elsewhere or pending:
         mine = [s for s in elsewhere if claims.take(_claim(dataset, s))]
         elsewhere = [s for s in elsewhere if s not in mine]
-        pending |= {_make_on_ray.remote(dataset, shard): shard for shard in mine}
+        pending |= {_make_on_ray.options(**_options(dataset, s)).remote(dataset, s): s for s in mine}
         done, _ = ray.wait(list(pending), timeout=POLL if elsewhere else None) if pending else ([], None)
         if not pending:
             time.sleep(POLL)

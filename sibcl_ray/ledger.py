@@ -121,7 +121,8 @@ class Ledger:
 
     def search(self, method: Method, budget: int) -> Search:
         """The search of a method at a budget; its family changes with whatever changes a trial's value."""
-        study, symmetries = self.study, tuple(self.study.problem.symmetries)
+        study = self.study
+        moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
         decides = (
             TrialJob.code(),
             self.dataset.fingerprint,
@@ -138,9 +139,9 @@ class Ledger:
             trials=study.trials,
             at_once=study.at_once,
             seed=study.seed,
-            start=first_parameters(method, study.space, symmetries),
-            dimensions=dimensions(method, study.space, symmetries),
-            propose=partial(propose, method=method, space=study.space, symmetries=symmetries),
+            start=first_parameters(method, study.space, *moves),
+            dimensions=dimensions(method, study.space, *moves),
+            propose=partial(propose, method=method, space=study.space, symmetries=moves[0], equivariances=moves[1]),
             job=partial(self.trial_job, method, budget),
         )
 

@@ -81,3 +81,8 @@ def absolute(prediction: Tensor, label: Tensor) -> Tensor:
 def squared(prediction: Tensor, label: Tensor) -> Tensor:
     """Mean squared error."""
     return F.mse_loss(prediction, label)
+
+
+def logistic(prediction: Tensor, label: Tensor) -> Tensor:
+    """Mean log(1 + exp(−prediction · label)): the prediction is the log-odds of the label +1 against −1."""
+    return F.softplus(-prediction * label).mean()

@@ -1,9 +1,9 @@
 """The methods that a study compares, as rows of a table, and the space in which each is tuned.
 
 Loh et al. (2022) span pretraining by two choices, contrastive pairs and surrogate labels; a method is
-invariance-boosted ("-I") where the symmetries also augment whatever labels are fitted, and predictions
-are averaged over views. In delta-learning (Ramakrishnan et al., J. Chem. Theory Comput. 11, 2087 (2015)) the
-network adds a correction to a cheap solver's answer.
+invariance-boosted ("-I") where the symmetries, and equivariances with their action on labels, also augment
+whatever labels are fitted, and predictions are averaged over views. In delta-learning (Ramakrishnan et al.,
+J. Chem. Theory Comput. 11, 2087 (2015)) the network adds a correction to a cheap solver's answer.
 """
 
 from __future__ import annotations
@@ -151,20 +151,28 @@ def _label(value: Any) -> str:
     return f"{value.encoder.label} {fingerprint(value)[:6]}"
 
 
-def propose(trial: optuna.trial.BaseTrial, method: Method, space: Space, symmetries: Iterable[str]) -> Choice:
+def propose(
+    trial: optuna.trial.BaseTrial,
+    method: Method,
+    space: Space,
+    symmetries: Iterable[str],
+    equivariances: Iterable[str] = (),
+) -> Choice:
     """A configuration from the space, as an Optuna trial suggests it."""
 
-    def probabilities(prefix: str, values: tuple[float, ...]) -> Probabilities:
-        return tuple((name, _choose(trial, f"{prefix}_{name}", values)) for name in symmetries)
+    def probabilities(prefix: str, values: tuple[float, ...], names: Iterable[str]) -> Probabilities:
+        return tuple((name, _choose(trial, f"{prefix}_{name}", values)) for name in names)
+
+    moving = (*symmetries, *equivariances)
 
     architecture = _choose(trial, "architecture", space.architectures)
-    augmentation = probabilities("augment", space.label_probabilities) if method.invariant else ()
+    augmentation = probabilities("augment", space.label_probabilities, moving) if method.invariant else ()
     pretraining = None
     if method.pretrains:
         contrast: dict[str, Any] = {}
         if method.contrastive:
             contrast = {
-                "views": probabilities("view", space.view_probabilities),
+                "views": probabilities("view", space.view_probabilities, symmetries),
                 "temperature": _choose(trial, "temperature", space.temperatures),
                 "contrastive_batch": _choose(trial, "contrastive_batch", space.contrastive_batches),
             }
@@ -210,17 +218,21 @@ class _First(optuna.trial.FixedTrial):
         return self.taken.setdefault(name, math.sqrt(low * high))
 
 
-def first_parameters(method: Method, space: Space, symmetries: Iterable[str]) -> dict[str, Any]:
+def first_parameters(
+    method: Method, space: Space, symmetries: Iterable[str], equivariances: Iterable[str] = ()
+) -> dict[str, Any]:
     """The parameters of the trial that comes first when nothing is known."""
     trial = _First()
-    propose(trial, method, space, symmetries)
+    propose(trial, method, space, symmetries, equivariances)
     return trial.taken
 
 
-def dimensions(method: Method, space: Space, symmetries: Iterable[str]) -> dict[str, BaseDistribution]:
+def dimensions(
+    method: Method, space: Space, symmetries: Iterable[str], equivariances: Iterable[str] = ()
+) -> dict[str, BaseDistribution]:
     """What a search of the method may choose, by parameter."""
     trial = _First()
-    propose(trial, method, space, symmetries)
+    propose(trial, method, space, symmetries, equivariances)
     return trial.offered
 
 

@@ -6,7 +6,7 @@ dataclasses that ``build`` their module, so a new encoder is one new class.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -30,6 +30,7 @@ class ReferenceEncoder:
 
     channels: tuple[int, ...] = (64, 256, 256)  # of each convolution
     kernel: int = 7  # odd side of every filter, pixels
+    stride: int = 1  # of the first convolution; the published networks have 1
     pools: tuple[int, ...] = (2, 4, 4)  # max-pooling after each convolution
     head: int = 1024  # hidden units of the two-layer head
     latent: int = 1024  # size of the representation
@@ -48,14 +49,14 @@ class ReferenceEncoder:
     @property
     def label(self) -> str:
         """Short name for tables."""
-        return f"reference {'-'.join(map(str, self.channels))} k{self.kernel}"
+        stride = f" s{self.stride}" if self.stride > 1 else ""
+        return f"reference {'-'.join(map(str, self.channels))} k{self.kernel}{stride}"
 
     def scaled(self, width: float) -> ReferenceEncoder:
         """The same shape with every layer's width multiplied."""
-        return ReferenceEncoder(
+        return replace(
+            self,
             channels=tuple(round(c * width) for c in self.channels),
-            kernel=self.kernel,
-            pools=self.pools,
             head=round(self.head * width),
             latent=round(self.latent * width),
         )
@@ -63,8 +64,11 @@ class ReferenceEncoder:
     def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
         """The encoder for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent)."""
         layers: list[nn.Module] = []
-        for (before, after), pool in zip(pairwise((inputs, *self.channels)), self.pools, strict=True):
-            convolution = CONVOLUTION[dimensions](before, after, self.kernel, padding=self.kernel // 2, bias=False)
+        strides = (self.stride, *(1 for _ in self.channels[1:]))
+        for (before, after), stride, pool in zip(pairwise((inputs, *self.channels)), strides, self.pools, strict=True):
+            convolution = CONVOLUTION[dimensions](
+                before, after, self.kernel, stride=stride, padding=self.kernel // 2, bias=False
+            )
             # Pooling before the ReLU gives the same numbers, and the ReLU less to do.
             layers += [convolution, NORM[dimensions](after), POOL[dimensions](pool), nn.ReLU()]
         layers += [AVERAGE[dimensions](1), nn.Flatten()]

@@ -302,7 +302,11 @@ def fingerprint(*values: Any) -> str:
 @lru_cache
 def code_version(code: tuple[ModuleType | Callable, ...]) -> str:
     """A name for what modules and functions compute: comments, docstrings and layout leave it unchanged."""
-    sources = (textwrap.dedent(inspect.getsource(part)) for part in code)
+    return source_version(*(textwrap.dedent(inspect.getsource(part)) for part in code))
+
+
+def source_version(*sources: str) -> str:
+    """`code_version` of code that is given as text."""
     return fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -199,16 +199,13 @@ def augment(
     Raises:
         ValueError: a probability is given for a symmetry that is not there.
     """
-    if unknown := sorted(set(probabilities) - set(groups)):
-        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join(groups)}")
+    _check_known(probabilities, groups)
     source = None  # of pixels that have been moved, but not yet read
     for name, group in groups.items():
         probability = probabilities.get(name, 0.0)
         if probability <= 0:
             continue
-        chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
-        drawn, identity = group.draw(x, generator), group.identity(x)
-        g = torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)
+        g = _draw(group, x, probability, generator)
         if isinstance(group, GridGroup):
             source = group.pull(g, _own_pixels(x) if source is None else source)
             continue
@@ -216,3 +213,68 @@ def augment(
             x, source = _read(x, source), None
         x = group.act(g, x)
     return x if source is None else _read(x, source)
+
+
+@dataclass(frozen=True)
+class Equivariance:
+    """A group under which the label is not invariant but moves along: solve(g·x) = g·solve(x).
+
+    ``on_labels`` is its action on labels: it takes elements (batch, …) and labels (batch, *label_shape), and is
+    linear in the labels.
+    """
+
+    group: Group
+    on_labels: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Elements that have acted on a batch of inputs, one after the other, for its labels to follow."""
+
+    steps: tuple[tuple[Equivariance, Tensor], ...] = ()
+
+    def forth(self, labels: Tensor) -> Tensor:
+        """The labels of the moved inputs from those, (batch, *label_shape), of the inputs as they were."""
+        for equivariance, g in self.steps:
+            labels = equivariance.on_labels(g, labels)
+        return labels
+
+    def back(self, labels: Tensor) -> Tensor:
+        """The labels of the inputs as they were from those of the moved ones."""
+        for equivariance, g in reversed(self.steps):
+            labels = equivariance.on_labels(equivariance.group.inverse(g), labels)
+        return labels
+
+
+def augment_labelled(
+    x: Tensor,
+    groups: Mapping[str, Group],
+    equivariances: Mapping[str, Equivariance],
+    probabilities: Mapping[str, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Moves]:
+    """As `augment`, and then by equivariances; what becomes of the labels comes with the view.
+
+    With no equivariances the view and the state of the generator are those of `augment`.
+    """
+    _check_known(probabilities, {**groups, **equivariances})
+    x = augment(x, groups, {name: p for name, p in probabilities.items() if name in groups}, generator)
+    steps = []
+    for name, equivariance in equivariances.items():
+        if (probability := probabilities.get(name, 0.0)) > 0:
+            g = _draw(equivariance.group, x, probability, generator)
+            x = equivariance.group.act(g, x)
+            steps.append((equivariance, g))
+    return x, Moves(tuple(steps))
+
+
+def _check_known(probabilities: Mapping[str, float], known: Mapping[str, object]) -> None:
+    if unknown := sorted(set(probabilities) - set(known)):
+        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def _draw(group: Group, x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """An element for each sample: with that probability a random one, else the neutral one."""
+    chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
+    drawn, identity = group.draw(x, generator), group.identity(x)
+    return torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)

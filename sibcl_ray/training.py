@@ -22,13 +22,12 @@ from sibcl_ray.losses import nt_xent
 from sibcl_ray.networks import Architecture, Network
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.symmetry import augment
+from sibcl_ray.symmetry import augment, augment_labelled
 
 Probabilities = tuple[tuple[str, float], ...]  # of each symmetry, by name, to act on a sample
 Report = Callable[[float, float], None]  # the finished fraction, and the mean loss of the last epoch
 Weights = dict[str, Tensor]
 
-CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}  # by the dimensions of the grid
 COMPILE_FROM = 5_000  # steps from which, on a GPU, a compiled network repays its compilation
 
 
@@ -109,8 +108,8 @@ def new_network(problem: Problem, architecture: Architecture, seed: int) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed("weights", seed))
         network = Network(architecture, channels, math.prod(problem.label_shape), len(grid))
-    # Convolutions of few channels run about twice as fast on a CPU with channels last.
-    return network.to(memory_format=CHANNELS_LAST[len(grid)])  # type: ignore[call-overload]
+    # In two dimensions convolutions of few channels run about twice as fast on a CPU with channels last.
+    return network.to(memory_format=torch.channels_last) if len(grid) == 2 else network  # type: ignore[call-overload]
 
 
 def pretrain(
@@ -235,16 +234,17 @@ def predict(
     """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU.
 
     With ``views`` the mean over that many views of each input, every one moved by random elements of all
-    symmetries: the network's projection, in the limit, on functions that share them. ``delta`` as it was
-    fine-tuned with.
+    symmetries and equivariances, and of the latter moved back: the network's projection, in the limit, on
+    functions that share them. ``delta`` as it was fine-tuned with.
     """
     network = network.to(device).eval()
     generator = torch.Generator(device).manual_seed(named_seed("predict"))
-    always = dict.fromkeys(problem.symmetries, 1.0)
+    always = dict.fromkeys((*problem.symmetries, *problem.equivariances), float(views > 0))
 
     def look(x: Tensor) -> Tensor:
-        x = augment(x, problem.symmetries, always, generator) if views else x
-        return network(problem.features(x)).float()
+        x, moves = augment_labelled(x, problem.symmetries, problem.equivariances, always, generator)
+        difference = network(problem.features(x)).float()
+        return _moved(difference, moves.back, problem, delta) if moves.steps else difference
 
     outputs = []
     for x in inputs.split(batch):
@@ -256,6 +256,15 @@ def predict(
 def _known(problem: Problem, inputs: Tensor, delta: bool) -> Tensor:
     """What the network does not have to learn of the labels: their offset, or the estimate for each input."""
     return _estimates(problem, inputs) if delta else torch.from_numpy(problem.offset)
+
+
+def _moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem, delta: bool) -> Tensor:
+    """What a network fits, (batch, …), where labels are moved: the estimates move with them, the offset stays."""
+    difference = difference.view(-1, *problem.label_shape)
+    if delta:
+        return move(difference).flatten(1)
+    offset = torch.from_numpy(problem.offset).to(difference)
+    return (move(difference + offset) - offset).flatten(1)
 
 
 def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
@@ -287,13 +296,19 @@ def _label_loss(
     ``known`` is subtracted from the labels: (*label_shape), or one for each row.
     """
     assert labelled.labels is not None
+    delta = known.ndim > len(problem.label_shape)
     inputs = labelled.inputs.to(device)
     targets = (labelled.labels - known).flatten(1).to(device)
 
     def loss(model: nn.Module, rows: Tensor) -> Tensor:
         rows = rows.to(device)
-        x = augment(inputs[rows], problem.symmetries, dict(augmentation), generator)
-        return measure(model(problem.features(x)), targets[rows])
+        x, moves = augment_labelled(
+            inputs[rows], problem.symmetries, problem.equivariances, dict(augmentation), generator
+        )
+        target = targets[rows]
+        if moves.steps:
+            target = _moved(target, moves.forth, problem, delta)
+        return measure(model(problem.features(x)), target)
 
     return loss
 

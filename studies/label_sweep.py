@@ -32,6 +32,7 @@ if "RAY_ADDRESS" not in os.environ:
 
 from recipes import SCALES
 
+from sibcl_ray import own
 from sibcl_ray.claims import Session
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.methods import METHODS
@@ -112,22 +113,25 @@ def _not_together(**given: bool) -> None:
 
 
 def _problem(name: str, data: Path | None) -> Problem:
-    """The problem of that name, or the one that a folder of arrays describes."""
-    if name != TABULATED:
-        if data is not None:
-            raise BadInput(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
+    """The problem of that name, or the user's: a class in a file, or what a folder of arrays describes."""
+    if data is not None and name != TABULATED:
+        raise BadInput(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
+    if own.is_own(name):
+        problem, where = own.load(name), name
+    elif name == TABULATED:
+        if data is None:
+            raise BadInput(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml naming them")
+        problem, where = tabulated.load(data), "problem.toml"
+    else:
         return _named("problem", name, {**PROBLEMS, TABULATED: None})
-    if data is None:
-        raise BadInput(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml that names them")
-    problem = tabulated.load(data)
-    if problem.name in PROBLEMS:
-        raise BadInput(f"the name {problem.name!r} in problem.toml is that of another problem; give a name of its own")
+    if problem.name in (*PROBLEMS, TABULATED):
+        raise BadInput(f"the name {problem.name!r} in {where} is that of another problem; give a name of its own")
     return problem
 
 
 def _check_networks(study: Study) -> None:
     """Whether the networks of the recipe take such inputs as were given."""
-    if study.problem.available is None:
+    if study.problem.name in PROBLEMS:
         return
     ones = torch.ones(2, *study.problem.input_shape)
     for architecture in study.space.architectures:
@@ -304,7 +308,11 @@ interrupted; a study extended by budgets, methods, seeds or trials runs only wha
 @app.command(help=HELP)
 def main(
     problem: Annotated[
-        str, typer.Option(help="What is learned: " + ", ".join([*PROBLEMS, TABULATED]) + ".")
+        str,
+        typer.Option(
+            help="What is learned: " + ", ".join([*PROBLEMS, TABULATED]) + ", or a class of your own in a file, "
+            "[b]my_problem.py:MyProblem[/]."
+        ),
     ] = "photonic-dos",
     data: Annotated[
         Path | None,
@@ -435,6 +443,9 @@ def command_line() -> int:
         return _complain(str(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
         return _complain(f"{error}; {AGAIN}", SOME_FAILED)
+    except SystemExit:  # Ray answers SIGTERM in its own way while it starts
+        _signals.append(signal.SIGTERM)
+        code = SOME_FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = SOME_FAILED
     if _signals:  # Typer may have made an exit code of it already

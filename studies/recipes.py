@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from sibcl_ray.methods import METHODS, Space
 from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
@@ -12,6 +15,29 @@ from sibcl_ray.study import Study
 
 # Those that a problem has what it needs for.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
+
+
+# Those of Loh et al., by the dimensions of the grid.
+REFERENCE = {
+    2: ReferenceEncoder(),
+    3: ReferenceEncoder(channels=(64, 256, 256, 256), pools=(2, 2, 2, 2), head=256, latent=256),
+}
+# Small relatives: in 2D an early, larger pooling makes them three times faster.
+QUICK = {
+    2: ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256),
+    3: ReferenceEncoder(channels=(8, 32, 64), kernel=3, stride=2, pools=(4, 2, 2), head=256, latent=256),
+}
+
+
+# For lattices of a few sites, where nothing can be pooled: the stacks of Schurov et al. (arXiv 2406.08318).
+LATTICE = tuple(
+    InvariantEncoder(channels=32, dilations=dilations, latent=64) for dilations in ((1, 2, 3), (1, 1, 1), (3, 2, 1))
+)
+SMALLEST = 8  # sites along an axis that can still be pooled
+
+
+def _dimensions(problem: Problem) -> int:
+    return problem.features(torch.ones(1, *problem.input_shape)).ndim - 2
 
 
 def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
@@ -26,6 +52,12 @@ def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
         fields["pool"] = min(fields["pool"], have["target"])
         fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
         fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
+    if problem.lacks(**METHODS["TL"].needs):
+        fields["surrogate"] = 0  # their labels would cost as much as the target's
+    if min(problem.input_shape[-2:]) < SMALLEST:
+        space: Space = fields["space"]
+        stacks = LATTICE[: len(space.architectures)]
+        fields["space"] = replace(space, architectures=tuple(_small(encoder) for encoder in stacks))
     return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
 
@@ -59,8 +91,6 @@ def smoke(problem: Problem, seed: int = 0) -> Study:
 
 def quick(problem: Problem, seed: int = 0) -> Study:
     """A result worth looking at within ten minutes on two cores without a GPU."""
-    # A small relative of the reference network: an early, larger pooling makes it three times faster.
-    encoder = ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256)
     return _study(
         problem,
         "quick",
@@ -68,14 +98,14 @@ def quick(problem: Problem, seed: int = 0) -> Study:
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
         space=Space(
-            architectures=(_small(encoder),),
-            epochs=(10,),
+            architectures=(_small(QUICK[_dimensions(problem)]),),
+            epochs=(10 if _dimensions(problem) == 2 else 5,),
             pretraining_rates=(3e-3,),
             temperatures=(0.1, 0.5),
             contrastive_batches=(128, 256),
             label_probabilities=(0.5, 1.0),
             learning_rates=(1e-3, 8e-3),
-            steps=(450,),
+            steps=(450 if _dimensions(problem) == 2 else 150,),  # a step in three dimensions takes three times as long
         ),
         trials=6,
         folds=2,
@@ -89,7 +119,7 @@ def quick(problem: Problem, seed: int = 0) -> Study:
 
 def standard(problem: Problem, seed: int = 0) -> Study:
     """About an hour on one GPU."""
-    reference = ReferenceEncoder().scaled(0.5)
+    reference = REFERENCE[_dimensions(problem)].scaled(0.5)
     return _study(
         problem,
         "standard",
@@ -125,7 +155,7 @@ def paper(problem: Problem, seed: int = 0) -> Study:
     architectures = tuple(
         Architecture(encoder=encoder)
         for encoder in (
-            ReferenceEncoder(),
+            REFERENCE[_dimensions(problem)],
             InvariantEncoder(latent=1024),
             InvariantEncoder(dilations=(1, 2, 4, 8, 16), latent=1024),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import folders
 import numpy as np
+import own_files
 import pytest
 from test_label_sweep import sweep
 
@@ -73,6 +74,17 @@ def folders_write(path: Path) -> None:
         pq.write_table(pa.table(rows), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
+
+def own(*changes: tuple[str, str]) -> Callable[[Path], None]:
+    """A maker of a Python file with a problem, changed."""
+    return lambda folder: str(own_files.written(folder, *changes))
+
+
+def binary(folder: Path) -> None:
+    (folder / "mine.py").write_bytes(b"\xff\xfe")
+
+
+MEAN = ("--problem", "mine.py:Mean")
 
 REFUSED = [
     # names
@@ -161,6 +173,40 @@ REFUSED = [
     (data(folders.TARGET_ONLY), (*TABULATED, "--methods", "TL-I"), r"TL-I needs surrogate labels; .* leave TL-I out"),
     (data(), (*TABULATED, "--budgets", "10,101"), r"budget 101 is larger than the pool of 100 target labels"),
     (data(folders.ALL.replace('"moments"', '"photonic-dos"')), TABULATED, r"'photonic-dos' .* a name of its own"),
+    # the user's own file; test_own.py has more
+    (own(), ("--problem", "mind.py:Mean"), r"there is no file mind.py; did you mean mine.py\?"),
+    (nothing, MEAN, r"there is no file mine.py; give FILE.py:CLASS"),
+    (nothing, ("--problem", "nowhere/mine.py:Mean"), r"there is no file nowhere/mine.py; give FILE.py:CLASS"),
+    (lambda folder: (folder / "mine.py").mkdir(), MEAN, r"mine.py cannot be read \(Is a directory\)"),
+    (binary, MEAN, r"mine.py is not UTF-8 text"),
+    (own(), ("--problem", "mine.py"), r"mine.py was given without the name of a class; give mine.py:Mean"),
+    (own(), ("--problem", "mine.py:mean"), r"mine.py has no class 'mean'; did you mean Mean\?"),
+    (own(("Mean(Simulation)", "Mean")), MEAN, r"Mean is no Problem; derive it from sibcl_ray.problems.simulation"),
+    (own(("def solve(", "def solved(")), MEAN, r"mine.py: Mean lacks solve; write what is missing"),
+    (own(("def sample(", "def draw("), ("def solve(", "def f(")), MEAN, r"mine.py: Mean lacks sample, solve"),
+    (
+        own(("import os", "import nowhere_to_be_found")),
+        MEAN,
+        r"mine.py raises ModuleNotFoundError in line 3: No module",
+    ),
+    (own(("SHIFT = 0.0", "SHIFT = = 0")), MEAN, r"mine.py raises SyntaxError in line 9: invalid syntax"),
+    (own(("SHIFT = 0.0", "SHIFT = 1 / 0")), MEAN, r"mine.py raises ZeroDivisionError in line 9"),
+    (own(("SHIFT = 0.0", "exit()")), MEAN, r"mine.py raises SystemExit in line 9"),
+    (own(("SHIFT = 0.0", "open(__file__)")), MEAN, r"mine.py raises NameError in line 9: name '__file__'"),
+    (own(('name = "mean"', "")), MEAN, r"Mean.name is None; give small letters"),
+    (own(('"mean"', '"../mean"')), MEAN, r"Mean.name is '../mean'; give small letters"),
+    (own(('"mean"', '"photonic-dos"')), MEAN, r"the name 'photonic-dos' in mine.py:Mean is that of another problem"),
+    (own(("(1,)", "(2,)")), MEAN, r"Mean.solve gives for two inputs is float32 of shape \(2, 1\); give .* \(2, 2\)"),
+    (own(("(1,)", "1")), MEAN, r"Mean.label_shape is 1; give a tuple of whole numbers"),
+    (own(("(8, 8), ", "(4, 4), ")), MEAN, r"Mean.sample draws is float32 of shape \(2, 8, 8\); .* \(2, 4, 4\)"),
+    (own(own_files.before("nonsense()")), MEAN, r"Mean.solve raises NameError: name 'nonsense'.*; mend it"),
+    (own(), MEAN, r"does not take inputs of shape \(8, 8\).*at least 32"),
+    (
+        own(("8, 8", "32, 32")),
+        (*MEAN, "--methods", "TL"),
+        r"TL needs surrogate labels; give Mean an estimate.*leave TL",
+    ),
+    (own(), (*MEAN, "--data", "data"), r"--data is for --problem tabulated, and the problem is mine.py:Mean"),
 ]
 
 

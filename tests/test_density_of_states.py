@@ -96,7 +96,7 @@ def test_symmetries_leave_the_dos_unchanged(image):
 
 
 def test_cells_with_square_symmetry_need_only_the_irreducible_k_points():
-    assert density_of_states._has_square_symmetry(torch.tensor(np.concatenate([CELLS, DISCS]))).tolist() == [
+    assert density_of_states.has_square_symmetry(torch.tensor(np.concatenate([CELLS, DISCS]))).tolist() == [
         False, False, False, True, True,
     ]  # fmt: skip
     k, weights = density_of_states._irreducible_grid()

@@ -63,18 +63,20 @@ def test_the_receptive_field_reaches_the_period(dilations, size, reaches):
     assert bool((x.grad != 0).all()) == reaches
 
 
-PUBLISHED = {  # encoder, predictor, parameters of both in millions: the projector is not counted
-    "density of states": (ReferenceEncoder(), ((1024, 1024, 512), 400, 1), 8.2),
-    "bands": (ReferenceEncoder(kernel=9, head=256), ((256, 512, 512), 625, 6), 12.8),
-    "Schrödinger": (ReferenceEncoder(head=256, latent=256), ((256, 256, 32), 1, 1), 4.3),
+DEEP = ReferenceEncoder(channels=(64, 256, 256, 256), pools=(2, 2, 2, 2), head=256, latent=256)
+PUBLISHED = {  # encoder, dimensions, predictor, parameters of both in millions: the projector is not counted
+    "density of states": (ReferenceEncoder(), 2, ((1024, 1024, 512), 400, 1), 8.2),
+    "bands": (ReferenceEncoder(kernel=9, head=256), 2, ((256, 512, 512), 625, 6), 12.8),
+    "Schrödinger": (ReferenceEncoder(head=256, latent=256), 2, ((256, 256, 32), 1, 1), 4.3),
+    "Schrödinger in 3D": (DEEP, 3, ((256, 256, 32), 1, 1), 50.9),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_reference_networks_have_their_published_sizes(name):
-    encoder, (hidden, outputs, branches), millions = PUBLISHED[name]
+    encoder, dimensions, (hidden, outputs, branches), millions = PUBLISHED[name]
     predictors = [perceptron(encoder.latent, hidden, outputs) for _ in range(branches)]
-    assert parameters(encoder.build(1), *predictors) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert parameters(encoder.build(1, dimensions), *predictors) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_the_default_architecture_is_the_published_one():

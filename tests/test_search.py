@@ -64,6 +64,18 @@ def a_search(budget=25, trials=6, method=METHOD, space=SPACE) -> Search:
     )
 
 
+@pytest.mark.parametrize("method", [METHODS["SL-I"], METHODS["SIB-CL"], METHODS["SL"]], ids=lambda m: m.name)
+def test_equivariances_augment_labels_and_no_contrastive_view(method):
+    offered = dimensions(method, SPACE, SYMMETRIES, ("scaling",))
+    assert ("augment_scaling" in offered) == method.invariant
+    assert "view_scaling" not in offered
+    assert ("view_translation" in offered) == method.contrastive
+    choice = propose(
+        FixedTrial(first_parameters(method, SPACE, SYMMETRIES, ("scaling",))), method, SPACE, SYMMETRIES, ("scaling",)
+    )
+    assert [name for name, _ in choice.finetuning.augmentation] == [*SYMMETRIES, "scaling"] * method.invariant
+
+
 @pytest.fixture
 def storage(tmp_path):
     return open_history(Store(str(tmp_path)), "study", None)
@@ -334,9 +346,9 @@ def test_failures_are_taken_over_too(storage):
 @pytest.mark.parametrize(
     ("change", "affected"),
     [
-        ({"temperatures": (0.1, 0.3, 0.9, 0.5)}, {"SSL", "SSL-I", "SIB-CL", "SIB-CL-plain"}),
-        ({"epochs": (1, 2, 3)}, {"TL", "TL-I", "SSL", "SSL-I", "SIB-CL", "SIB-CL-plain"}),
-        ({"label_probabilities": (0.5, 0.9)}, {"SL-I", "TL-I", "SSL-I", "SIB-CL"}),
+        ({"temperatures": (0.1, 0.3, 0.9, 0.5)}, {"SSL", "SSL-I", "SSL-I-delta", "SIB-CL", "SIB-CL-plain"}),
+        ({"epochs": (1, 2, 3)}, {"TL", "TL-I", "SSL", "SSL-I", "SSL-I-delta", "SIB-CL", "SIB-CL-plain"}),
+        ({"label_probabilities": (0.5, 0.9)}, {"SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"}),
         ({"weight_decays": (0.01, 0.1)}, set(METHODS)),
         ({"workers": 1}, set()),
     ],

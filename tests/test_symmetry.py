@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sibcl_ray.symmetry import PointGroup, Scaling, Translations, augment
+from sibcl_ray.symmetry import Equivariance, PointGroup, Scaling, Translations, augment, augment_labelled
 
 SQUARE = {"translations": Translations(8), "point group": PointGroup(2), "scaling": Scaling(1.0, 20.0)}
 CUBE = {"translations 3D": Translations(4, dimension=3), "point group 3D": PointGroup(3)}
@@ -120,3 +120,51 @@ def test_one_gather_moves_as_two_do():
         torch.rand(len(x), generator=g)  # who is chosen: everyone
         expected = group.act(group.draw(x, g), expected)
     assert torch.equal(augment(x, groups, dict.fromkeys(names, 1.0), source), expected)
+
+
+TURNS = Equivariance(PointGroup(2), PointGroup(2).act)
+GROWS = Equivariance(Scaling(1.0, 20.0), lambda g, labels: labels * g[:, None, None] ** 2)
+MOVING = {"turns": TURNS, "grows": GROWS}
+
+
+def with_symmetric_label(x):
+    """One that C4v, as it acts on x, carries along."""
+    return x * x.mean((1, 2), keepdim=True)
+
+
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_labels_follow_their_inputs_and_come_back(probability):
+    x = batch("point group")
+    labels = with_symmetric_label(x)
+    always = dict.fromkeys(MOVING, probability)
+    moved, moves = augment_labelled(x, {}, MOVING, always, generator())
+    assert len(moves.steps) == 2
+    same(moves.forth(labels), with_symmetric_label(moved))
+    same(moves.back(with_symmetric_label(moved)), labels)
+    assert (moved != x).flatten(1).any(1).double().mean() > 0.8 * probability
+
+
+def test_without_equivariances_views_and_randomness_are_those_of_augment():
+    """Bit for bit, and the generator is left in the same state."""
+    x = torch.rand(50, 8, 8) + 1
+    probabilities = {"translations": 0.5, "scaling": 0.3}
+    for moving in ({}, MOVING):  # equivariances that are not asked for draw nothing either
+        plain, labelled = generator(4), generator(4)
+        expected = augment(x, SQUARE, probabilities, plain)
+        found, moves = augment_labelled(x, SQUARE, moving, probabilities, labelled)
+        assert torch.equal(found, expected) and not moves.steps
+        assert torch.equal(plain.get_state(), labelled.get_state())
+
+
+def test_equivariances_come_after_symmetries_and_draw_after_them():
+    x = torch.rand(50, 8, 8) + 1
+    both = {"translations": 1.0, "turns": 1.0}
+    first, second = generator(5), generator(5)
+    moved, moves = augment_labelled(x, SQUARE, MOVING, both, first)
+    ((_, g),) = moves.steps
+    assert torch.equal(moved, TURNS.group.act(g, augment(x, SQUARE, {"translations": 1.0}, second)))
+
+
+def test_a_name_that_neither_has_is_refused():
+    with pytest.raises(ValueError, match=r"there is no symmetry 'tilt'; known are translations, .*turns, grows"):
+        augment_labelled(torch.rand(2, 8, 8), SQUARE, MOVING, {"tilt": 1.0}, generator())

@@ -15,7 +15,7 @@ from toy import ARCHITECTURE, Moments
 
 from sibcl_ray.dataset import Split
 from sibcl_ray.networks import Architecture, InvariantEncoder
-from sibcl_ray.symmetry import augment
+from sibcl_ray.symmetry import Equivariance, PointGroup, augment
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, finetune, new_network, predict, pretrain
 
 PROBLEM = Moments()
@@ -346,3 +346,95 @@ import sibcl_ray.training, sibcl_ray.jobs
 assert not any(name.split(".")[0] == "ray" for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def _turned(g, labels):
+    return PointGroup(2).act(g, labels)
+
+
+@dataclass(frozen=True)
+class Quarters(Moments):
+    """The four quarters' means of an image: a turn of it turns them. Their offset does not look the same turned."""
+
+    fitted: list = field(default_factory=list, compare=False)
+    turns = True
+
+    @property
+    def label_shape(self):
+        return (2, 2)
+
+    @property
+    def symmetries(self):
+        return {}
+
+    @property
+    def equivariances(self):
+        return {"point_group": Equivariance(PointGroup(2), _turned)} if self.turns else {}
+
+    @property
+    def offset(self):
+        return np.array([[1, 2], [3, 4]], np.float32)
+
+    def solve(self, inputs):
+        return inputs.reshape(-1, 2, 4, 2, 4).mean((2, 4))
+
+    def features(self, inputs):
+        self.fitted.append(inputs)
+        return inputs.unsqueeze(1)
+
+    def label_loss(self, prediction, label):
+        self.fitted.append(label)
+        return super().label_loss(prediction, label)
+
+
+QUARTERS = Split(LABELLED.inputs, torch.from_numpy(Quarters().solve(LABELLED.inputs.numpy())))
+TURNED = replace(FINETUNING, augmentation=(("point_group", 1.0),), steps=4)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_labels_are_moved_with_the_inputs_that_they_are_fitted_to(probability):
+    """Every batch shows the network an input and the label of this input, less the offset as it stands."""
+    problem = Quarters()
+    finetune(problem, QUARTERS, replace(TURNED, augmentation=(("point_group", probability),)))
+    batches = problem.fitted[1:]  # the first features only tell the number of channels
+    assert len(batches) == 8
+    for inputs, labels in zip(batches[::2], batches[1::2], strict=True):
+        expected = torch.from_numpy(problem.solve(inputs.numpy()) - problem.offset)
+        torch.testing.assert_close(labels.view(-1, 2, 2), expected)
+    originals = {tuple(x.flatten().tolist()) for x in LABELLED.inputs}
+    kept = [tuple(x.flatten().tolist()) in originals for x in batches[0]]
+    assert all(kept) if not probability else sum(kept) < len(kept) / 2
+
+
+def test_predictions_for_turned_inputs_are_turned_back():
+    """So their mean over views turns, nearly, as the input does."""
+    problem, network = Quarters(), new_network(Quarters(), ARCHITECTURE, 0)
+    inputs = UNSEEN.inputs[:20]
+
+    def unfaithful(views):
+        plain = predict(network, problem, inputs, views=views)
+        turned = predict(network, problem, torch.rot90(inputs, 1, (1, 2)), views=views)
+        return (turned - torch.rot90(plain, 1, (1, 2))).abs().mean()
+
+    assert unfaithful(views=400) < 0.15 * unfaithful(views=0)
+
+
+class Still(Quarters):
+    """The same without equivariances, which are then never spoken of."""
+
+    turns = False
+
+
+def test_equivariances_that_never_act_change_nothing():
+    """Not a bit of the weights: nothing is drawn for them."""
+    never = replace(TURNED, augmentation=(("point_group", 0.0),))
+    with_, without = (
+        finetune(problem, QUARTERS, configuration).state_dict()
+        for problem, configuration in ((Quarters(), never), (Still(), replace(TURNED, augmentation=())))
+    )
+    assert same(with_, without)
+
+
+def test_contrastive_views_know_nothing_of_equivariances():
+    with pytest.raises(ValueError, match="there is no symmetry 'point_group'"):
+        pretrain(Quarters(), UNLABELLED, QUARTERS, replace(PHASES["pairs"], views=(("point_group", 1.0),)))

@@ -1,7 +1,13 @@
 """The problems by name. A new problem is one file and one row here."""
 
+from sibcl_ray.problems.magnet import MagnetSign
+from sibcl_ray.problems.photonic_bands import PhotonicBands
 from sibcl_ray.problems.photonic_dos import PhotonicDOS
+from sibcl_ray.problems.photonic_gap import PhotonicGap
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.problems.schrodinger import Schrodinger2D, Schrodinger3D
 
-PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (PhotonicDOS(), Schrodinger2D(), Schrodinger3D())}
+PROBLEMS: dict[str, Problem] = {
+    problem.name: problem
+    for problem in (PhotonicDOS(), PhotonicBands(), PhotonicGap(), Schrodinger2D(), Schrodinger3D(), MagnetSign())
+}

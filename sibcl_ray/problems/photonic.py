@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
+
+from sibcl_ray.solvers.density_of_states import has_square_symmetry
 
 SAMPLES = 8  # sub-pixel samples along an axis: a pixel holds the mean of 8 × 8
 PERMITTIVITY = (1.0, 20.0)
@@ -73,6 +78,29 @@ def disc_cells(count: int, rng: np.random.Generator, resolution: int = 32) -> tu
         "epsilon_inside": inside,
         "epsilon_outside": outside,
     }
+
+
+def grid_bands(
+    cells: np.ndarray, k_points: np.ndarray, frequencies: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Frequencies (count, K, bands) on a k-grid that C4v maps onto itself, solved on an eighth where the cell allows.
+
+    Args:
+        cells: ε, (count, n, n).
+        k_points: the grid, (K, 2), in 2π/a.
+        frequencies: the solver: cells (some, n, n) and k-points (H, 2) to (some, H, bands).
+    """
+    wedge, image = np.unique(np.sort(np.abs(k_points).round(12), axis=1), axis=0, return_inverse=True)
+    square = has_square_symmetry(torch.from_numpy(cells)).numpy()
+    parts = {}
+    if square.any():
+        parts[True] = frequencies(cells[square], wedge)[:, image.reshape(-1)]
+    if not square.all():
+        parts[False] = frequencies(cells[~square], k_points)
+    found = np.empty((len(cells), *next(iter(parts.values())).shape[1:]))
+    for symmetric, part in parts.items():
+        found[square == symmetric] = part
+    return found
 
 
 def _pixel_means(fine: np.ndarray) -> np.ndarray:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray.symmetry import Group
+from sibcl_ray.symmetry import Equivariance, Group
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Problem(ABC):
     input_units: ClassVar[str]
     label_units: ClassVar[str]
 
+    resources: ClassVar[Mapping[str, Any]] = {"num_cpus": 1}  # of a task that solves, as Ray's options name them
+    timeout: ClassVar[float | None] = None  # seconds the solver may take for an input, in a process that is then ended
+    retries: ClassVar[int] = 0  # how often an input that the solver failed on is tried again before another is drawn
+
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
@@ -55,6 +59,15 @@ class Problem(ABC):
     @abstractmethod
     def symmetries(self) -> Mapping[str, Group]:
         """The groups under which the label is invariant, in the order in which they are applied."""
+
+    @property
+    def equivariances(self) -> Mapping[str, Equivariance]:
+        """The groups that move the label along with the input, by names that no symmetry has.
+
+        They augment labelled data, the label with the input, and predictions for moved inputs are moved back.
+        Contrastive pairs do without them: their label is not the same.
+        """
+        return {}
 
     @property
     def available(self) -> Mapping[str, int] | None:

@@ -54,7 +54,7 @@ def photonic_dos(epsilon: Array) -> Array:
     """
     cells = checked_cells(epsilon)
     dos = cells.new_empty(len(cells), N_POINTS)
-    symmetric = _has_square_symmetry(cells)
+    symmetric = has_square_symmetry(cells)
     full = k_grid(), torch.full((GRID**2,), 1 / GRID**2, dtype=torch.float64)
     for members, (k, weights) in ((~symmetric, full), (symmetric, _irreducible_grid())):
         for some in members.nonzero()[:, 0].split(CELLS_AT_ONCE) if members.any() else ():
@@ -123,7 +123,7 @@ def _smooth(density: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(density) * gaussian, n=density.shape[-1])
 
 
-def _has_square_symmetry(cells: Tensor) -> Tensor:
+def has_square_symmetry(cells: Tensor) -> Tensor:
     """Which cells (B,) keep all eight operations of C4v about their centre: a flip and a transposition make them."""
     images = (cells.flip(-1), cells.mT)
     return torch.stack([torch.isclose(cells, image, rtol=1e-6, atol=0).all((-2, -1)) for image in images]).all(0)

@@ -70,8 +70,8 @@ def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarizat
     interface have opposite signs.
     """
     cells = checked_cells(epsilon)
-    k = _checked_k_points(k_points, cells.device)
-    waves = _square(min(CUTOFF, (cells.shape[-1] - 1) // 2), cells.device)
+    k = checked_k_points(k_points, cells.device)
+    waves = square(min(CUTOFF, (cells.shape[-1] - 1) // 2), cells.device)
     if polarization not in POLARIZATIONS:
         raise ValueError(f"polarization is {polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
     if not 1 <= n_bands <= len(waves):
@@ -79,7 +79,7 @@ def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarizat
             f"n_bands is {n_bands}; expected 1 to {len(waves)}, the plane waves of {tuple(cells.shape[-2:])} pixels: "
             "ask for fewer bands or give more pixels"
         )
-    half, source, sign = _half_zone(k)
+    half, source, sign = half_zone(k)
     make = POLARIZATIONS[polarization]
     with torch.no_grad():
         chunks = cells.split(CELLS_AT_ONCE.get(cells.device.type, OTHER_CELLS_AT_ONCE))
@@ -113,14 +113,19 @@ def checked_cells(epsilon: np.ndarray | Tensor) -> Tensor:
     return cells.reshape(-1, *cells.shape[-2:]).to(torch.float64)
 
 
-def _checked_k_points(k_points: np.ndarray | Tensor, device: torch.device) -> Tensor:
+def checked_k_points(k_points: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """`k_points` (K, 2) as float64 on a device.
+
+    Raises:
+        ValueError: they are not finite pairs.
+    """
     k = torch.as_tensor(k_points)
     if k.ndim != 2 or k.shape[1] != 2 or not len(k) or not bool(torch.isfinite(k).all()):
         raise ValueError(f"k_points has shape {tuple(k.shape)}; expected finite (K, 2): give kx, ky in 2π/a in rows")
     return k.to(device, torch.float64)
 
 
-def _half_zone(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def half_zone(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Distinct k-points (H, 2) with kx ≥ 0 in the first zone; for each given one its place there and its sign."""
     k = ((k - k.round()) * 1e12).round() / 1e12
     flip = (k[:, 0] < 0) | ((k[:, 0] == 0) & (k[:, 1] < 0))
@@ -129,7 +134,8 @@ def _half_zone(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return half, source, sign
 
 
-def _square(cutoff: int, device: torch.device) -> Tensor:
+def square(cutoff: int, device: torch.device) -> Tensor:
+    """The plane waves G ∈ {−cutoff…cutoff}², (N, 2)."""
     line = torch.arange(-cutoff, cutoff + 1, device=device)
     return torch.cartesian_prod(line, line).reshape(-1, 2)
 
@@ -181,12 +187,12 @@ def _reduced_basis(medium: Medium, waves: Tensor, count: int) -> Tensor:
     columns = [(waves == 0).all(-1).to(medium.matrix).expand(size)[..., None]]
     for anchor in torch.tensor(ANCHORS, dtype=torch.float64, device=waves.device):
         modes = medium.matrix.new_zeros(*size, count)
-        modes[:, coarse] = _eigenmodes(block, waves[coarse] + anchor, count)
+        modes[:, coarse] = eigenmodes(block, waves[coarse] + anchor, count)
         columns.append(_inverse_iteration(medium, waves + anchor, modes))
     return torch.linalg.qr(torch.cat(columns, -1))[0]
 
 
-def _eigenmodes(medium: Medium, q: Tensor, count: int) -> Tensor:
+def eigenmodes(medium: Medium, q: Tensor, count: int) -> Tensor:
     """The lowest modes (B, N, count) at k + G = q ≠ 0."""
     if medium.weight is not None:
         return torch.linalg.eigh(medium.weight * (q @ q.mT))[1][..., :count]

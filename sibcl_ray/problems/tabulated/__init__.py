@@ -9,6 +9,7 @@ except to give out rows. Of ``problem.toml`` only the name and [target] have to 
     [target]                          # inputs with the expensive label; their first axis are rows
     file = "target.h5"                # in this folder: .npz, .h5, .hdf5 or .parquet
     inputs = "run/epsilon"            # the array: npz key, HDF5 path or Parquet column
+                                      # "shapes/*/epsilon": HDF5 datasets shapes/1/epsilon, shapes/2/epsilon, …
     labels = "run/gap"                # a label for each row, of any shape
     test = 200                        # so many rows are drawn by the study's seed and set apart ...
     # [test]                          # ... or the test has arrays of its own: file, inputs, labels

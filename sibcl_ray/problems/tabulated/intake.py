@@ -26,6 +26,7 @@ from sibcl_ray.problems.tabulated.declaration import (
     Metric,
     Part,
 )
+from sibcl_ray.problems.tabulated.numbered import is_numbered, open_numbered
 from sibcl_ray.problems.tabulated.survey import DISTINCT, Rule, Survey, refuse_repeated, refuse_shared, survey
 from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, open_array, readable
 from sibcl_ray.symmetry import Group, Scaling
@@ -166,10 +167,20 @@ def _stamp(folder: Path, file: str) -> tuple[int, int]:
 
 
 def _open(folder: Path, part: Part) -> tuple[Stored, Stored | None]:
-    inputs = open_array(folder, part.file, part.inputs)
+    names = (part.inputs,) if part.labels is None else (part.inputs, part.labels)
+    numbered = [is_numbered(part.file, name) for name in names]
+    if any(numbered) != all(numbered):
+        raise BadData(
+            f"{declaration.FILE}: of {part.inputs!r} and {part.labels!r} one has a star, for the number that says "
+            "which label is whose; store both under numbers, or both as one array"
+        )
+    if all(numbered):
+        stored = open_numbered(folder, part.file, names)
+    else:
+        stored = [open_array(folder, part.file, name) for name in names]
     if part.labels is None:
-        return inputs, None
-    labels = open_array(folder, part.file, part.labels)
+        return stored[0], None
+    inputs, labels = stored
     if labels.rows != inputs.rows:
         hint = ". Are its rows along the last axis? Then transpose it" if labels.rows in inputs.shape[-1:] else ""
         raise BadData(

@@ -38,6 +38,7 @@ class Survey:
     rows: np.ndarray
     mean: np.ndarray
     _square: np.ndarray = field(repr=False)
+    numbers: np.ndarray | None = None  # see Stored
 
     def square_about(self, point: np.ndarray | float) -> np.ndarray:
         """The mean square distance of each entry from ``point``, (*shape)."""
@@ -73,7 +74,9 @@ def survey(
             hashes.append(_hashes(values))
     for rule, rows in broken.items():
         if len(found := np.concatenate([np.zeros(0, int), *rows])):
-            raise BadData(f"{stored.title} has {rule.says} in {some(found, stored.rows)}; {rule.advice}")
+            raise BadData(
+                f"{stored.title} has {rule.says} in {some(found, stored.rows, stored.numbers)}; {rule.advice}"
+            )
     return Survey(
         title=stored.title,
         count=stored.rows,
@@ -81,13 +84,16 @@ def survey(
         rows=np.concatenate([np.zeros(0, np.uint64), *hashes]),
         mean=moments.mean,
         _square=moments.square / stored.rows,
+        numbers=stored.numbers,
     )
 
 
-def some(rows: np.ndarray, count: int) -> str:
-    """The first of some row numbers, and how many there are."""
-    listed = ", ".join(f"{row:,}" for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
-    return f"{len(rows):,} of {count:,} rows (counted from 0: {listed})"
+def some(rows: np.ndarray, count: int, numbers: np.ndarray | None = None) -> str:
+    """The first of some row numbers, and how many there are; by the numbers that the file gives them, if it does."""
+    named = rows if numbers is None else numbers[rows]
+    listed = ", ".join(f"{row:,}" for row in named[:NAMED]) + (", …" if len(rows) > NAMED else "")
+    how = "rows (counted from 0" if numbers is None else "datasets (numbers"
+    return f"{len(rows):,} of {count:,} {how}: {listed})"
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:
@@ -145,9 +151,12 @@ def refuse_repeated(survey: Survey, why: str) -> None:
     again = np.flatnonzero(survey.rows[order][1:] == survey.rows[order][:-1])
     if len(again):
         first, second = order[again[0]], order[again[0] + 1]
+        which = some(np.sort(order[again + 1]), survey.count, survey.numbers)
+        rows = "rows" if survey.numbers is None else "numbers"
+        first, second = (survey.numbers[row] if survey.numbers is not None else row for row in (first, second))
         raise BadData(
-            f"{survey.title} has the same input more than once: {some(np.sort(order[again + 1]), survey.count)} repeat "
-            f"another, and rows {first:,} and {second:,} are equal; {why}"
+            f"{survey.title} has the same input more than once: {which} repeat another, and {rows} {first:,} and "
+            f"{second:,} are equal; {why}"
         )
 
 
@@ -155,7 +164,8 @@ def refuse_shared(survey: Survey, other: Survey, why: str) -> None:
     """BadData where rows of one array are among those of another."""
     if len(shared := np.flatnonzero(np.isin(survey.rows, other.rows))):
         twin = np.flatnonzero(other.rows == survey.rows[shared[0]])[0]
+        where = f"row {twin:,}" if other.numbers is None else f"number {other.numbers[twin]:,}"
         raise BadData(
-            f"{survey.title} shares {some(shared, survey.count)} with {other.title.rstrip(',')}, where the first of "
-            f"them is row {twin:,}; {why}"
+            f"{survey.title} shares {some(shared, survey.count, survey.numbers)} with {other.title.rstrip(',')}, where "
+            f"the first of them is {where}; {why}"
         )

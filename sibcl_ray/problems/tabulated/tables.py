@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -38,6 +39,7 @@ class Stored:
     rows: int
     shape: tuple[int, ...]
     read: Callable[[], Iterator[np.ndarray]]  # blocks of consecutive rows, (some, *shape)
+    numbers: np.ndarray | None = field(default=None, compare=False)  # of the rows, where the file has given them some
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of rows, each with the number of its first row; BadData where the file ends too soon."""
@@ -122,7 +124,12 @@ def open_array(folder: Path, file: str, name: str) -> Stored:
     if name not in known:
         raise BadData(f"{file!r} has no array {name!r}; {nearest(name, known)}")
     with readable(title):
-        stored = kind.open(path, name, title)
+        return usable(kind.open(path, name, title))
+
+
+def usable(stored: Stored) -> Stored:
+    """The array, unless its shape is that of no data."""
+    title = stored.title
     if not stored.rows or 0 in stored.shape:
         raise BadData(f"{title} is empty, of shape {(stored.rows, *stored.shape)}; there is nothing to learn from it")
     if math.prod(stored.shape) > LARGEST_ROW:
@@ -139,13 +146,13 @@ _NOT_NUMBERS = {
 }
 
 
-def _require_numbers(title: str, dtype: np.dtype) -> None:
+def require_numbers(title: str, dtype: np.dtype) -> None:
     if dtype.kind not in "biuf":
         what = _NOT_NUMBERS.get(dtype.kind, "text; store numbers")
         raise BadData(f"{title} holds {what}")
 
 
-def _rows_at_once(row_bytes: float) -> int:
+def rows_at_once(row_bytes: float) -> int:
     return int(min(max(1, BLOCK // max(1, row_bytes)), 2**20))
 
 
@@ -181,7 +188,7 @@ def _open_npz(path: Path, name: str, title: str) -> Stored:
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, by_columns, dtype = _npy_header(file)
         size = archive.getinfo(f"{name}.npy").file_size - file.tell()
-    _require_numbers(title, dtype)
+    require_numbers(title, dtype)
     rows, row = _axes(title, shape)
     row_bytes = math.prod(row) * dtype.itemsize
     if size != rows * row_bytes:
@@ -189,14 +196,14 @@ def _open_npz(path: Path, name: str, title: str) -> Stored:
 
     def read() -> Iterator[np.ndarray]:
         # Rows of an array in Fortran order are scattered over all of it: it is read whole.
-        at_once = rows if by_columns else _rows_at_once(row_bytes)
+        at_once = rows if by_columns else rows_at_once(row_bytes)
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             _npy_header(file)
             for first in range(0, rows, at_once):
                 count = min(at_once, rows - first)
                 flat = np.frombuffer(file.read(count * row_bytes), dtype)
                 whole = flat.reshape((count, *row), order="F" if by_columns else "C")
-                yield from np.array_split(whole, -(-count // _rows_at_once(row_bytes)))
+                yield from np.array_split(whole, -(-count // rows_at_once(row_bytes)))
 
     return Stored(title, rows, row, read)
 
@@ -204,7 +211,7 @@ def _open_npz(path: Path, name: str, title: str) -> Stored:
 # HDF5
 
 
-def _hdf5(path: Path) -> Any:
+def hdf5_file(path: Path) -> Any:
     try:
         import h5py
     except ImportError:
@@ -213,34 +220,45 @@ def _hdf5(path: Path) -> Any:
 
 
 def _hdf5_names(path: Path, wanted: str) -> Iterable[str]:
-    names: list[str] = []
-    with _hdf5(path) as file:
+    names: dict[str, None] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if hasattr(item, "dtype"):
+            names[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see numbered
+
+    with hdf5_file(path) as file:
         with suppress(KeyError):  # also of a link that leads nowhere
             if hasattr(file[wanted], "dtype"):
                 return [wanted]  # by a link, perhaps, which a visit does not follow
-        file.visititems(lambda name, item: names.append(name) if hasattr(item, "dtype") else None)
+        file.visititems(visit)
     return names
 
 
 def _open_hdf5(path: Path, name: str, title: str) -> Stored:
-    with _hdf5(path) as file:
+    with hdf5_file(path) as file:
         data = file[name]
-        if data.is_virtual or data.external or data.file.filename != file.filename:
-            raise BadData(f"{title} only points to other files; copy the numbers into this one")
-        _require_numbers(title, data.dtype)
+        require_numbers(title, data.dtype)
         rows, row = _axes(title, data.shape or ())
-        if data.size and _unwritten(data):
-            raise BadData(f"{title} was made for {rows:,} rows, of which some were never written; write them, or fewer")
-        at_once = _rows_at_once(math.prod(row) * data.dtype.itemsize)
+        refuse_unusable(title, file, data)
+        at_once = rows_at_once(math.prod(row) * data.dtype.itemsize)
         if data.chunks:  # a chunk is unpacked whole, so it should not be read in parts
             at_once = max(1, round(at_once / data.chunks[0])) * data.chunks[0]
 
     def read() -> Iterator[np.ndarray]:
-        with _hdf5(path) as file:
+        with hdf5_file(path) as file:
             for first in range(0, rows, at_once):
                 yield file[name][first : first + at_once]
 
     return Stored(title, rows, row, read)
+
+
+def refuse_unusable(title: str, file: Any, data: Any) -> None:
+    """BadData where the numbers of an HDF5 dataset are not all in its file."""
+    if data.is_virtual or data.external or data.file.filename != file.filename:
+        raise BadData(f"{title} only points to other files; copy the numbers into this one")
+    if data.size and _unwritten(data):
+        rows = f"for {data.shape[0]:,} rows, of which some" if data.shape else "for a number, which"
+        raise BadData(f"{title} was made {rows} were never written; write them, or fewer")
 
 
 def _unwritten(data: Any) -> bool:
@@ -270,7 +288,7 @@ def _open_parquet(path: Path, name: str, title: str) -> Stored:
         rows = file.metadata.num_rows
         first = next(file.iter_batches(1, columns=[name]), None) if rows else None
         row = () if first is None else _dense(first.column(name), title, 0).shape[1:]
-        at_once = _rows_at_once(8 * math.prod(row))
+        at_once = rows_at_once(8 * math.prod(row))
 
     def read() -> Iterator[np.ndarray]:
         start = 0

@@ -1,0 +1,80 @@
+"""A problem in a few lines: how inputs are drawn, and what solves them. All the rest has a default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sibcl_ray import losses
+from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.symmetry import Group
+
+
+@dataclass(frozen=True)
+class Simulation(Problem):
+    """A subclass has to have `name`, `input_shape`, `label_shape`, `sample` and `solve`, and may have all else.
+
+    What are properties here may be plain attributes there: ``input_shape = (32, 32)``. If the label can be
+    estimated cheaply, give `estimate`: the surrogate then has labels by it. Or give `sample_surrogate` for cheap
+    inputs, `solve_surrogate` for cheap labels, or both. Inputs and labels should be of order one, or be brought
+    there by `features` and `offset`.
+    """
+
+    version = 1
+    input_units = label_units = "not given"
+
+    @property
+    def symmetries(self) -> Mapping[str, Group]:
+        """None."""
+        return {}
+
+    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
+        own = type(self)
+        cheap = (
+            own.estimate is not Problem.estimate
+            or own.sample_surrogate is not Simulation.sample_surrogate
+            or own.solve_surrogate is not Simulation.solve_surrogate
+        )
+        needs = (
+            (surrogate and not cheap, f"surrogate labels; give {own.__name__} an estimate, or a solve_surrogate"),
+            (contrastive and not self.symmetries, f"a symmetry; give {own.__name__} its symmetries"),
+            (
+                invariant and not (self.symmetries or self.equivariances),
+                f"a symmetry; give {own.__name__} its symmetries or equivariances",
+            ),
+            (delta and own.estimate is Problem.estimate, f"a cheap estimate of the label; give {own.__name__} one"),
+        )
+        return next((what for lacking, what in needs if lacking), "")
+
+    def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
+        """Inputs of the target family."""
+        return self.sample(count, rng)
+
+    def solve_surrogate(self, sample: Sample) -> np.ndarray:
+        """Estimates, if there are any; else by the same solver."""
+        estimated = type(self).estimate is not Problem.estimate
+        return self.estimate(sample.inputs) if estimated else self.solve(sample.inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The input as one channel."""
+        return inputs.unsqueeze(1)
+
+    @property
+    def offset(self) -> np.ndarray:
+        """Zero."""
+        return np.zeros(self.label_shape, np.float32)
+
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The mean square."""
+        return losses.squared(prediction, label)
+
+    def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The mean square."""
+        return losses.squared(prediction, label)
+
+    def error(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Σ|Δ| / Σ|true|."""
+        return (prediction - label).abs().flatten(1).sum(1) / label.abs().flatten(1).sum(1)
