@@ -62,7 +62,7 @@ def connect() -> None:
     alone: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also bare ones, where a part of Ray dies on the way
         raise ValueError(
             f"RAY_ADDRESS is {address} and cannot be reached ({' '.join(str(error).split())[:300]}); "
             "start that cluster, or unset it to use this machine"
