@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -61,6 +62,7 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
+        _knock(address or "")
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # also bare ones, where a part of Ray dies on the way
         raise ValueError(
@@ -69,6 +71,13 @@ def connect() -> None:
             if address
             else f"Ray does not start here: {' '.join(str(error).split())[:300]}"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT, which Ray would go on hoping for."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int) -> Resources:

@@ -16,11 +16,12 @@ from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment
 from servers import free_port, wait_until
 
 
-def sweep(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess, float]:
+def sweep(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, float]:
     """Run the script on storage in ``folder``; what it printed, and its seconds."""
     command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(folder), *options]
     start = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=folder.parent)
+    env = environment(**variables)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env, cwd=folder.parent)
     return done, time.monotonic() - start
 
 
@@ -87,7 +88,9 @@ def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(stud
     before = ledger(folder)
     driver = Driver(folder, tmp_path / "log", "--fresh")
     try:
-        wait_until(lambda: 0 < len(ledger(folder)) < len(before) / 2, PATIENCE, driver.printed)
+        moved = (folder / "aside").glob
+        wait_until(lambda: len(list(moved("*/ledger/*/*.json"))) == len(before), PATIENCE, driver.printed)
+        wait_until(lambda: ledger(folder), PATIENCE, driver.printed)
         driver.send(signal.SIGTERM)
         begun = time.monotonic()
         assert driver.wait() == 128 + signal.SIGTERM
