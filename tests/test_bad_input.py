@@ -242,13 +242,3 @@ def test_what_the_cluster_can_never_give_is_refused(options, environment, expect
     assert done.returncode == 2, done.stderr
     assert re.search(expected, done.stderr) and done.stderr.count("error: ") == 1
     assert not (tmp_path / "runs" / "datasets").exists()
-
-
-@pytest.mark.slow
-def test_a_tracking_server_that_does_not_answer_is_a_warning(tmp_path):
-    options = ("--methods", "SL", "--seeds", "1", "--budgets", "10", "--tracking-uri", "http://127.0.0.1:1")
-    done, _ = sweep(tmp_path / "runs", *options)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"MLflow at http://127.0.0.1:1 cannot be written", " ".join(done.stdout.split()))
-    synchronised, _ = sweep(tmp_path / "runs", *options[:-2], "--sync-tracking")
-    assert synchronised.returncode == 0 and "mlflow server" in synchronised.stdout

@@ -69,12 +69,15 @@ def test_the_second_run_trains_nothing_and_is_quick(studied):
 
 
 @pytest.mark.slow
-def test_another_budget_runs_only_that_budget(studied):
+def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_server_again(studied):
     folder, _ = studied
     before = ledger(folder)
     matrix = matrix_of(folder)
-    done, _ = sweep(folder, "--budgets", "10,15,20")
+    done, _ = sweep(folder, "--budgets", "10,15,20", "--tracking-uri", "http://127.0.0.1:1")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"MLflow at http://127.0.0.1:1 cannot be written", " ".join(done.stdout.split()))
+    synchronised, _ = sweep(folder, "--budgets", "10,15,20", "--sync-tracking")
+    assert synchronised.returncode == 0 and "mlflow server" in synchronised.stdout
     assert before.items() <= ledger(folder).items()
     added = [name for name in ledger(folder) if name not in before]
     assert len(added) == 5 * 2 and all(name.startswith("ledger/cell/") for name in added)
@@ -86,7 +89,7 @@ def test_another_budget_runs_only_that_budget(studied):
 def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
     folder, _ = studied  # for the last time: it is empty afterwards
     before = ledger(folder)
-    driver = Driver(folder, tmp_path / "log", "--fresh")
+    driver = Driver(folder, tmp_path / "log", "--budgets", "10,15,20", "--fresh")
     try:
         moved = (folder / "aside").glob
         wait_until(lambda: len(list(moved("*/ledger/*/*.json"))) == len(before), PATIENCE, driver.printed)
