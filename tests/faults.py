@@ -217,7 +217,7 @@ class Campaign:
         self._nothing_done_twice()
         progress = f"{len(self.announced)} of {self.records} results"
         if code == 0:
-            self._verify(number)
+            self._verify(number, late=fault is the_tracking)
             self._next()
             progress += ", all verified"
         return f"{done}; exit code {code}; {progress}"
@@ -227,7 +227,7 @@ class Campaign:
         if self.storage.exists():
             self._complete("last")
             self._nothing_done_twice()
-            self._verify(-1)
+            self._verify(-1, late=True)
             self._next()
 
     def _complete(self, name: str) -> None:
@@ -248,10 +248,11 @@ class Campaign:
         assert not changed, f"announced before, and done again: {changed}"
         self.announced = now
 
-    def _verify(self, number: int) -> None:
-        """The study has ended: all that must hold now."""
-        driver = self.start(f"sync-{number}", "--sync-tracking")  # a server that was away missed the end
-        assert driver.wait() == 0, driver.printed()
+    def _verify(self, number: int, late: bool) -> None:
+        """The study has ended: all that must hold now, or when a server that was away has been told."""
+        if late:
+            driver = self.start(f"sync-{number}", "--sync-tracking")
+            assert driver.wait() == 0, driver.printed()
         ledger = self.ledger
         assert not ledger.missing() and not ledger.dataset.missing(ledger.study.sizes, fail)
         ledger.writable()  # reads the whole journal

@@ -15,14 +15,16 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_short_campaign(tmp_path):
+    """Every kind of fault once; with this seed those come first that leave something for the next to disturb."""
     told: list[str] = []
-    campaign(tmp_path, rounds=6, seed=1, tell=told.append)
+    campaign(tmp_path, rounds=6, seed=97, tell=told.append)
     assert len(told) == 7
 
 
 def test_two_drivers_of_one_study_do_nothing_twice(tmp_path):
     storage = tmp_path / "runs"
-    drivers = [Driver(storage, tmp_path / f"log-{i}") for i in range(2)]
+    least = ("--methods", "SL-I", "--budgets", "10", "--seeds", "1")
+    drivers = [Driver(storage, tmp_path / f"log-{i}", *least) for i in range(2)]
     seen: dict[str, str] = {}
     try:
         while any(driver.process.poll() is None for driver in drivers):
@@ -34,7 +36,7 @@ def test_two_drivers_of_one_study_do_nothing_twice(tmp_path):
             driver.end()
     waited = [driver for driver in drivers if "this study is being run by process" in driver.printed()]
     assert len(waited) == 1
-    assert all("Labels for a test error" in driver.printed() for driver in drivers)
+    assert all("Test error" in driver.printed() for driver in drivers)
 
 
 def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(tmp_path):
