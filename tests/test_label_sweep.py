@@ -1,18 +1,17 @@
 """The main job as people run it: a study from nothing, again, extended, submitted to a cluster, and misused."""
 
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment
+from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, of_session
 from servers import free_port, wait_until
 
 
@@ -68,9 +67,9 @@ def test_the_second_run_trains_nothing_and_is_quick(studied):
     pd.testing.assert_frame_equal(matrix_of(folder), matrix)
 
 
-@pytest.mark.slow
-def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_server_again(studied):
-    folder, _ = studied
+@pytest.mark.thorough
+def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_server_again(studied, tmp_path):
+    folder = Path(shutil.copytree(studied[0], tmp_path / "runs"))
     before = ledger(folder)
     matrix = matrix_of(folder)
     done, _ = sweep(folder, "--budgets", "10,15,20", "--tracking-uri", "http://127.0.0.1:1")
@@ -89,7 +88,7 @@ def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_ser
 def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
     folder, _ = studied  # for the last time: it is empty afterwards
     before = ledger(folder)
-    driver = Driver(folder, tmp_path / "log", "--budgets", "10,15,20", "--fresh")
+    driver = Driver(folder, tmp_path / "log", "--fresh")
     try:
         moved = (folder / "aside").glob
         wait_until(lambda: len(list(moved("*/ledger/*/*.json"))) == len(before), PATIENCE, driver.printed)
@@ -124,12 +123,9 @@ def head(tmp_path):
     else:
         pytest.fail(f"the head node takes no jobs: {(tmp_path / 'head.log').read_text()[-2000:]}")
     yield address
-    process.terminate()  # it ends its own processes, in order
-    try:
-        process.wait(timeout=60)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    for part in of_session(process.pid):
+        part.kill()
+    process.wait()
 
 
 @pytest.mark.slow

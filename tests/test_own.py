@@ -118,6 +118,7 @@ def test_a_solver_that_hangs_is_ended_and_its_input_drawn_anew(cluster, tmp_path
     assert len(said) == 1 and "no end after 3 s, the timeout of mean" in said[0] and "drawn anew" in said[0]
 
 
+@pytest.mark.thorough
 def test_a_solver_that_always_hangs_ends_the_study_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "FAILURES", 2)
     problem = hanging(tmp_path / "user", before("time.sleep(1000)"), timeout=0.1)
@@ -135,6 +136,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("how", "expected"), ENDINGS.values(), ids=ENDINGS)
 def test_whatever_becomes_of_a_call_the_next_one_is_answered(how, expected, tmp_path):
     problem = hanging(tmp_path, before(f"if inputs[0, 0, 0] > 0.5: {how}"))
@@ -163,6 +165,7 @@ PROGRAMS = """
 """.strip()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["in time", "killed"])
 def test_programs_that_the_solver_started_end_with_it(how, tmp_path, monkeypatch):
     """Also where whoever asked for the label is killed, and can end nothing."""
@@ -276,7 +279,7 @@ def test_the_estimate_of_the_example_is_cheap_and_near(drum):
     assert cpu_seconds(drum.estimate, inputs) < cpu_seconds(drum.solve, inputs) / 10
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_of_the_example_runs_though_its_file_is_gone(tmp_path):
     """From labels to the matrix, on Ray's tasks and in Ray Train's workers."""
     file = tmp_path / "my_problem.py"

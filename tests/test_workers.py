@@ -77,6 +77,7 @@ def test_a_wide_job_has_a_process_group_of_its_own_beside_the_warm_one(workers, 
     assert (record["state"], record["sum"], record["size"]) == ("done", 1, 2)
 
 
+@pytest.mark.thorough
 def test_a_pretraining_spans_two_workers(workers, dataset, session):
     list(generate(dataset, dataset.missing({UNLABELLED: 50, SURROGATE: 50}), session.claims))
     job = PretrainJob(
