@@ -96,7 +96,7 @@ def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(stud
         driver.send(signal.SIGTERM)
         begun = time.monotonic()
         assert driver.wait() == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 3 and not driver.leftovers()
+        assert time.monotonic() - begun < 10 and not driver.leftovers()  # one or two, on a machine at rest
     finally:
         driver.end()
     assert "stopped by SIGTERM; the same command continues" in driver.printed().splitlines()[-1]
