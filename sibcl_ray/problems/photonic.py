@@ -1,16 +1,57 @@
-"""Two families of 2D photonic unit cells: level sets of random Fourier series, and discs."""
+"""2D photonic unit cells: level sets of random Fourier series, and discs; what problems of them share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sibcl_ray import losses
+from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.solvers.density_of_states import has_square_symmetry
+from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations
 
 SAMPLES = 8  # sub-pixel samples along an axis: a pixel holds the mean of 8 × 8
 PERMITTIVITY = (1.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Photonic(Problem):
+    """ε(r) on n × n pixels: level sets of random Fourier series, and one centred disc as their surrogate."""
+
+    resolution: int = 32  # pixels along an axis
+    complexity: int = 1  # largest wave number F of the level sets
+
+    input_units = "relative permittivity"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (self.resolution, self.resolution)
+
+    @property
+    def symmetries(self) -> Mapping[str, Group]:
+        """Those of a number that depends neither on where the cell is, nor how it lies, nor on the unit of ε."""
+        return {
+            "translation": Translations(self.resolution),
+            "point_group": PointGroup(2),
+            "scaling": Scaling(*PERMITTIVITY),
+        }
+
+    def sample(self, count: int, rng: np.random.Generator) -> Sample:
+        return Sample(*level_set_cells(count, rng, self.complexity, self.resolution))
+
+    def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
+        return Sample(*disc_cells(count, rng, self.resolution))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        low, high = PERMITTIVITY
+        return ((inputs - low) / (high - low)).unsqueeze(1)
+
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return losses.squared(prediction, label)
 
 
 def level_set_cells(

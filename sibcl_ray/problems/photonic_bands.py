@@ -13,8 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from sibcl_ray import losses
-from sibcl_ray.problems.photonic import PERMITTIVITY, disc_cells, grid_bands, level_set_cells
-from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.problems.photonic import PERMITTIVITY, Photonic, grid_bands
 from sibcl_ray.solvers.density_of_states import GRID, k_grid
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
 from sibcl_ray.symmetry import Equivariance, Group, PointGroup, Scaling, Translations
@@ -23,20 +22,14 @@ FLOOR = 1e-3  # 2πc/a; the lowest band is far above it everywhere but at k = 0,
 
 
 @dataclass(frozen=True)
-class PhotonicBands(Problem):
-    """ε(r) on n × n pixels to ω of some bands on the cell-centred 25 × 25 k-points, kx along axis 1 of the label.
+class PhotonicBands(Photonic):
+    """ε(r) to ω of some bands on the cell-centred 25 × 25 k-points, kx along axis 1 of the label."""
 
-    The target family are level sets of random Fourier series; the surrogate is one centred disc.
-    """
-
-    resolution: int = 32  # pixels along an axis
-    complexity: int = 1  # largest wave number F of the level sets
     polarization: str = "tm"  # a name in POLARIZATIONS
     bands: tuple[int, ...] = (1, 2, 3, 4, 5, 6)  # those to learn, one or several, counted from the lowest
 
     name = "photonic-bands"
     version = 1
-    input_units = "relative permittivity"
     label_units = "frequencies, 2πc/a"
 
     def __post_init__(self) -> None:
@@ -44,10 +37,6 @@ class PhotonicBands(Problem):
             raise ValueError(f"polarization is {self.polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
         if not self.bands or min(self.bands) < 1 or len(set(self.bands)) < len(self.bands):
             raise ValueError(f"bands are {self.bands}; give one or several, each once, counted from 1")
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.resolution, self.resolution)
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -63,12 +52,6 @@ class PhotonicBands(Problem):
             "point_group": Equivariance(PointGroup(2), _turn),
             "scaling": Equivariance(Scaling(*PERMITTIVITY), _slow_down),
         }
-
-    def sample(self, count: int, rng: np.random.Generator) -> Sample:
-        return Sample(*level_set_cells(count, rng, self.complexity, self.resolution))
-
-    def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
-        return Sample(*disc_cells(count, rng, self.resolution))
 
     def solve(self, inputs: np.ndarray) -> np.ndarray:
         def frequencies(cells: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -98,13 +81,6 @@ class PhotonicBands(Problem):
         """Of frequencies (count, 625, bands) those to learn, (count, *label_shape)."""
         chosen = frequencies[..., np.array(self.bands) - 1].swapaxes(1, 2)
         return np.ascontiguousarray(chosen, dtype=np.float32).reshape(-1, *self.label_shape)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        low, high = PERMITTIVITY
-        return ((inputs - low) / (high - low)).unsqueeze(1)
-
-    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        return losses.squared(prediction, label)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return losses.squared(prediction, label)
