@@ -19,6 +19,7 @@ from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
 from sibcl_ray.symmetry import Equivariance, Group, PointGroup, Scaling, Translations
 
 FLOOR = 1e-3  # 2πc/a; the lowest band is far above it everywhere but at k = 0, where it is 0
+COARSE_GRID, COARSE_CUTOFF = 5, 2  # of the estimate: k-points along an axis, and plane waves
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,19 @@ class PhotonicBands(Photonic):
         return self._label(grid_bands(inputs, k_grid().numpy(), frequencies))
 
     def estimate(self, inputs: np.ndarray) -> np.ndarray:
-        """The empty lattice of the cell's mean permittivity: exact for long waves in TM."""
-        index = np.sqrt(inputs.mean((1, 2), dtype=np.float64))
-        return (self._empty / index[:, None, None, None]).astype(np.float32)
+        """25 plane waves at 5 × 5 k-points, and between these the empty lattice of the mean ε, corrected linearly."""
+        count = max(self.bands)
+        coarse, every = _centred(COARSE_GRID), k_grid().numpy()
+        found = bands(inputs, coarse, count, self.polarization, max(COARSE_CUTOFF, count // 4))[0]
+        index = np.sqrt(inputs.mean((1, 2), dtype=np.float64))[:, None, None]
+        correction = found - _empty_lattice(coarse, count) / index
+        return self._label(_empty_lattice(every, count) / index + _between(coarse, every) @ correction)
 
     @property
     def offset(self) -> np.ndarray:
         """The empty lattice of the families' mean permittivity."""
-        return (self._empty / np.sqrt(np.mean(PERMITTIVITY))).astype(np.float32)
-
-    @property
-    def _empty(self) -> np.ndarray:
-        """The bands of vacuum, (*label_shape)."""
-        reach = np.arange(-max(self.bands), max(self.bands) + 1)
-        waves = np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2)
-        lengths = np.linalg.norm(k_grid().numpy()[:, None] + waves, axis=-1)
-        return self._label(np.sort(lengths, axis=-1)[None])[0]
+        vacuum = _empty_lattice(k_grid().numpy(), max(self.bands))
+        return self._label(vacuum[None] / np.sqrt(np.mean(PERMITTIVITY)))[0]
 
     def _label(self, frequencies: np.ndarray) -> np.ndarray:
         """Of frequencies (count, 625, bands) those to learn, (count, *label_shape)."""
@@ -90,6 +88,25 @@ class PhotonicBands(Photonic):
         counted = (label > FLOOR).to(label)
         relative = counted * (prediction - label).abs() / label.clamp(min=FLOOR)
         return relative.flatten(1).sum(1) / counted.flatten(1).sum(1)
+
+
+def _centred(n: int) -> np.ndarray:
+    """The n × n k-points (n², 2) in the centres of as many parts of the zone."""
+    line = (np.arange(n) - (n - 1) / 2) / n
+    return np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _empty_lattice(k: np.ndarray, count: int) -> np.ndarray:
+    """The lowest bands of vacuum at k, (K, count)."""
+    reach = np.arange(-count, count + 1)
+    waves = np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2)
+    return np.sort(np.linalg.norm(k[:, None] + waves, axis=-1), axis=-1)[:, :count]
+
+
+def _between(coarse: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """What reads values at the points of a `_centred` grid linearly at k, (K, points): both are periodic."""
+    steps = np.abs((k[:, None] - coarse + 0.5) % 1 - 0.5) * np.sqrt(len(coarse))
+    return np.maximum(0, 1 - steps).prod(-1)
 
 
 def _turn(g: Tensor, labels: Tensor) -> Tensor:

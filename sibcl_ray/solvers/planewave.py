@@ -48,7 +48,9 @@ class Medium(NamedTuple):
         return next(matrix for matrix in self if matrix is not None)
 
 
-def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarization: str = "tm") -> tuple[Array, Array]:
+def bands(
+    epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarization: str = "tm", cutoff: int = CUTOFF
+) -> tuple[Array, Array]:
     """Lowest photonic bands and their group velocities.
 
     Args:
@@ -56,6 +58,7 @@ def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarizat
         k_points: Bloch vectors (K, 2) in 2π/a, any order, in or outside the first zone.
         n_bands: number of bands, counted from the lowest.
         polarization: a name in `POLARIZATIONS`: "tm" (E out of the plane) or "te" (H out of the plane).
+        cutoff: of the plane waves G ∈ {−cutoff…cutoff}²; no more are taken than the pixels have.
 
     Returns:
         Frequencies (..., K, n_bands), ωa/2πc, ascending, and group velocities (..., K, n_bands, 2) in c by the
@@ -71,7 +74,7 @@ def bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarizat
     """
     cells = checked_cells(epsilon)
     k = checked_k_points(k_points, cells.device)
-    waves = square(min(CUTOFF, (cells.shape[-1] - 1) // 2), cells.device)
+    waves = square(min(cutoff, (cells.shape[-1] - 1) // 2), cells.device)
     if polarization not in POLARIZATIONS:
         raise ValueError(f"polarization is {polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
     if not 1 <= n_bands <= len(waves):
