@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,12 @@ def _dimensions(problem: Problem) -> int:
 def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
     width = encoder.latent
     return Architecture(encoder=encoder, predictor=(width, width), projector=(width,), projection=width // 2)
+
+
+def _quick_steps(problem: Problem) -> int:
+    """Fewer where a step takes longer: two times for bands, three times in three dimensions."""
+    numbers = math.prod(problem.input_shape) + math.prod(problem.label_shape)
+    return 450 if numbers < 2_000 else 250 if numbers < 10_000 else 150
 
 
 def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
@@ -105,7 +112,7 @@ def quick(problem: Problem, seed: int = 0) -> Study:
             contrastive_batches=(128, 256),
             label_probabilities=(0.5, 1.0),
             learning_rates=(1e-3, 8e-3),
-            steps=(450 if _dimensions(problem) == 2 else 150,),  # a step in three dimensions takes three times as long
+            steps=(_quick_steps(problem),),
         ),
         trials=6,
         folds=2,
