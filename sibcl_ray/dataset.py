@@ -25,7 +25,7 @@ from sibcl_ray.randomness import named_seed
 from sibcl_ray.store import Damaged, Store, fingerprint
 
 FORMAT = 2  # of shards; part of every dataset's name
-SHARD = 50  # samples a shard holds; the last one of a finite role may hold fewer
+SHARD = 50  # samples of a shard, if they are no target labels; the last one of a finite role may hold fewer
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """Names the content of every shard."""
-        return fingerprint(FORMAT, SHARD, self.problem.version, self.problem, self.seed)
+        return fingerprint(FORMAT, self.problem.labels_per_task, self.problem.version, self.problem, self.seed)
+
+    def shards_for(self, role: Role, count: int) -> int:
+        """How many shards hold ``count`` samples."""
+        return -(-count // shard_size(self.problem, role))
 
     def shard_name(self, role: Role, index: int) -> str:
         """The shard's name in the store."""
@@ -140,7 +144,7 @@ class Dataset:
 
     def missing(self, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
         """The shards that ``sizes``, samples per role, needs and the store does not hold intact."""
-        wanted = (Shard(role, index) for role, count in sizes.items() for index in range(shards_for(count)))
+        wanted = (Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count)))
         return [shard for shard in wanted if not self.holds(shard, warn)]
 
     def read(self, role: Role, count: int) -> Split:
@@ -153,7 +157,7 @@ def _read(dataset: Dataset, role: Role, count: int) -> Split:
     if not count:
         nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
         return Split(nothing[0], nothing[1] if role.labelled else None)
-    shards = [dataset.read_shard(role, i) for i in range(shards_for(count))]
+    shards = [dataset.read_shard(role, i) for i in range(dataset.shards_for(role, count))]
     inputs = torch.cat([s.inputs for s in shards])[:count]
     if len(inputs) < count:
         raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")
@@ -161,9 +165,9 @@ def _read(dataset: Dataset, role: Role, count: int) -> Split:
     return Split(inputs, labels)
 
 
-def shards_for(count: int) -> int:
-    """How many shards hold ``count`` samples."""
-    return -(-count // SHARD)
+def shard_size(problem: Problem, role: Role) -> int:
+    """Samples that a shard of the role holds."""
+    return problem.labels_per_task if role.labelled and not role.surrogate else SHARD
 
 
 def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -12,12 +12,12 @@ import ray
 from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
 from sibcl_ray.claims import Claims
-from sibcl_ray.dataset import SHARD, Dataset, Role, Shard
+from sibcl_ray.dataset import Dataset, Role, Shard, shard_size
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 from sibcl_ray.solving import CallFailed, Solver
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
-FAILURES = SHARD // 2  # inputs of a shard that its solver may fail on; more are no accident
+FAILURES = 5  # times that the solver may fail on inputs of a small shard, and half the times the size of a large one
 
 
 def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
@@ -37,19 +37,20 @@ def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
     problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
     draw = problem.sample_surrogate if shard.role.surrogate else problem.sample
     solve = _solver(problem, shard.role)
-    sample = draw(SHARD, rng)
-    labels, reasons = _solve(problem, solve, sample) if shard.role.labelled else (None, [])
+    size = shard_size(dataset.problem, shard.role)
+    sample, allowed = draw(size, rng), max(FAILURES, size // 2)  # more are no accident
+    labels, reasons = _solve(problem, solve, sample, allowed) if shard.role.labelled else (None, [])
     while labels is not None and len(rows := np.flatnonzero(_failed(labels))):
-        if len(reasons) > FAILURES:
+        if len(reasons) > allowed:
             raise SolverFailed(
-                f"the solver of {problem.name} failed {len(reasons)} times on {SHARD} inputs of {shard.role.name} "
-                f"shard {shard.index}, first with {reasons[0]}; mend it, or what it is asked to solve"
+                f"the solver of {problem.name} failed {len(reasons)} times on {size} input{'s' * (size > 1)} of "
+                f"{shard.role.name} shard {shard.index}, first with {reasons[0]}; mend it, or what it is asked to solve"
             )
         again = draw(len(rows), rng)
         sample.inputs[rows] = again.inputs
         for name, values in again.parameters.items():
             sample.parameters[name][rows] = values
-        labels[rows], more = _solve(problem, solve, again)
+        labels[rows], more = _solve(problem, solve, again, allowed)
         reasons += more
     dataset.write(shard.role, shard.index, sample, labels, reasons)
     return reasons
@@ -68,7 +69,7 @@ def _solver(problem: Problem, role: Role) -> Solve:
 _apart = lru_cache(maxsize=1)(Solver)  # a process of a worker, for all the shards that it makes
 
 
-def _solve(problem: Problem, solve: Solve, sample: Sample) -> tuple[np.ndarray, list[str]]:
+def _solve(problem: Problem, solve: Solve, sample: Sample, allowed: int) -> tuple[np.ndarray, list[str]]:
     """Labels, NaN where the solver failed, and why it did.
 
     All at once; or, where that fails or one of them may be ended, one by one.
@@ -93,8 +94,8 @@ def _solve(problem: Problem, solve: Solve, sample: Sample) -> tuple[np.ndarray, 
     labels = np.full((count, *problem.label_shape), np.nan, np.float32)
     reasons: list[str] = []
     for row in range(count):
-        if len(reasons) <= FAILURES:  # more are not to be waited for
-            labels[row : row + 1], more = _solve(problem, solve, _row(sample, row))
+        if len(reasons) <= allowed:  # more are not to be waited for
+            labels[row : row + 1], more = _solve(problem, solve, _row(sample, row), allowed)
             reasons += more
     return labels, reasons
 
@@ -159,7 +160,7 @@ def generate(
     elsewhere = sorted(shards, key=lambda s: not s.role.labelled)
     pending: dict[ray.ObjectRef, Shard] = {}
     while elsewhere or pending:
-        mine = [s for s in elsewhere if claims.take(_claim(dataset, s))]
+        mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
         elsewhere = [s for s in elsewhere if s not in mine]
         pending |= {_make_on_ray.options(**_options(dataset, s)).remote(dataset, s): s for s in mine}
         done, _ = ray.wait(list(pending), timeout=POLL if elsewhere else None) if pending else ([], None)
@@ -169,8 +170,8 @@ def generate(
             shard = pending.pop(reference)
             if reasons := _result(reference):
                 warn(
-                    f"{shard.role.name} shard {shard.index}: the solver failed on {len(reasons)} of {SHARD} inputs, "
-                    f"which were drawn anew; first with {reasons[0]}"
+                    f"{shard.role.name} shard {shard.index}: the solver failed on {len(reasons)} of "
+                    f"{shard_size(dataset.problem, shard.role)} inputs, which were drawn anew; first with {reasons[0]}"
                 )
             claims.release(_claim(dataset, shard))
             yield shard
@@ -179,7 +180,9 @@ def generate(
 def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
     for role in dict.fromkeys(shard.role for shard in shards):
         indices = [shard.index for shard in shards if shard.role == role]
-        for index, sample, labels in dataset.problem.shards(role.name, dataset.seed, indices, SHARD):
+        for index, sample, labels in dataset.problem.shards(
+            role.name, dataset.seed, indices, shard_size(dataset.problem, role)
+        ):
             dataset.write(role, index, sample, labels)
             yield Shard(role, index)
 

@@ -202,6 +202,9 @@ def _declared(problem: Problem, me: str) -> None:
     timeout, retries, resources = problem.timeout, problem.retries, problem.resources
     fine = timeout is None or (isinstance(timeout, (int, float)) and 0 < timeout < math.inf)
     _require(fine, f"{me}.timeout", repr(timeout), "the seconds that a call of the solver may take, or None")
+    together = problem.labels_per_task
+    fine = isinstance(together, int) and together >= 1
+    _require(fine, f"{me}.labels_per_task", repr(together), "a whole number, 1 or more")
     _require(isinstance(retries, int) and retries >= 0, f"{me}.retries", repr(retries), "a whole number, 0 or more")
     fine = isinstance(resources, Mapping) and all(
         name in RESOURCES and _amounts(amount, name == "resources") for name, amount in resources.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sibcl_ray.dataset import SHARD, Split
+from sibcl_ray.dataset import Split, shard_size
 from sibcl_ray.ledger import Missing
 from sibcl_ray.methods import Method
 from sibcl_ray.networks import Architecture
@@ -42,7 +42,11 @@ class Plan:
 def plan(study: Study, lacking: Missing) -> Plan:
     """Measure each kind of work briefly, and multiply."""
     target, surrogate = (
-        SHARD * sum(s.role.labelled and s.role.surrogate == is_surrogate for s in lacking.shards)
+        sum(
+            shard_size(study.problem, s.role)
+            for s in lacking.shards
+            if s.role.labelled and s.role.surrogate == is_surrogate
+        )
         for is_surrogate in (False, True)
     )
     problem, space = study.problem, study.space

@@ -19,6 +19,7 @@ def factor():
 class Mean(Simulation):
     name = "mean"
     input_shape, label_shape = (8, 8), (1,)
+    labels_per_task = 50
 
     def sample(self, count, rng):
         return Sample(rng.uniform(0.1, 1, (count, 8, 8)).astype(np.float32))

@@ -26,7 +26,6 @@ from sibcl_ray.dataset import (
     Dataset,
     Shard,
     folds,
-    shards_for,
 )
 from sibcl_ray.store import Damaged, Store
 
@@ -114,8 +113,8 @@ def test_a_budget_needs_only_its_own_shards(dataset):
 
 
 @pytest.mark.parametrize(("count", "shards"), [(1, 1), (SHARD, 1), (SHARD + 1, 2), (10 * SHARD, 10), (0, 0)])
-def test_shards_hold_a_count(count, shards):
-    assert shards_for(count) == shards
+def test_shards_hold_a_count(count, shards, dataset):
+    assert all(dataset.shards_for(role, count) == shards for role in ROLES)
 
 
 def test_metadata_say_what_the_numbers_are(dataset):

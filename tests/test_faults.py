@@ -6,7 +6,6 @@ from faults import RECORDS, campaign, digest, fail
 from processes import Driver
 from recipes import SCALES
 
-from sibcl_ray.dataset import shards_for
 from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.store import Store
@@ -51,5 +50,5 @@ def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(tmp_
         assert line.startswith("error: ") and "No space left" in line and "the same command continues" in line
         ledger = Ledger(SCALES["smoke"](PROBLEMS["photonic-dos"], 0), Store(str(storage)), warn=fail)
         there = sum(1 for path in storage.glob("datasets/*/*.parquet"))
-        shards = sum(shards_for(size) for size in ledger.study.sizes.values())
+        shards = sum(ledger.dataset.shards_for(*size) for size in ledger.study.sizes.items())
         assert len(ledger.dataset.missing(ledger.study.sizes, fail)) == shards - there < shards

@@ -25,6 +25,7 @@ from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, UNLABELLED, Dataset
 from sibcl_ray.generate import make_shard
 from sibcl_ray.own import BadProblem
 from sibcl_ray.problems.problem import Problem, SolverFailed
+from sibcl_ray.problems.simulation import Simulation
 from sibcl_ray.solving import CallFailed, Solver
 from sibcl_ray.store import Store, fingerprint
 
@@ -66,6 +67,33 @@ def test_workers_make_its_labels_without_its_file(cluster, tmp_path):
     make(dataset, {TARGET: SHARD, UNLABELLED: SHARD})
     split = dataset.read(TARGET, SHARD)
     np.testing.assert_allclose(split.labels[:, 0], split.inputs.mean((1, 2)), rtol=1e-6)
+
+
+def test_labels_that_are_dear_are_solved_and_stored_one_by_one(cluster, tmp_path):
+    """And none that nobody asked for."""
+    alone = ("labels_per_task = 50", "labels_per_task = 1"), before("assert len(inputs) == 1")
+    problem = loaded(tmp_path / "user", *alone)
+    assert problem.labels_per_task == Simulation.labels_per_task
+    dataset = Dataset(problem, 3, Store(str(tmp_path / "runs")))
+    assert len(dataset.missing({TARGET: 7, UNLABELLED: 7})) == 8
+    make(dataset, {TARGET: 7, UNLABELLED: 7})
+    split = dataset.read(TARGET, 7)
+    assert len(list((tmp_path / "runs").glob("datasets/*/*.parquet"))) == 8 and len(split.inputs.unique(dim=0)) == 7
+    np.testing.assert_allclose(split.labels[:, 0], split.inputs.mean((1, 2)), rtol=1e-6)
+
+
+def test_an_input_alone_is_drawn_anew_a_few_times(tmp_path):
+    alone = ("labels_per_task = 50", "labels_per_task = 1"), before("assert inputs[0, 0, 0] > THRESHOLD, 'too small'")
+    for threshold, ends in ((0.5, False), (1.0, True)):
+        problem = loaded(tmp_path / str(ends), *alone, ("SHIFT = 0.0", f"SHIFT, THRESHOLD = 0.0, {threshold}"))
+        dataset = Dataset(problem, 3, Store(str(tmp_path / "runs")))
+        shards = dataset.missing({TARGET: 4})
+        if ends:
+            with pytest.raises(SolverFailed, match="failed 6 times on 1 input of target shard 0"):
+                make_shard(dataset, shards[0])
+        else:
+            assert any([make_shard(dataset, shard) for shard in shards])
+            assert (dataset.read(TARGET, 4).inputs[:, 0, 0] > threshold).all()
 
 
 def test_it_is_named_by_what_the_file_computes(tmp_path):
@@ -332,6 +360,10 @@ REFUSED = {
         r"label_loss of two .* shape \(2, 1\)",
     ),
     "timeout": ((*SHAPE, SHAPE[0] + "\n    timeout = -1"), r"Mean.timeout is -1; give the seconds"),
+    "labels a task": (
+        ("labels_per_task = 50", "labels_per_task = 0"),
+        r"Mean.labels_per_task is 0; give a whole number",
+    ),
     "retries": ((*SHAPE, SHAPE[0] + "\n    retries = 0.5"), r"Mean.retries is 0.5; give a whole number"),
     "resources": ((*SHAPE, SHAPE[0] + '\n    resources = {"cpus": 2}'), r"Mean.resources is .*; give amounts of num_c"),
     "features": (

@@ -24,6 +24,7 @@ class Simulation(Problem):
     """
 
     version = 1
+    labels_per_task = 1
     input_units = label_units = "not given"
 
     @property
