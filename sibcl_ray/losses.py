@@ -73,6 +73,11 @@ def log_absolute(prediction: Tensor, label: Tensor) -> Tensor:
     return (prediction - label).abs().log1p().mean()
 
 
+def censored(prediction: Tensor, label: Tensor) -> Tensor:
+    """Mean |Δ|; a label of 0, the least there is, asks only for a prediction that is not above it (Tobin, 1958)."""
+    return torch.where(label == 0, prediction.clamp(min=0), (prediction - label).abs()).mean()
+
+
 def absolute(prediction: Tensor, label: Tensor) -> Tensor:
     """Mean absolute error: the fine-tuning loss of the photonic density of states."""
     return F.l1_loss(prediction, label)

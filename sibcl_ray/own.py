@@ -202,6 +202,9 @@ def _declared(problem: Problem, me: str) -> None:
     timeout, retries, resources = problem.timeout, problem.retries, problem.resources
     fine = timeout is None or (isinstance(timeout, (int, float)) and 0 < timeout < math.inf)
     _require(fine, f"{me}.timeout", repr(timeout), "the seconds that a call of the solver may take, or None")
+    spread = problem.spread
+    fine = isinstance(spread, (int, float)) and 0 < spread < math.inf
+    _require(fine, f"{me}.spread", repr(spread), "a positive number, of about the labels' size less the offset")
     together = problem.labels_per_task
     fine = isinstance(together, int) and together >= 1
     _require(fine, f"{me}.labels_per_task", repr(together), "a whole number, 1 or more")
@@ -293,10 +296,10 @@ def _solved(problem: Problem, me: str, draws: Mapping[bool, Sample]) -> None:
                 f"{labels.dtype} of shape {labels.shape}",
                 f"floats of shape {expected}, or mend label_shape",
             )
-            size = float(np.sqrt(np.mean(np.square(labels - problem.offset, dtype=np.float64))))
+            size = float(np.sqrt(np.mean(np.square(labels - problem.offset, dtype=np.float64)))) / problem.spread
             _require(
                 not math.isfinite(size) or MODERATE[0] <= size <= MODERATE[1],
-                f"{what}, less the offset,",
+                f"{what}, less the offset and over the spread,",
                 f"{size:.2g} in root mean square",
-                "labels in a unit in which they are of order one",
+                f"labels in a unit in which they are of order one, or a spread near {size * problem.spread:.0e}",
             )

@@ -104,6 +104,7 @@ def _worker(rank, workers, folder):
     loss = nt_xent(a, b, TEMPERATURE, distributed=True)
     loss.backward()
     torch.save((loss.detach(), a.grad, b.grad), f"{folder}/{rank}.pt")
+    dist.barrier()  # whoever leaves first closes its connections
     dist.destroy_process_group()
 
 
@@ -136,3 +137,11 @@ def test_losses_of_labels_are_their_formulas(loss, expected):
     assert loss(prediction, label).item() == pytest.approx(expected)
     assert loss(label, prediction).item() == pytest.approx(expected)
     assert loss(label, label).item() == 0
+
+
+def test_a_censored_label_asks_for_nothing_below_it():
+    prediction = torch.tensor([-1.0, 2.0, -1.0, 2.0], requires_grad=True)
+    loss = losses.censored(prediction, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx((0 + 2 + 2 + 1) / 4)
+    assert (4 * prediction.grad).tolist() == [0, 1, -1, 1]

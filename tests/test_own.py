@@ -353,13 +353,17 @@ REFUSED = {
     ),
     "no Sample": (("return Sample(", "return ("), r"Mean.sample is a ndarray; give Sample\(inputs\)"),
     "other rng": (("rng.uniform", "np.random.uniform"), r"Mean.sample is not decided by its generator"),
-    "label unit": (("+ SHIFT", "* 1e6 + SHIFT"), r"less the offset, is .*e\+05 in root mean square; give labels in a"),
+    "label unit": (
+        ("+ SHIFT", "* 1e6 + SHIFT"),
+        r"less the offset and over the spread, is .*e\+05 in .*; give labels in .* a spread near 6e\+05",
+    ),
     "solver's mistake": (before("nonsense()"), r"Mean.solve raises NameError: .*'nonsense' .*; mend it"),
     "loss": (
         ("def solve", "def label_loss(self, p, t): return p\n    def solve"),
         r"label_loss of two .* shape \(2, 1\)",
     ),
     "timeout": ((*SHAPE, SHAPE[0] + "\n    timeout = -1"), r"Mean.timeout is -1; give the seconds"),
+    "spread": ((*SHAPE, SHAPE[0] + "\n    spread = 0"), r"Mean.spread is 0; give a positive number"),
     "labels a task": (
         ("labels_per_task = 50", "labels_per_task = 0"),
         r"Mean.labels_per_task is 0; give a whole number",

@@ -287,6 +287,7 @@ def _worker(rank, workers, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
     together = replace(PRETRAINING, workers=workers)
     torch.save(pretrain(PROBLEM, UNLABELLED, SURROGATE, together), f"{folder}/{rank}.pt")
+    dist.barrier()  # whoever leaves first closes its connections
     dist.destroy_process_group()
 
 

@@ -27,8 +27,8 @@ def gap_grid(n: int = GRID) -> np.ndarray:
 class PhotonicGap(Photonic):
     """ε(r) to the width of a gap over its middle: 0 where closed, less than 2.
 
-    Give fine features 96 pixels. The error is absolute, in the ratio itself: most gaps are closed, and of nothing
-    there are no per cents.
+    Give fine features 96 pixels. Most gaps are closed. So networks may say by how much, with numbers below 0 that
+    count as 0, and the error is absolute, in the ratio itself: of nothing there are no per cents.
     """
 
     polarization: str = "tm"  # a name in POLARIZATIONS
@@ -36,6 +36,7 @@ class PhotonicGap(Photonic):
 
     name = "photonic-gap"
     version = 1
+    spread = 0.1
     label_units = "width of the gap over its middle frequency"
 
     def __post_init__(self) -> None:
@@ -76,9 +77,12 @@ class PhotonicGap(Photonic):
         """Nothing: a uniform cell has no gap."""
         return np.zeros(self.label_shape, np.float32)
 
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return losses.censored(prediction, label)
+
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        return losses.absolute(prediction, label)
+        return losses.censored(prediction, label)
 
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
         """|Δ|, in the ratio."""
-        return (prediction - label).abs().flatten(1).mean(1)
+        return (prediction.clamp(min=0) - label).abs().flatten(1).mean(1)

@@ -41,6 +41,8 @@ class Problem(ABC):
     input_units: ClassVar[str]
     label_units: ClassVar[str]
 
+    spread: ClassVar[float] = 1.0  # typical size of a label less the offset: networks predict it in units of this
+
     resources: ClassVar[Mapping[str, Any]] = {"num_cpus": 1}  # of a task that solves, as Ray's options name them
     labels_per_task: ClassVar[int] = 50  # target labels that a task solves and stores together; 1 if one takes minutes
     timeout: ClassVar[float | None] = None  # seconds the solver may take for an input, in a process that is then ended
