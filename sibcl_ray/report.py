@@ -169,7 +169,7 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: st
     axes = figure.add_subplot()
     for i, method in enumerate(sorted(curves)):
         _draw(axes, curves[method], MARKERS[i % len(MARKERS)])
-    axes.set(title=title, xlabel="labels", ylabel="mean relative test error (%)")
+    axes.set(title=title, xlabel="labels", ylabel="mean test error (%)")
     if curves:
         _scale(axes, curves)
         _name(axes, curves)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import conftest  # noqa: F401  where things lie, and how Ray is set up for tests
-from processes import PATIENCE, Driver, Process
+from processes import AGENTS, PATIENCE, Driver, Process
 from recipes import SCALES
 from servers import MlflowServer, mlflow_server, wait_until
 from test_outages import assert_shows
@@ -91,7 +91,6 @@ class Scene:
 
 
 SYSTEM = ("gcs_server", "raylet", "ray::JobQueue")  # without these a driver's own cluster is no more
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # look for a cluster that was killed for a minute
 SPARED = (*SYSTEM, *AGENTS, "ray::IDLE")
 
 

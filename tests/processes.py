@@ -16,6 +16,8 @@ NAME = "photonic-dos-smoke-0"
 PATIENCE = 240.0  # seconds after which a study of this size hangs, whatever else the machine does
 VANISH = 15.0  # seconds in which the processes of a driver are gone after it
 
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # of a node that was killed: look for it for a minute
+
 
 class Hang(AssertionError):
     """Something did not end; with what was running."""

@@ -3,7 +3,7 @@
 import pytest
 from disks import small_disk
 from faults import RECORDS, campaign, digest, fail
-from processes import Driver
+from processes import AGENTS, Driver
 from recipes import SCALES
 
 from sibcl_ray.ledger import Ledger
@@ -43,7 +43,8 @@ def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(tmp_
         storage = disk / "runs"
         driver = Driver(storage, tmp_path / "log", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
         try:
-            assert driver.wait() == 1 and not driver.leftovers()
+            # Ray kills its node if that does not end at once, as on a busy machine.
+            assert driver.wait() == 1 and not driver.leftovers(spared=AGENTS)
         finally:
             driver.end()
         line = driver.printed().splitlines()[-1]
