@@ -322,7 +322,7 @@ def main(
         str,
         typer.Option(
             help="How thoroughly: " + ", ".join(SCALES) + ". [b]smoke[/] takes a minute and "
-            "proves the set-up; [b]quick[/] at most ten minutes on two cores; [b]standard[/] about an hour on a GPU; "
+            "proves the set-up; [b]quick[/] about ten minutes on two cores; [b]standard[/] about an hour on a GPU; "
             "[b]paper[/] the sizes of the SIB-CL paper."
         ),
     ] = "quick",
