@@ -64,7 +64,9 @@ def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
     if min(problem.input_shape[-2:]) < SMALLEST:
         space: Space = fields["space"]
         stacks = LATTICE[: len(space.architectures)]
-        fields["space"] = replace(space, architectures=tuple(_small(encoder) for encoder in stacks))
+        architectures = tuple(_small(encoder) for encoder in stacks)
+        # Larger rates forget what was known beforehand of so few sites.
+        fields["space"] = replace(space, architectures=architectures, learning_rates=(1e-4, 3e-3))
     return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
 
