@@ -39,7 +39,8 @@ def in_this_process(problem, count: int) -> float:
 
 def on_ray(problem, shards: int, workers: int) -> float:
     """Seconds of wall time for so many shards on so many workers of one core."""
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=workers, **quiet)
     try:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
