@@ -237,7 +237,9 @@ class Store:
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored: JSON with a checksum."""
+    """A record as it is stored: JSON with a checksum, under a key that the record must not have."""
+    if "sha256" in record:
+        raise ValueError("a record has a key 'sha256', which is that of its checksum; give it another name")
     return json.dumps({**record, "sha256": _digest(record)}, indent=1, allow_nan=False).encode()
 
 
