@@ -37,7 +37,7 @@ def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
     problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
     draw = problem.sample_surrogate if shard.role.surrogate else problem.sample
     solve = _solver(problem, shard.role)
-    size = shard_size(dataset.problem, shard.role)
+    size = shard_size(problem, shard.role)
     sample, allowed = draw(size, rng), max(FAILURES, size // 2)  # more are no accident
     labels, reasons = _solve(problem, solve, sample, allowed) if shard.role.labelled else (None, [])
     while labels is not None and len(rows := np.flatnonzero(_failed(labels))):

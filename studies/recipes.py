@@ -47,7 +47,7 @@ def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
 
 
 def _quick_steps(problem: Problem) -> int:
-    """Fewer where a step takes longer: two times for bands, three times in three dimensions."""
+    """Fewer where a step takes longer: for labels of thousands of numbers, and in three dimensions."""
     numbers = math.prod(problem.input_shape) + math.prod(problem.label_shape)
     return 450 if numbers < 2_000 else 250 if numbers < 10_000 else 120
 

@@ -88,15 +88,19 @@ def test_quspin_finds_the_same(lattice):
     assert abs(overlap) == pytest.approx(1)
 
 
-def test_signs_without_frustration_are_marshalls():
+@pytest.mark.parametrize("rows, columns", [(4, 4), pytest.param(6, 4, marks=pytest.mark.slow)])
+def test_signs_without_frustration_are_marshalls(rows, columns):
     """On the chessboard, J2 = 0: exactly, for every configuration, and up to the overall sign."""
-    problem = MagnetSign(rows=4, columns=4, j2=0.0, diagonals=2, alternate=(1, 1))
+    problem = MagnetSign(rows=rows, columns=columns, j2=0.0, diagonals=2, alternate=(1, 1))
     sample = problem.sample(2000, np.random.default_rng(0))
     product = problem.solve(sample.inputs) * problem.solve_surrogate(sample)
     assert np.abs(product.mean()) == 1
 
 
-@pytest.mark.parametrize("rows, columns, diagonals, j2", [(4, 4, 2, 0.5), (3, 6, 2, 0.5), (4, 3, 1, 0.5)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rows, columns, diagonals, j2", [(6, 4, 1, 1.3), (4, 4, 2, 0.5), (3, 6, 2, 0.5), (4, 3, 1, 0.5)]
+)
 def test_amplitudes_have_the_characters_that_are_reported(rows, columns, diagonals, j2):
     problem = MagnetSign(rows=rows, columns=columns, diagonals=diagonals, j2=j2)
     sites = np.arange(problem.lattice.sites, dtype=np.uint64)

@@ -149,9 +149,10 @@ def test_a_solver_that_hangs_is_ended_and_its_input_drawn_anew(cluster, tmp_path
 @pytest.mark.thorough
 def test_a_solver_that_always_hangs_ends_the_study_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "FAILURES", 2)
-    problem = hanging(tmp_path / "user", before("time.sleep(1000)"), timeout=0.1)
+    alone = ("labels_per_task = 50", "labels_per_task = 1"), before("time.sleep(1000)")
+    problem = hanging(tmp_path / "user", *alone, timeout=0.1)
     dataset = Dataset(problem, 1, Store(str(tmp_path / "runs")))
-    with pytest.raises(SolverFailed, match=r"first with no end after 0.1 s"):
+    with pytest.raises(SolverFailed, match=r"failed 3 times on 1 input .* first with no end after 0.1 s"):
         make_shard(dataset, dataset.missing({TARGET: SHARD})[0])
 
 
