@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class _Gather(torch.autograd.Function):
-    """Concatenates a batch over all workers; each worker's gradient is the sum of what all ask for."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.batch = len(x)
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient[dist.get_rank() * ctx.batch :][: ctx.batch]
-
-
-def _across_workers(x: Tensor) -> tuple[Tensor, int]:
-    """All workers' rows, and where this worker's begin."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return x, 0
-    return _Gather.apply(x), dist.get_rank() * len(x)
+from sibcl_ray import parallel
 
 
 def _similarities(x: Tensor, y: Tensor) -> Tensor:
@@ -40,7 +17,7 @@ def _similarities(x: Tensor, y: Tensor) -> Tensor:
         return x @ y.T
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float, distributed: bool = False) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, shares: Sequence[int] = ()) -> Tensor:
     """Normalised temperature-scaled cross entropy of two views of one batch (Chen et al., SimCLR, 2020).
 
     Row i of ``a`` and row i of ``b`` are a positive pair; all other rows of both are negatives.
@@ -48,16 +25,17 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, distributed: bool = False)
     Args:
         a, b: projections, (batch, dimension); they are normalised here.
         temperature: positive divisor of the cosine similarities.
-        distributed: take negatives from all workers of the process group. Every worker must bring the
-            same batch; the mean of the workers' losses, and of their gradients, is then that of one
-            worker with the whole batch.
+        shares: where a batch is spread over the workers of a process group, how many of its pairs each has.
+            Negatives are then taken from all of them. The mean of the workers' losses, and of their
+            gradients, is that of one worker with the whole batch, if each is weighted by its share.
 
     Returns:
         The mean over this worker's 2·batch rows, a scalar.
     """
     # Exponentials of similarities over a temperature overflow half precision.
     a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    (all_a, first), (all_b, _) = (_across_workers(x) if distributed else (x, 0) for x in (a, b))
+    all_a, all_b = (parallel.gather(x, shares) if shares else x for x in (a, b))
+    first = sum(shares[: parallel.rank()])
     positives = torch.arange(first, first + len(a), device=a.device)
     losses = []
     for view, same, other in ((a, all_a, all_b), (b, all_b, all_a)):

@@ -85,7 +85,6 @@ class Space:
     steps: tuple[int, ...] = (1000,)  # of fine-tuning
     batch: int = 32  # of fine-tuning
     views: int = 8  # that an invariant method's prediction averages
-    workers: int = 1  # processes a pretraining spans
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
@@ -99,11 +98,7 @@ class Space:
 
     def _corners(self) -> Iterable[dict[str, Any]]:
         """Every value of every field once."""
-        start = {
-            "architecture": self.architectures[0],
-            "epochs": self.epochs[0],
-            "workers": self.workers,
-        }
+        start = {"architecture": self.architectures[0], "epochs": self.epochs[0]}
         for field, values in (
             ("epochs", self.epochs),
             ("learning_rate", self.pretraining_rates),
@@ -185,7 +180,6 @@ def propose(
             supervised_batch=_choose(trial, "supervised_batch", space.supervised_batches),
             learning_rate=_choose(trial, "pretraining_rate", space.pretraining_rates),
             epochs=_choose(trial, "epochs", space.epochs),
-            workers=space.workers,
             **contrast,
         )
     finetuning = Finetuning(
@@ -242,6 +236,5 @@ def constants(method: Method, space: Space) -> tuple[Any, ...]:
     return (
         space.batch,
         space.views * method.invariant,
-        space.workers * method.pretrains,
         space.label_probabilities[0] * augments,
     )

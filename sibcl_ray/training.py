@@ -1,7 +1,7 @@
 """Pretraining and fine-tuning: plain functions of data, a configuration and a device.
 
-They run wherever torch runs. If a torch.distributed process group is initialised and the configuration
-asks for it, ``pretrain`` shares every batch among the workers and takes negatives from all of them.
+They run wherever torch runs. In a torch.distributed process group ``pretrain`` shares every batch among the
+workers, which changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from sibcl_ray import parallel
+from sibcl_ray.checkpoint import Checkpoint, Kept
 from sibcl_ray.dataset import Split
 from sibcl_ray.losses import nt_xent
 from sibcl_ray.networks import Architecture, Network
@@ -66,14 +67,10 @@ class Pretraining:
     supervised_batch: int = 32  # surrogate labels a step, over all workers
     learning_rate: float = 1e-3  # peak of the one-cycle schedule
     epochs: int = 100  # passes over the unlabelled and over the surrogate inputs
-    workers: int = 1  # processes that share a batch
     seed: int = 0  # of weights, order and views
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            ("temperature", "contrastive_batch", "supervised_batch", "learning_rate", "epochs", "workers"),
-        )
+        _check(self, ("temperature", "contrastive_batch", "supervised_batch", "learning_rate", "epochs"))
         _check_probabilities(self.views, self.augmentation)
         if not (self.contrastive or self.surrogate_labels):
             raise ValueError("nothing to pretrain on; ask for contrastive pairs or surrogate labels")
@@ -120,6 +117,7 @@ def pretrain(
     configuration: Pretraining,
     device: torch.device | str = "cpu",
     report: Report = _silent,
+    checkpoint: Checkpoint | None = None,
 ) -> Weights:
     """Pretrain a network; every worker of a process group calls this with the same arguments.
 
@@ -130,18 +128,19 @@ def pretrain(
         configuration: see `Pretraining`.
         device: where to train; on CUDA in bfloat16 where that is safe.
         report: called after every epoch.
+        checkpoint: written between epochs, and where the training begins if there is something. On one worker
+            the weights are then, bit for bit, those of a training that was never interrupted.
 
     Returns:
         The weights of a `Network`, on the CPU.
 
     Raises:
         Diverged: the loss is no longer finite.
+        ValueError: there are more workers than samples in a batch.
     """
     c, device = configuration, torch.device(device)
-    if c.workers > 1 and not (dist.is_initialized() and dist.get_world_size() == c.workers):
-        raise ValueError(f"the configuration asks for {c.workers} workers; start that many in a process group")
     network = new_network(problem, c.architecture, c.seed).to(device)
-    generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed) + _rank(c))
+    generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
     pool = torch.cat([unlabelled, surrogate.inputs]).to(device)
     known = torch.from_numpy(problem.offset)
@@ -150,28 +149,30 @@ def pretrain(
         c.contrastive * len(_sizes(len(pool), c.contrastive_batch))
         + c.surrogate_labels * len(_sizes(len(surrogate.inputs), c.supervised_batch))
     )
-    model = _spread(network, c.workers, steps, device)
+    model = _compiled(parallel.spread(network, device), steps, device)
 
     def contrast(rows: Tensor) -> Tensor:
         x, groups, p = pool[rows.to(device)], problem.symmetries, dict(c.views)
-        views = torch.cat([problem.features(augment(x, groups, p, generator)) for _ in range(2)])
-        first, second = model(views, project=True).chunk(2)
-        return nt_xent(first, second, c.temperature, distributed=c.workers > 1)
+        views = [parallel.own(augment(x, groups, p, generator)) for _ in range(2)]
+        first, second = model(torch.cat([problem.features(v) for v in views]), project=True).chunk(2)
+        shares = parallel.shares(len(rows)) if parallel.size() > 1 else ()
+        return nt_xent(first, second, c.temperature, shares) * parallel.weight(len(rows))
 
     phases: list[tuple[int, int, Callable[[Tensor], Tensor]]] = []
     if c.contrastive:
         phases.append((len(pool), c.contrastive_batch, contrast))
     if c.surrogate_labels:
         phases.append((len(surrogate.inputs), c.supervised_batch, lambda rows: fit_labels(model, rows)))
-    step = _stepper(network, c.learning_rate, 0.0, steps, device)
-    for epoch in range(c.epochs):
+    for count, batch, _ in phases:
+        if (smallest := min(_sizes(count, batch))) < parallel.size():
+            raise ValueError(f"a batch of {smallest} cannot be shared by {parallel.size()} workers; ask for fewer")
+    step = _Stepper(network, c.learning_rate, 0.0, steps, device)
+    kept = Kept(checkpoint, {"network": network, **step.stateful}, {"views": generator, "order": order}, device)
+    for epoch in range(kept.epochs, c.epochs):
         for count, batch, loss in phases:
-            rows = (_share(rows, c) for rows in _batches(count, batch, order))
-            mean = _run(loss, rows, step)
+            mean = _run(loss, _batches(count, batch, order), step)
+        kept.keep(epoch + 1)
         report((epoch + 1) / c.epochs, mean)
-    if c.workers > 1:  # BatchNorm's running statistics saw this worker's share alone since the last step
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
 
@@ -211,8 +212,8 @@ def finetune(
     generator = torch.Generator(device).manual_seed(named_seed("finetune", c.seed))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
     loss = _label_loss(problem, labelled, known, problem.label_loss, c.augmentation, generator, device)
-    model = _spread(network, 1, c.steps, device)
-    step = _stepper(network, c.learning_rate, c.weight_decay, c.steps, device)
+    model = _compiled(network, c.steps, device)
+    step = _Stepper(network, c.learning_rate, c.weight_decay, c.steps, device)
     done = 0
     while done < c.steps:
         rows = list(_batches(len(labelled.inputs), c.batch, order))[: c.steps - done]
@@ -309,7 +310,8 @@ def _label_loss(
         target = targets[rows]
         if moves.steps:
             target = _moved(target, moves.forth, problem, delta)
-        return measure(model(problem.features(x)), target)
+        prediction = model(problem.features(parallel.own(x)))
+        return measure(prediction, parallel.own(target)) * parallel.weight(len(rows))
 
     return loss
 
@@ -329,61 +331,42 @@ def _batches(count: int, batch: int, order: torch.Generator) -> Iterator[Tensor]
     yield from torch.randperm(count, generator=order).split(sizes)
 
 
-def _rank(configuration: Pretraining) -> int:
-    return dist.get_rank() if configuration.workers > 1 else 0
-
-
-def _share(rows: Tensor, configuration: Pretraining) -> Tensor:
-    """This worker's equal part of a batch; a remainder is left out."""
-    size = len(rows) // configuration.workers
-    return rows[_rank(configuration) * size :][:size]
-
-
-def _spread(module: nn.Module, workers: int, steps: int, device: torch.device) -> nn.Module:
-    """The module as it is trained: over all workers, and compiled where that repays."""
-    if workers > 1:
-        if device.type == "cuda":  # torch synchronises BatchNorm on GPUs only
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        # A step uses one head or the other, so some parameters get no gradient.
-        module = DistributedDataParallel(module, find_unused_parameters=True)
-    if device.type == "cuda" and steps >= COMPILE_FROM:
-        module = torch.compile(module)  # type: ignore[assignment]
-    return module
+def _compiled(model: nn.Module, steps: int, device: torch.device) -> nn.Module:
+    """The model as it is trained: compiled where that repays."""
+    return torch.compile(model) if device.type == "cuda" and steps >= COMPILE_FROM else model  # type: ignore[return-value]
 
 
 def _precision(device: torch.device) -> AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def _stepper(
-    network: nn.Module, learning_rate: float, weight_decay: float, steps: int, device: torch.device
-) -> Callable[[Callable[[], Tensor]], Tensor]:
-    """One optimiser step as a function: computes a loss, follows its gradient, returns the loss."""
-    network.train()
-    optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
-    # A schedule of one step has no room for a warm-up and a descent.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, max(steps, 10), pct_start=0.15)
+class _Stepper:
+    """The optimiser of a network, and its schedule; a call computes a loss and follows its gradient."""
 
-    def step(compute: Callable[[], Tensor]) -> Tensor:
-        optimiser.zero_grad(set_to_none=True)
-        with _precision(device):
+    def __init__(
+        self, network: nn.Module, learning_rate: float, weight_decay: float, steps: int, device: torch.device
+    ) -> None:
+        network.train()
+        optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
+        # A schedule of one step has no room for a warm-up and a descent.
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, max(steps, 10), pct_start=0.15)
+        self._optimiser, self._schedule, self._device = optimiser, schedule, device
+        self.stateful: dict[str, Any] = {"optimiser": optimiser, "schedule": schedule}
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Tensor:
+        self._optimiser.zero_grad(set_to_none=True)
+        with _precision(self._device):
             loss = compute()
         loss.backward()
-        optimiser.step()
-        schedule.step()
+        self._optimiser.step()
+        self._schedule.step()
         return loss.detach()
 
-    return step
 
-
-def _run(
-    loss: Callable[[Tensor], Tensor],
-    batches: Iterator[Tensor] | list[Tensor],
-    step: Callable[[Callable[[], Tensor]], Tensor],
-) -> float:
-    """One epoch; its mean loss."""
+def _run(loss: Callable[[Tensor], Tensor], batches: Iterator[Tensor] | list[Tensor], step: _Stepper) -> float:
+    """One epoch; its mean loss, over all workers, so that none goes on where another has stopped."""
     losses = [step(lambda rows=rows: loss(rows)) for rows in batches]  # type: ignore[misc]
-    mean = float(torch.stack(losses).mean())
+    mean = float(parallel.mean(torch.stack(losses).mean()))
     if not math.isfinite(mean):
         raise Diverged(f"the loss became {mean}; a smaller learning rate may help")
     return mean

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sibcl_ray import losses
+from sibcl_ray import losses, parallel
 from sibcl_ray.losses import nt_xent
 
 BATCH, DIMENSION, TEMPERATURE = 12, 5, 0.3
@@ -99,16 +99,16 @@ def test_autocast_leaves_nt_xent_in_single_precision():
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    own = slice(rank * BATCH // workers, (rank + 1) * BATCH // workers)
-    a, b = (x[own].clone().requires_grad_() for x in views())
-    loss = nt_xent(a, b, TEMPERATURE, distributed=True)
-    loss.backward()
+    with parallel.together():
+        a, b = (parallel.own(x).clone().requires_grad_() for x in views())
+        loss = nt_xent(a, b, TEMPERATURE, parallel.shares(BATCH)) * parallel.weight(BATCH)
+        loss.backward()
     torch.save((loss.detach(), a.grad, b.grad), f"{folder}/{rank}.pt")
     dist.barrier()  # whoever leaves first closes its connections
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 4, 5])
 def test_workers_together_are_one_worker_with_the_whole_batch(workers, tmp_path):
     """The mean of the losses, and of the gradients as data parallelism takes it, are those of one worker."""
     mp.spawn(_worker, (workers, str(tmp_path)), workers)

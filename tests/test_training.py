@@ -13,6 +13,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from toy import ARCHITECTURE, Moments
 
+from sibcl_ray import checkpoint, parallel
+from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.dataset import Split
 from sibcl_ray.networks import Architecture, InvariantEncoder
 from sibcl_ray.symmetry import Equivariance, PointGroup, augment
@@ -282,26 +284,83 @@ def test_the_invariant_encoder_trains_too():
     assert error(network, UNSEEN) < 0.5 * error(new_network(PROBLEM, architecture, 0), UNSEEN)
 
 
+SHARED = replace(PRETRAINING, contrastive_batch=45, supervised_batch=14, epochs=2)  # shares that are not equal
+
+
+def _precise():
+    """What `SHARED` gives in double precision: Adam makes rounding large where a gradient is nearly zero."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        surrogate = Split(SURROGATE.inputs.double(), SURROGATE.labels.double())
+        return pretrain(PROBLEM, UNLABELLED.double(), surrogate, SHARED)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    together = replace(PRETRAINING, workers=workers)
-    torch.save(pretrain(PROBLEM, UNLABELLED, SURROGATE, together), f"{folder}/{rank}.pt")
+    with parallel.together():
+        torch.save(_precise(), f"{folder}/{rank}.pt")
     dist.barrier()  # whoever leaves first closes its connections
     dist.destroy_process_group()
 
 
-def test_workers_of_one_pretraining_end_with_the_same_weights(tmp_path):
-    mp.spawn(_worker, (2, str(tmp_path)), 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert same(first, second)
-    assert not same(first, new_network(PROBLEM, ARCHITECTURE, PRETRAINING.seed).state_dict())
-    finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=2), first)  # they are those of an ordinary network
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_of_one_pretraining_end_where_one_worker_ends(workers, tmp_path):
+    """BatchNorm, views, negatives and labels: all as if one had the whole batch, but for rounding."""
+    mp.spawn(_worker, (workers, str(tmp_path)), workers)
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(workers))
+    assert all(same(first, other) for other in others)
+    alone, start = _precise(), new_network(PROBLEM, ARCHITECTURE, SHARED.seed).state_dict()
+    for name, weight in alone.items():
+        moved = float((weight - start[name]).abs().max())
+        torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-5 * moved + 1e-12)
 
 
-def test_several_workers_need_a_process_group():
-    with pytest.raises(ValueError, match="asks for 2 workers; start that many"):
-        pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PRETRAINING, workers=2))
+def _crowd(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    with parallel.together(), pytest.raises(ValueError, match="a batch of 1 cannot be shared by 2 workers"):
+        pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(SHARED, supervised_batch=1))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_more_workers_than_samples_in_a_batch_are_refused(tmp_path):
+    mp.spawn(_crowd, (str(tmp_path),), 2)
+
+
+class Memory(Checkpoint):
+    """Keeps the state in memory; after some saves the machine is lost."""
+
+    def __init__(self, lost_after=None):
+        self.states, self.lost_after = [], lost_after
+
+    def load(self):
+        return self.states[-1] if self.states else None
+
+    def save(self, state):
+        self.states.append(state)
+        if len(self.states) == self.lost_after:
+            raise KeyboardInterrupt
+
+
+def test_a_pretraining_goes_on_from_its_checkpoint_as_if_nothing_had_happened(monkeypatch):
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    c = replace(PRETRAINING, epochs=4)
+    memory, reports = Memory(lost_after=2), []
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(PROBLEM, UNLABELLED, SURROGATE, c, checkpoint=memory)
+    weights = pretrain(PROBLEM, UNLABELLED, SURROGATE, c, "cpu", lambda *now: reports.append(now[0]), memory)
+    assert reports == [0.75, 1.0]
+    assert same(weights, pretrain(PROBLEM, UNLABELLED, SURROGATE, c))
+
+
+def test_checkpoints_are_no_more_frequent_than_they_should_be():
+    memory = Memory()
+    pretrain(PROBLEM, UNLABELLED, SURROGATE, PRETRAINING, checkpoint=memory)
+    assert not memory.states  # it took less than a minute
 
 
 BAD = [
@@ -312,7 +371,6 @@ BAD = [
     (PRETRAINING, {"learning_rate": 0.0}, "learning_rate is 0.0; it must be positive"),
     (PRETRAINING, {"learning_rate": float("inf")}, "learning_rate is inf; it must be positive"),
     (PRETRAINING, {"epochs": 0}, "epochs is 0; it must be positive"),
-    (PRETRAINING, {"workers": 0}, "workers is 0; it must be positive"),
     (PRETRAINING, {"views": (("translation", 1.5),)}, "the probability of translation is 1.5; it must lie between"),
     (PRETRAINING, {"augmentation": (("scaling", -0.5),)}, "the probability of scaling is -0.5; it must lie between"),
     (PRETRAINING, {"contrastive": False, "surrogate_labels": False}, "nothing to pretrain on; ask for"),
