@@ -20,7 +20,8 @@ import torch
 
 from sibcl_ray import dataset as _dataset
 from sibcl_ray import evaluate as _evaluate
-from sibcl_ray import losses, networks, randomness, symmetry, training
+from sibcl_ray import losses, networks, parallel, randomness, symmetry, training
+from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
@@ -28,7 +29,7 @@ from sibcl_ray.redaction import redact
 from sibcl_ray.store import Damaged, Store, StoreError, code_version, describe, fingerprint
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
 
-COMPUTES = (_dataset, _evaluate, losses, networks, randomness, symmetry, training)
+COMPUTES = (_dataset, _evaluate, losses, networks, parallel, randomness, symmetry, training)
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
 ATTEMPTS = 3  # how often a job is tried before its failure stands
@@ -46,6 +47,7 @@ class Job(ABC):
     """Work with a name. Equal names mean equal results."""
 
     kind: ClassVar[str]
+    wide: ClassVar[bool] = False  # whether several workers may run it together
     dataset: Dataset
 
     def __post_init__(self) -> None:
@@ -76,11 +78,6 @@ class Job(ABC):
     def requires(self) -> tuple[Job, ...]:
         """Jobs that must be done before this one."""
         return ()
-
-    @property
-    def workers(self) -> int:
-        """How many processes run the job together."""
-        return 1
 
     @property
     @abstractmethod
@@ -120,13 +117,10 @@ class PretrainJob(Job):
     """One pretraining, shared by every trial and cell that wants it."""
 
     kind = "pretraining"
+    wide = True
     unlabelled: int  # inputs used
     surrogate: int  # surrogate samples used
     configuration: Pretraining
-
-    @property
-    def workers(self) -> int:
-        return self.configuration.workers
 
     @property
     def title(self) -> str:
@@ -138,10 +132,13 @@ class PretrainJob(Job):
         data = self.dataset
         unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
         surrogate = data.read(SURROGATE, self.surrogate)
-        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report)
+        checkpoint = StoredCheckpoint(self.store, f"checkpoints/{self.key}")
+        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report, checkpoint)
         content = safetensors.torch.save(weights)
         digest = hashlib.sha256(content).hexdigest()
-        self.store.write(_artefact(digest), content)
+        if parallel.rank() == 0:
+            self.store.write(_artefact(digest), content)
+            self.store.remove(checkpoint.name)
         return {"weights": digest}
 
     def record(self, warn: Warn = _ignore) -> Record | None:
@@ -162,6 +159,25 @@ class PretrainJob(Job):
         if record is None:
             raise FileNotFoundError(self.record_name)
         return _weights(self.store, record["weights"])
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint(Checkpoint):
+    """A training's state in a store, with its checksum; one that is damaged counts as none."""
+
+    store: Store
+    name: str
+
+    def load(self) -> bytes | None:
+        try:
+            data = self.store.read(self.name)
+        except FileNotFoundError:
+            return None
+        digest, state = data[:32], data[32:]
+        return state if digest == hashlib.sha256(state).digest() else None
+
+    def save(self, state: bytes) -> None:
+        self.store.write(self.name, hashlib.sha256(state).digest() + state)
 
 
 def _artefact(digest: str) -> str:
@@ -264,7 +280,8 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
         StoreError: the storage fails. That says nothing about the job, so there is no record of it.
     """
     remade: list[str] = []
-    if (record := job.record(remade.append)) is not None:
+    # Workers that share a job must agree on whether there is anything to do.
+    if (record := parallel.same(job.record(remade.append), device)) is not None:
         return {**record, "seconds": 0.0, "remade": []}
     began = time.monotonic()
     try:

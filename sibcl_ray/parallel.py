@@ -33,12 +33,12 @@ def together() -> Iterator[None]:
 
 def size() -> int:
     """How many workers share the work; 1 outside of ``together``."""
-    return dist.get_world_size() if _TOGETHER.get() else 1
+    return dist.get_world_size() if _TOGETHER.get() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this one is, from 0."""
-    return dist.get_rank() if _TOGETHER.get() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def shares(count: int) -> list[int]:

@@ -18,8 +18,9 @@ from sibcl_ray.claims import Claims
 from sibcl_ray.jobs import ATTEMPTS, DONE, Job, Record, failure, stands, timed, write_record
 from sibcl_ray.store import StoreError
 
-NARROW, WIDE = "narrow", "wide"  # lanes: jobs of the warm group, and those with a group of their own
+NARROW, WIDE = "narrow", "wide"  # lanes: jobs for one worker, and those that a group's workers run together
 POLL = 2.0  # seconds between looks at a job that another driver is running
+IDLE = 30.0  # seconds without work after which a group of workers is sent home
 
 
 class Unfinished(RuntimeError):
@@ -33,14 +34,18 @@ class JobQueue:
 
     Args:
         claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
+        wide: whether there are groups that run jobs together; else those are for one worker like all others.
+        idle: seconds without work after which a group is sent home, so that others can have its place.
     """
 
-    def __init__(self, claims: Claims) -> None:
-        self._claims = claims
+    def __init__(self, claims: Claims, wide: bool = True, idle: float = IDLE) -> None:
+        self._claims, self._wide, self._idle = claims, wide, idle
         self._results: dict[str, asyncio.Future[Record]] = {}
         self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {lane: [] for lane in (NARROW, WIDE)}
         self._held: dict[tuple[str, int], Job] = {}  # by group and rank
-        self._gone: set[str] = set()  # groups that died, whose last requests may still be waiting here
+        self._turns: dict[tuple[str, int], asyncio.Future[Job | None]] = {}  # of groups that run jobs together
+        self._gone: set[str] = set()  # groups that died or were sent home; their last requests may still wait here
+        self._worked: dict[str, float] = {}  # when a group last finished a job
         self._deaths: Counter[str] = Counter()
         self._priorities: dict[str, int] = {}
         self._arrival = itertools.count()
@@ -73,9 +78,17 @@ class JobQueue:
             return self._over is not None or group in self._gone
 
         self._asked += 1
+        self._worked.setdefault(group, time.monotonic())
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: home() or self._ready[lane])
+                try:
+                    work = self._changed.wait_for(lambda: home() or self._ready[lane])
+                    await asyncio.wait_for(work, self._idle)
+                except TimeoutError:
+                    if not self._is_idle(group):
+                        continue
+                    self._gone.add(group)
+                    self._changed.notify_all()
                 if home():
                     return None
                 _, job = heapq.heappop(self._ready[lane])
@@ -90,6 +103,31 @@ class JobQueue:
         self._running[job.key] = (job.title, 0.0, float("nan"))
         return job
 
+    def _is_idle(self, group: str) -> bool:
+        """Whether all of a group's workers have had nothing to do for long."""
+        held = any(holder == group for holder, _ in self._held)
+        return not held and time.monotonic() - self._worked[group] >= self._idle
+
+    async def next_together(self, group: str, turn: int) -> Job | None:
+        """As ``next``, for all workers of a group: whoever asks for the same turn gets the same job."""
+        if (group, turn) not in self._turns:
+            self._turns[group, turn] = asyncio.ensure_future(self.next(group, 0, WIDE))
+        return await asyncio.shield(self._turns[group, turn])
+
+    async def wanted(self, lane: str, beyond: int) -> bool:
+        """Waits until a lane has more than so many jobs ready or under way; False when there will be no more."""
+
+        def enough() -> bool:
+            return len(self._ready[lane]) + sum(self._lane(job) == lane for job in self._held.values()) > beyond
+
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._over is not None or enough())
+        return self._over is None
+
+    async def note(self, text: str) -> None:
+        """Something that the person watching should read."""
+        self._notes.append(text)
+
     async def progress(self, key: str, fraction: float, loss: float) -> None:
         """A worker says how far it is."""
         if key in self._running:
@@ -100,6 +138,7 @@ class JobQueue:
         if group in self._gone:
             return  # the job is queued again, and whoever takes it will find the record
         job = self._held.pop((group, rank))
+        self._worked[group] = time.monotonic()
         self._running.pop(job.key, None)
         self._seconds[job.kind] += record["seconds"]
         self._notes += record.get("remade", ())
@@ -113,7 +152,7 @@ class JobQueue:
             self._spawn(self._arrange(job, later=1))
 
     async def lost(self, group: str, blamed: Collection[int] | None) -> bool:
-        """A group has died, and its jobs are queued again; whether any worker had come as far as asking for one.
+        """A group has died, and its jobs are queued again; whether others are at work, or any came as far as asking.
 
         Args:
             group: its name.
@@ -123,7 +162,8 @@ class JobQueue:
         for worker in [w for w in self._held if w[0] == group]:
             job = self._held.pop(worker)
             self._running.pop(job.key, None)
-            self._deaths[job.key] += blamed is not None and (job.workers > 1 or worker[1] in blamed)
+            together = self._lane(job) == WIDE
+            self._deaths[job.key] += blamed is not None and (together or worker[1] in blamed)
             if self._deaths[job.key] == ATTEMPTS:
                 await self._fail(job, failure(f"{ATTEMPTS} workers died running it"))
             else:
@@ -131,7 +171,7 @@ class JobQueue:
         async with self._changed:
             self._changed.notify_all()
         asked, self._asked = self._asked, 0
-        return asked > 0
+        return asked > 0 or bool(self._held)
 
     async def state(self) -> dict[str, Any]:
         """For display: jobs submitted, finished and their worker seconds by kind, what runs now, and notes.
@@ -179,7 +219,7 @@ class JobQueue:
         await asyncio.sleep(delay)
         order = (self._priorities[job.key] + later, next(self._arrival))
         async with self._changed:
-            heapq.heappush(self._ready[_lane(job)], (order, job))
+            heapq.heappush(self._ready[self._lane(job)], (order, job))
             self._changed.notify_all()
 
     async def _fail(self, job: Job, outcome: Record) -> None:
@@ -203,14 +243,13 @@ class JobQueue:
         except StoreError as error:
             await self.stop(str(error))
 
+    def _lane(self, job: Job) -> str:
+        return WIDE if job.wide and self._wide else NARROW
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _lane(job: Job) -> str:
-    return WIDE if job.workers > 1 else NARROW
 
 
 def _claim(job: Job) -> str:

@@ -1,12 +1,15 @@
-"""Ray Train workers that run jobs: one warm group that stays up, and a group of its own for each wide job.
+"""Groups of Ray Train workers that stay up and run job after job from a queue.
 
-A Train run costs seconds to start, a fine-tune may cost less. So the workers of the warm group take job
-after job from a queue; a job waits there, never in a worker, until the jobs it requires are done.
-A pretraining of several workers gets a Train run to itself, beside the warm group.
+A Train run costs seconds to start, a fine-tune may cost less; so a group is a Train run that takes jobs until it
+has been idle for long. A job waits in the queue, never in a worker, until the jobs it requires are done. Workers
+of most groups take jobs each for itself; those of some run one pretraining together. A group is no larger than a
+node, so that the loss of a node costs what ran there and nothing else; and every group that has work asks the
+cluster for its place at once, so that an autoscaler sees the whole demand.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -23,20 +26,41 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[a
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sibcl_ray import parallel
 from sibcl_ray.claims import Claims
-from sibcl_ray.jobs import ATTEMPTS, Job, Record, execute
-from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.jobs import ATTEMPTS, FAILED, Job, execute
+from sibcl_ray.queue import IDLE, NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.store import StoreError
+
+LARGEST = 8  # workers of a group: what a node holds
+PATIENCE = 3600.0  # seconds that a cluster which scales may take to find a group's nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A number of workers that start together, and what each of them needs."""
+
+    size: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Of every worker, as Ray calls it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the study may use of the cluster."""
+    """What the study may use of the cluster; a group is started when those before it have no time for its work."""
 
-    workers: int = 2  # processes of the warm group
-    gpus_per_worker: float = 0.0  # of every Train worker
-    cpus_per_worker: float = 1.0  # of every worker of the warm group
-    wide_cpus_per_worker: float = 1.0  # of every worker of a pretraining that spans several
+    alone: tuple[Group, ...] = (Group(size=2),)  # whose workers take jobs each for itself
+    together: tuple[Group, ...] = ()  # whose workers share pretrainings; none: these are jobs like all others
+
+    @property
+    def workers(self) -> int:
+        """How many jobs may run side by side, besides those that are shared."""
+        return sum(group.size for group in self.alone)
 
 
 def _nodes() -> set[str]:
@@ -73,7 +97,7 @@ def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, 
 
 
 def _serve(configuration: dict[str, Any]) -> None:
-    """The train function of the warm group: take jobs until there are none."""
+    """The train function of a group whose workers work alone: take jobs until there are none."""
     import ray.train.torch
 
     queue = configuration["queue"]
@@ -89,22 +113,31 @@ def _serve(configuration: dict[str, Any]) -> None:
         ray.get(queue.finish.remote(*me, record))
 
 
-def _together(configuration: dict[str, Any]) -> Record | str:
-    """The train function of one wide job: all workers of the process group run it together.
+def _serve_together(configuration: dict[str, Any]) -> None:
+    """The train function of a group whose workers share each job.
 
-    Returns the record, or how the storage failed.
+    One that fails ends the group, and so frees the others, which may wait for its part.
     """
     import ray.train.torch
 
-    job, queue = configuration["job"], configuration["queue"]
+    queue, group = configuration["queue"], configuration["group"]
     first = ray.train.get_context().get_world_rank() == 0
     device = ray.train.torch.get_device()
     _one_thread(device)
-    report = _throttled(queue, job.key) if first else lambda fraction, loss: None
-    try:
-        return execute(job, device, report, announce=first)
-    except StoreError as error:
-        return str(error)
+    turns = itertools.count()
+    with parallel.together():
+        while (job := ray.get(queue.next_together.remote(group, next(turns)))) is not None:
+            report = _throttled(queue, job.key) if first else lambda fraction, loss: None
+            try:
+                record = execute(job, device, report, announce=first)
+            except StoreError as error:
+                ray.get(queue.stop.remote(str(error)))
+                raise
+            if first:
+                ray.get(queue.finish.remote(group, 0, record))
+            if record["state"] == FAILED:
+                ray.get(queue.note.remote(f"a worker of {job.title} failed: {record['reason']}"))
+                raise RuntimeError(record["reason"])
 
 
 def _one_thread(device: Any) -> None:
@@ -115,25 +148,33 @@ def _one_thread(device: Any) -> None:
 
 
 class Workers:
-    """A running worker group as a context: ``submit`` jobs, read ``state``; leaving it ends the group.
+    """The groups of workers as a context: ``submit`` jobs, read ``state``; leaving it ends the groups.
 
     Args:
-        resources: size and needs of the groups.
+        resources: the groups that there may be.
         scratch: an absolute folder for Ray Train's own files.
         claims: of the driver's session.
+        idle: seconds without work after which a group leaves its place.
     """
 
-    def __init__(self, resources: Resources, scratch: str, claims: Claims) -> None:
+    def __init__(self, resources: Resources, scratch: str, claims: Claims, idle: float = IDLE) -> None:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        self._scales = bool(ray_state.get_max_resources_from_cluster_config())
+        if self._scales:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
         self.resources = resources
         self.scratch = scratch
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        self.queue: Any = actor.remote(claims)
+        self.queue: Any = actor.remote(claims, bool(resources.together), idle)
+        self._sizes = [group.size for group in resources.alone + resources.together]  # with which they are, or start
+        sizes = itertools.accumulate((group.size for group in resources.alone), initial=0)
+        lanes = [(group, NARROW, before) for group, before in zip(resources.alone, sizes, strict=False)]
+        lanes += [(group, WIDE, before) for before, group in enumerate(resources.together)]
         self._threads = [
-            threading.Thread(target=self._keep, args=(serve,), daemon=True) for serve in (self._warm, self._wide)
+            threading.Thread(target=self._keep, args=(number, *lane), daemon=True) for number, lane in enumerate(lanes)
         ]
         self.failure: str | None = None
         self._closing = False
@@ -149,8 +190,9 @@ class Workers:
         self._closing = True
         self.stop("the study has ended")
         if kind is None:  # else nobody should wait: the driver's end takes all its processes along
-            for thread in self._threads:
-                thread.join(timeout=30)
+            deadline = time.monotonic() + 30
+            for thread in self._threads:  # some may still wait for their nodes
+                thread.join(timeout=max(0.1, deadline - time.monotonic()))
 
     def submit(self, job: Job, priority: int = 0) -> ray.ObjectRef:
         """A reference to the job's record."""
@@ -177,68 +219,63 @@ class Workers:
         if reason := self.stopped():
             raise Unfinished(reason)
 
-    def _keep(self, serve: Callable[[str], None]) -> None:
-        """Serve a lane until the queue is closed; start again with what is left whenever workers are lost."""
-        fruitless = 0
-        while True:
-            nodes, group = _nodes(), uuid.uuid4().hex
-            try:
-                serve(group)
-                return
-            except Exception as error:
-                reason = " ".join(str(error).split())[:1000]
-                blamed = list(getattr(error, "worker_failures", ()))
-            if self._closing:
-                return
-            try:
+    def _keep(self, number: int, group: Group, lane: str, before: int) -> None:
+        """Have a group serve a lane whenever there is more work than those before it can do."""
+        fruitless, whole = 0, True
+        try:
+            # The first is wanted soon in any case.
+            while ray.get(self.queue.wanted.remote(lane, before if before or lane == WIDE else -1)):
+                nodes, name = _nodes(), uuid.uuid4().hex
+                self._sizes[number] = self._size(number, group, lane, whole)
+                try:
+                    self._train(lane, group, self._sizes[number], name)
+                    whole = True  # it was sent home, for want of work
+                    continue
+                except Exception as error:
+                    reason = " ".join(str(error).split())[:1000]
+                    blamed = list(getattr(error, "worker_failures", ()))
+                if self._closing:
+                    return
                 _free_what_the_dead_reserved()
                 whole = nodes <= _nodes()  # if not, the node's loss is reason enough
-                began = ray.get(self.queue.lost.remote(group, blamed if whole else None))
-                fruitless = 0 if began else fruitless + 1
+                at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None))
+                fruitless = 0 if at_work else fruitless + 1
                 if fruitless == ATTEMPTS:
                     self.stop(f"the worker group failed {ATTEMPTS} times before it asked for a job: {reason}")
-                    return
-            except ray.exceptions.RayError as error:
-                self.failure = _gone(error)
-                return
+        except ray.exceptions.RayError as error:
+            self.failure = _gone(error)
 
-    def _warm(self, group: str) -> None:
-        self._train(_serve, {}, self._size(), self.resources.cpus_per_worker, group)
+    def _size(self, number: int, group: Group, lane: str, whole: bool) -> int:
+        """How many workers a group starts with.
 
-    def _size(self) -> int:
-        """How many workers of the warm group the cluster has room for at most; fewer after the loss of a node."""
-        total = ray.cluster_resources()
-        needs = {"CPU": self.resources.cpus_per_worker, "GPU": self.resources.gpus_per_worker}
-        room = min(int(total.get(name, 0.0) / amount) for name, amount in needs.items() if amount)
-        return max(1, min(self.resources.workers, room))
+        A cluster that scales replaces what it lost, and a group waits for that; but one that shares its work goes
+        on with what is there now. On a cluster that does not, no group asks for what there is no room for.
+        """
+        if self._scales and (whole or lane == NARROW):
+            return group.size
+        left = dict(ray.cluster_resources())
+        for other, spec in enumerate(self.resources.alone + self.resources.together):
+            if other != number:
+                left = {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
+        room = min(int(left.get(name, 0.0) / amount + 1e-6) for name, amount in group.needs.items() if amount)
+        return max(1, min(group.size, room))
 
-    def _wide(self, group: str) -> None:
-        while (job := ray.get(self.queue.next.remote(group, 0, WIDE))) is not None:
-            cpus = self.resources.wide_cpus_per_worker
-            record = self._train(_together, {"job": job}, job.workers, cpus, f"{group}-{job.key}")
-            if isinstance(record, str):
-                self.stop(record)
-            else:
-                ray.get(self.queue.finish.remote(group, 0, record))
-
-    def _train(self, function: Callable, configuration: dict[str, Any], workers: int, cpus: float, group: str) -> Any:
+    def _train(self, lane: str, group: Group, size: int, name: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        needs: dict[str, float] = {"CPU": cpus}
-        if self.resources.gpus_per_worker:
-            needs["GPU"] = self.resources.gpus_per_worker
         trainer: Any = TorchTrainer(
-            function,
-            train_loop_config={"queue": self.queue, "group": group, **configuration},
-            scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=bool(self.resources.gpus_per_worker), resources_per_worker=needs
-            ),
+            _SERVE[lane],
+            train_loop_config={"queue": self.queue, "group": name},
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=bool(group.gpus), resources_per_worker=group.needs),
             run_config=RunConfig(
-                name=group,  # a new one each time: there is nothing to resume, the jobs are in the queue
+                name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
                 storage_path=self.scratch,
                 # A group that dies is started again here, not by Train, which would not let go of a lost node.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),
         )
-        return trainer.fit().return_value
+        trainer.fit()
+
+
+_SERVE = {NARROW: _serve, WIDE: _serve_together}

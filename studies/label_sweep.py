@@ -152,7 +152,6 @@ def _study(
     budgets: str | None,
     temperatures: str | None,
     changes: dict[str, int | None],
-    pretraining_workers: int,
 ) -> Study:
     """The recipe with what the options change."""
     study = _named("scale", scale, SCALES)(problem, seed)
@@ -162,10 +161,9 @@ def _study(
         given["methods"] = tuple(_named("method", name, METHODS) for name in names)
     if budgets is not None:
         given["budgets"] = tuple(sorted(set(_numbers("--budgets", budgets, int))))
-    space: dict[str, Any] = {"workers": pretraining_workers}
     if temperatures is not None:
-        space["temperatures"] = _numbers("--temperatures", temperatures, float)
-    return replace(study, **given, space=replace(study.space, **space))
+        given["space"] = replace(study.space, temperatures=_numbers("--temperatures", temperatures, float))
+    return replace(study, **given)
 
 
 def _storage(uri: str) -> Store:
@@ -254,7 +252,19 @@ def _tracking_uri(store: Store, option: str | None) -> str:
     return uri
 
 
-def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None) -> None:
+def _check_shares(study: Study, sharing: int) -> None:
+    """Whether each of so many workers has samples of every batch of a pretraining."""
+    smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2  # they may be cut evenly
+    if sharing > smallest:
+        raise BadInput(
+            f"--pretraining-workers is {sharing}, and too many to share the smallest batches of this study; "
+            f"give at most {smallest}"
+        )
+
+
+def _run(
+    ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None, sharing: int
+) -> None:
     """Make what is missing, and say where the time went."""
     from sibcl_ray.run import Timings, connect, fit_resources, run  # Ray takes seconds to import
 
@@ -262,7 +272,7 @@ def _run(ledger: Ledger, lacking: Missing, session: Session, workers: int | None
     with timings.stage("ray"):
         connect()
         _obey_signals()  # Ray has put handlers of its own in place
-    resources = fit_resources(workers, gpus, ledger.study.space.workers)
+    resources = fit_resources(workers, gpus, sharing)
     with Display(console) as display:
         run(ledger, lacking, session, resources, display, timings)
     went = _where_time_went(timings.wall, timings.busy, timings.workers, time.monotonic() - begun)
@@ -371,7 +381,7 @@ def main(
         float | None,
         typer.Option(help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given."),
     ] = None,
-    pretraining_workers: Annotated[int, typer.Option(help="Workers that one pretraining spans.")] = 1,
+    pretraining_workers: Annotated[int, typer.Option(help="Workers that share a pretraining.")] = 1,
     resume: Annotated[
         bool,
         typer.Option(
@@ -404,7 +414,8 @@ def main(
     _not_together(fresh=not resume, dry_run=dry_run, sync_tracking=sync_tracking)
     _not_together(retry_failed=retry_failed, dry_run=dry_run, sync_tracking=sync_tracking)
     changes: dict[str, int | None] = {"seeds": seeds, "trials": trials}
-    study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes, pretraining_workers)
+    study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes)
+    _check_shares(study, pretraining_workers)
     _check_networks(study)
     store = _storage(storage)
     tracking_uri = _tracking_uri(store, tracking_uri)
@@ -423,7 +434,7 @@ def main(
             _say(f"{ledger.retry_failures()} failures are tried again")
 
     def work(lacking: Missing, session: Session) -> None:
-        _run(ledger, lacking, session, workers, gpus_per_worker)
+        _run(ledger, lacking, session, workers, gpus_per_worker, pretraining_workers)
 
     if not resume or retry_failed or ledger.missing():
         with tracker:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import ARCHITECTURE, Moments
 
+from sibcl_ray import checkpoint
 from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
 from sibcl_ray.jobs import ATTEMPTS, DIVERGED, DONE, FAILED, CellJob, Job, PretrainJob, TrialJob, execute
 from sibcl_ray.store import Store, StoreError
@@ -424,3 +425,29 @@ def test_a_trial_measures_each_label_once_with_a_network_that_did_not_fit_it(tmp
         assert fitted | labels == budget and not fitted & labels
         fitted, measured = set(), [*measured, *labels]
     assert len(measured) == BUDGET and set(measured) == budget
+
+
+def test_a_pretraining_that_was_lost_is_gone_on_with(full, monkeypatch):
+    """And its checkpoint is forgotten when it is done; one that is damaged counts as none."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    job = pretraining(full, configuration=replace(PRETRAINING, epochs=3))
+    name = f"checkpoints/{job.key}"
+
+    def lost(fraction, loss):
+        if fraction > 0.5:
+            raise KeyboardInterrupt
+
+    def seen():
+        reports = []
+        return reports, execute(job, CPU, lambda fraction, loss: reports.append(round(3 * fraction)))
+
+    for damage, left in ((bytes, [3]), (lambda state: state[:-1] + b"?", [1, 2, 3])):
+        with pytest.raises(KeyboardInterrupt):
+            execute(job, CPU, lost)
+        full.store.write(name, damage(full.store.read(name)))
+        reports, record = seen()
+        assert reports == left and record["state"] == DONE and not full.store.exists(name)
+        weights = record["weights"]
+        full.store.remove(job.record_name)
+    assert weights == seen()[1]["weights"]

@@ -175,7 +175,7 @@ async def test_what_a_job_requires_is_as_urgent_as_itself(queue, dataset):
 
 @in_a_loop
 async def test_a_lane_is_given_its_own_jobs_only(queue, dataset):
-    wide, narrow = Together(dataset=dataset, number=1, size=2), Sleep(dataset=dataset, number=2)
+    wide, narrow = Together(dataset=dataset, number=1), Sleep(dataset=dataset, number=2)
     await submitted(queue, wide, narrow)
     assert await queue.next("warm", 0, NARROW) == narrow and await queue.next("own", 0, WIDE) == wide
     more = [asyncio.ensure_future(queue.next("warm", 1, lane)) for lane in (NARROW, WIDE)]
@@ -199,7 +199,7 @@ async def test_a_job_waits_for_all_that_it_requires_and_for_what_these_require(q
 
 @in_a_loop
 async def test_a_job_that_waits_keeps_no_worker_from_others(queue, dataset):
-    first = Together(dataset=dataset, number=1, size=2)  # nobody serves the wide lane
+    first = Together(dataset=dataset, number=1)  # nobody serves the wide lane
     await submitted(queue, Sleep(dataset=dataset, number=2, after=(first,)))
     worker = asyncio.ensure_future(serve(queue))
     assert (await queue.submit(Sleep(dataset=dataset, number=3), 5))["state"] == DONE
@@ -219,6 +219,61 @@ async def test_the_state_says_what_is_done_and_what_runs(queue, dataset):
     state = await queue.state()
     assert state["submitted"] == {"sleep": 3} and state["finished"] == {"sleep": 1} and state["first"] > 0
     assert state["running"] == [("sleep 1", 0.5, 1.25)] and state["notes"] == []
+
+
+# Groups that come and go
+
+
+@in_a_loop
+async def test_a_group_is_wanted_when_those_before_it_have_no_time(queue, dataset):
+    first, second = (asyncio.ensure_future(queue.wanted(NARROW, beyond)) for beyond in (0, 2))
+    shared = asyncio.ensure_future(queue.wanted(WIDE, 0))
+    await settle()
+    assert not first.done()
+    await submitted(queue, *(Sleep(dataset=dataset, number=i) for i in range(2)))
+    assert await first
+    await queue.next("group", 0, NARROW)  # what is under way still counts
+    await settle()
+    assert not second.done()
+    await submitted(queue, Sleep(dataset=dataset, number=2))
+    assert await second and not shared.done()
+    await queue.stop("the test is over")
+    assert not await shared and not await queue.wanted(NARROW, 0)
+
+
+@in_a_loop
+async def test_a_group_that_is_idle_is_sent_home_as_a_whole(sessions, dataset):
+    queue = JobQueue(sessions(), idle=0.2)
+    job, other = (Sleep(dataset=dataset, number=i) for i in range(2))
+    waiting = await submitted(queue, job)
+    assert await queue.next("tired", 0, NARROW) == job
+    idle = asyncio.ensure_future(queue.next("tired", 1, NARROW))
+    await asyncio.sleep(0.5)
+    assert not idle.done(), "its neighbour is at work"
+    await queue.finish("tired", 0, run(job))
+    assert await queue.next("tired", 0, NARROW) is None and await idle is None
+    waiting += await submitted(queue, other)
+    records, given = await answers(queue, waiting)  # by another group
+    assert {record["state"] for record in records} == {DONE} and given == [other]
+
+
+@in_a_loop
+async def test_workers_of_a_group_get_the_same_job_for_the_same_turn(queue, dataset):
+    jobs = [Together(dataset=dataset, number=i) for i in range(2)]
+    await submitted(queue, *jobs)
+    given = await asyncio.gather(*(queue.next_together("group", 0) for _ in range(3)))
+    assert given == [jobs[0]] * 3
+    assert await queue.next_together("another", 0) == jobs[1]
+    late = [asyncio.ensure_future(queue.next_together("group", 1)) for _ in range(3)]
+    await queue.stop("the test is over")
+    assert await asyncio.gather(*late) == [None] * 3
+
+
+@in_a_loop
+async def test_without_groups_that_share_every_job_is_for_one_worker(sessions, dataset):
+    queue = JobQueue(sessions(), wide=False)
+    await submitted(queue, job := Together(dataset=dataset, number=1))
+    assert await queue.next("group", 0, NARROW) == job
 
 
 # Failures
@@ -328,7 +383,7 @@ async def test_only_the_job_of_the_rank_to_blame_is_blamed(queue, dataset):
 @pytest.mark.parametrize("blamed", [None, []], ids=["a node", "nobody"])
 @in_a_loop
 async def test_no_job_is_to_blame_for_the_loss_of_a_node(queue, dataset, blamed):
-    jobs = [Sleep(dataset=dataset, number=0), Together(dataset=dataset, number=1, size=2)]
+    jobs = [Sleep(dataset=dataset, number=0), Together(dataset=dataset, number=1)]
     (narrow, wide) = await submitted(queue, *jobs)
     for death in range(ATTEMPTS + 2):
         await queue.next(f"group {death}", 0, NARROW)
@@ -343,7 +398,7 @@ async def test_no_job_is_to_blame_for_the_loss_of_a_node(queue, dataset, blamed)
 
 @in_a_loop
 async def test_a_wide_job_is_blamed_whichever_of_its_workers_died(queue, dataset):
-    (answer,) = await submitted(queue, Together(dataset=dataset, number=1, size=3))
+    (answer,) = await submitted(queue, Together(dataset=dataset, number=1))
     for death in range(ATTEMPTS):
         await queue.next(f"group {death}", 0, WIDE)
         await queue.lost(f"group {death}", [death])
@@ -380,6 +435,14 @@ async def test_a_group_says_whether_it_had_come_as_far_as_asking(queue, dataset)
     await settle()
     assert await queue.lost("asked", None) and await request is None
     assert not await queue.lost("another", None), "what the one before asked does not count"
+
+
+@in_a_loop
+async def test_a_cluster_is_not_given_up_while_another_group_is_at_work(queue, dataset):
+    await submitted(queue, Sleep(dataset=dataset, number=1))
+    await queue.next("at work", 0, NARROW)
+    await queue.lost("dead", None)
+    assert await queue.lost("never came so far", None)
 
 
 @in_a_loop

@@ -13,9 +13,9 @@ from sibcl_ray.generate import generate
 from sibcl_ray.jobs import PretrainJob
 from sibcl_ray.store import Store
 from sibcl_ray.training import Pretraining
-from sibcl_ray.workers import Resources, Workers
+from sibcl_ray.workers import Group, Resources, Workers
 
-ROOM_FOR_WIDE = Resources(workers=1, wide_cpus_per_worker=0.5)
+ROOM_FOR_WIDE = Resources(alone=(Group(),), together=(Group(size=2, cpus=0.5),))
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,13 @@ def test_a_failure_is_recorded_and_fails_what_needs_it(workers, dataset):
 
 
 def test_a_wide_job_has_a_process_group_of_its_own_beside_the_warm_one(workers, dataset):
-    wide = workers.submit(Together(dataset=dataset, number=400, size=2))
+    wide = workers.submit(Together(dataset=dataset, number=400))
     narrow = workers.submit(Sleep(dataset=dataset, number=401))
     assert ray.get(narrow)["state"] == "done"
     record = ray.get(wide)
     assert (record["state"], record["sum"], record["size"]) == ("done", 1, 2)
+    again = ray.get(workers.submit(Together(dataset=dataset, number=402)))
+    assert again["began"] - record["finished"] < 5, "the group takes one job after another"
 
 
 @pytest.mark.thorough
@@ -91,7 +93,6 @@ def test_a_pretraining_spans_two_workers(workers, dataset, session):
             views=(("translation", 0.5),),
             contrastive_batch=50,
             epochs=2,
-            workers=2,
         ),
     )
     record = ray.get(workers.submit(job))

@@ -65,15 +65,11 @@ class Together(Sleep):
     """Adds up the ranks of the workers that share it."""
 
     kind = "together"
-    size: int
-
-    @property
-    def workers(self):
-        return self.size
+    wide = True
 
     def compute(self, device, report):
         import torch
 
         ranks = torch.tensor([dist.get_rank()])
         dist.all_reduce(ranks)
-        return {"sum": int(ranks), "size": dist.get_world_size()}
+        return {"sum": int(ranks), "size": dist.get_world_size(), "began": time.time()}
