@@ -20,7 +20,7 @@ import torch
 
 from sibcl_ray import dataset as _dataset
 from sibcl_ray import evaluate as _evaluate
-from sibcl_ray import losses, networks, parallel, randomness, symmetry, training
+from sibcl_ray import losses, networks, parallel, prior, randomness, symmetry, training
 from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.evaluate import test_errors
@@ -29,7 +29,7 @@ from sibcl_ray.redaction import redact
 from sibcl_ray.store import Damaged, Store, StoreError, code_version, describe, fingerprint
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
 
-COMPUTES = (_dataset, _evaluate, losses, networks, parallel, randomness, symmetry, training)
+COMPUTES = (_dataset, _evaluate, losses, networks, parallel, prior, randomness, symmetry, training)
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
 ATTEMPTS = 3  # how often a job is tried before its failure stands

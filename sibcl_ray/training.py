@@ -6,7 +6,6 @@ workers, which changes nothing but rounding.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sibcl_ray import parallel
+from sibcl_ray import parallel, prior
 from sibcl_ray.checkpoint import Checkpoint, Kept
 from sibcl_ray.dataset import Split
 from sibcl_ray.losses import nt_xent
@@ -205,7 +204,7 @@ def finetune(
         except RuntimeError as error:
             raise ValueError(f"the weights are of another architecture: {' '.join(str(error).split())}") from None
     assert labelled.labels is not None
-    known = _known(problem, labelled.inputs, c.delta)
+    known = prior.known(problem, labelled.inputs, c.delta)
     if c.delta:  # a good estimate leaves little to learn: of what size, the labels that may be seen tell
         network.scale.copy_((labelled.labels - known).square().mean().sqrt().clamp(min=1e-12))
     network.to(device)
@@ -246,42 +245,13 @@ def predict(
     def look(x: Tensor) -> Tensor:
         x, moves = augment_labelled(x, problem.symmetries, problem.equivariances, always, generator)
         difference = network(problem.features(x)).float()
-        return _moved(difference, moves.back, problem, delta) if moves.steps else difference
+        return prior.moved(difference, moves.back, problem, delta) if moves.steps else difference
 
     outputs = []
     for x in inputs.split(batch):
         x = x.to(device)
         outputs.append(sum(look(x) for _ in range(max(1, views))).cpu() / max(1, views))  # type: ignore[union-attr]
-    return torch.cat(outputs).view(-1, *problem.label_shape) + _known(problem, inputs, delta)
-
-
-def _known(problem: Problem, inputs: Tensor, delta: bool) -> Tensor:
-    """What the network does not have to learn of the labels: their offset, or the estimate for each input."""
-    return _estimates(problem, inputs) if delta else torch.from_numpy(problem.offset)
-
-
-def _moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem, delta: bool) -> Tensor:
-    """What a network fits, (batch, …), where labels are moved: the estimates move with them, the offset stays."""
-    difference = difference.view(-1, *problem.label_shape)
-    if delta:
-        return move(difference).flatten(1)
-    offset = torch.from_numpy(problem.offset).to(difference)
-    return (move(difference + offset) - offset).flatten(1)
-
-
-def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
-    """The problem's estimates, (count, *label_shape); those made once are kept in memory."""
-    kept = _KEPT.setdefault(problem, {})
-    keys = [hashlib.sha256(x.numpy().tobytes()).digest() for x in inputs]
-    new = [row for row, key in enumerate(keys) if key not in kept]
-    if new:
-        kept.update(
-            zip([keys[row] for row in new], torch.from_numpy(problem.estimate(inputs[new].numpy())), strict=True)
-        )
-    return torch.stack([kept[key] for key in keys])
-
-
-_KEPT: dict[Problem, dict[bytes, Tensor]] = {}
+    return torch.cat(outputs).view(-1, *problem.label_shape) + prior.known(problem, inputs, delta)
 
 
 def _label_loss(
@@ -309,7 +279,7 @@ def _label_loss(
         )
         target = targets[rows]
         if moves.steps:
-            target = _moved(target, moves.forth, problem, delta)
+            target = prior.moved(target, moves.forth, problem, delta)
         prediction = model(problem.features(parallel.own(x)))
         return measure(prediction, parallel.own(target)) * parallel.weight(len(rows))
 

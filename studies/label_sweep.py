@@ -266,7 +266,8 @@ def _run(
     ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None, sharing: int
 ) -> None:
     """Make what is missing, and say where the time went."""
-    from sibcl_ray.run import Timings, connect, fit_resources, run  # Ray takes seconds to import
+    from sibcl_ray.room import fit_resources  # Ray takes seconds to import
+    from sibcl_ray.run import Timings, connect, run
 
     timings, begun = Timings(), time.monotonic()
     with timings.stage("ray"):

@@ -45,12 +45,14 @@ ORDER = (
     "dataset",
     "generate",
     "networks",
+    "prior",
     "training",
     "evaluate",
     "jobs",
     "methods",
     "queue",
     "workers",
+    "room",
     "history",
     "search",
     "tuner",
@@ -110,7 +112,7 @@ def test_modules_import_only_from_above(name):
 
 
 def test_only_what_distributes_imports_ray():
-    assert importers("ray") == {"generate", "workers", "tuner", "run"}
+    assert importers("ray") == {"generate", "workers", "room", "tuner", "run"}
 
 
 def test_only_tracking_imports_mlflow():

@@ -1,0 +1,51 @@
+"""Groups of workers fit on the cluster, leave room for each other, and are no larger than a node."""
+
+import pytest
+
+from sibcl_ray.room import divide
+from sibcl_ray.workers import LARGEST, Group
+
+
+def sizes(groups):
+    return [group.size for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "asked", "alone", "together"),
+    [
+        (2, 0, {}, [2], []),
+        (16, 0, {"workers": 3}, [3], []),
+        (18, 0, {}, [6, 6, 6], []),
+        (4, 0, {"sharing": 2}, [2], [2]),
+        (64, 8, {"gpus_per_worker": 1}, [8], []),
+        (512 * 8, 512, {"gpus_per_worker": 1}, [8] * 64, []),
+        (64, 8, {"gpus_per_worker": 1, "sharing": 2}, [6], [2] * 4),
+        (64, 4, {"gpus_per_worker": 0.25}, [6, 6], [1] * 4),
+        (8, 1, {"gpus_per_worker": 0.25}, [4], []),
+        (10, 8, {"gpus_per_worker": 0.25}, [5, 4], [1] * 8),  # CPUs run out first
+    ],
+)
+def test_workers_of_a_cluster(cpus, gpus, asked, alone, together):
+    found = divide(cpus, gpus, **{"workers": None, "gpus_per_worker": 0.0, "sharing": 1, **asked})
+    assert sizes(found.alone) == alone and sizes(found.together) == together
+    assert all(group.size <= LARGEST for group in found.alone)
+    every = found.alone + found.together[:1]  # what must have its place at the same time
+    assert sum(g.size * g.cpus for g in every) <= cpus and sum(g.size * g.gpus for g in every) <= gpus
+
+
+def test_a_shared_pretraining_on_two_cores_takes_one_of_them():
+    found = divide(2, 0, None, 0.0, 2)
+    assert found.alone == (Group(),) and found.together == (Group(size=2, cpus=0.5),)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers", "gpus_per_worker", "sharing", "told"),
+    [
+        (0, 0, None, 0.0, 1, "no workers fit on the cluster, which has 0 CPUs .*; free some, or add nodes"),
+        (4, 0, 9, 0.0, 1, "9 workers fit on the cluster.*; ask for at most 4"),
+        (64, 2, None, 1.0, 2, "no workers fit .* 2 GPUs free, beside a pretraining of 2 workers; free some"),
+    ],
+)
+def test_what_does_not_fit_is_refused(cpus, gpus, workers, gpus_per_worker, sharing, told):
+    with pytest.raises(ValueError, match=told):
+        divide(cpus, gpus, workers, gpus_per_worker, sharing)
