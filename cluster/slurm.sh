@@ -21,17 +21,18 @@ set -euo pipefail
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN PYTHONUNBUFFERED=1
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') # reaches the nodes by the environment
-export RAY_TMPDIR=${SLURM_TMPDIR:-/tmp}/ray-$SLURM_JOB_ID                  # of this job alone
+export RAY_TMPDIR=/tmp/ray-$SLURM_JOB_ID                                   # of this job alone; sockets need it short
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 port=$(free_port)
-export RAY_ADDRESS="${SIBCL_HEAD_IP:-$(hostname -I | cut -d " " -f 1)}:$port"
+export RAY_ADDRESS="${HEAD_IP:-$(hostname -I | cut -d " " -f 1)}:$port" # HEAD_IP: where the first network is not it
 
 # Other jobs, and several parts of Ray, may share a machine: no port is a fixed one.
 free_ports=(--min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0)
 mkdir -p "$RAY_TMPDIR"
-env -u RAY_ADDRESS ray start --head --block --port="$port" --num-cpus=0 --num-gpus=0 --include-dashboard=false \
-    --node-ip-address="${RAY_ADDRESS%:*}" --ray-client-server-port="$(free_port)" "${free_ports[@]}" >"$RAY_TMPDIR/head.log" 2>&1 &
+env -u RAY_ADDRESS ray start --head --block --num-cpus=0 --num-gpus=0 --include-dashboard=false \
+    --node-ip-address="${RAY_ADDRESS%:*}" --port="$port" --ray-client-server-port="$(free_port)" \
+    "${free_ports[@]}" >"$RAY_TMPDIR/head.log" 2>&1 &
 head=$!
 workers='' study='' again='' interrupted=''
 
@@ -40,9 +41,9 @@ finish() {
     code=$?
     trap - EXIT
     # shellcheck disable=SC2086 # those that were started
-    kill $workers $head 2>/dev/null
+    kill $workers $head 2>/dev/null || true
     wait
-    rm -rf "$RAY_TMPDIR"
+    srun rm -rf "$RAY_TMPDIR" || true
     [[ -n $again && $code -ge 128 ]] && scontrol requeue "$SLURM_JOB_ID"
     exit "$code"
 }
