@@ -20,12 +20,13 @@ from packaging.requirements import Requirement
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import job_cli_group
+from ray.runtime_env import RuntimeEnv
 from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent  # where pip puts programs
 CLUSTER = ROOT / "cluster"
-TEXTS = {file.name: file.read_text() for file in CLUSTER.rglob("*") if file.is_file()}
+TEXTS = {str(file.relative_to(CLUSTER)): file.read_text() for file in CLUSTER.rglob("*") if file.is_file()}
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 KUBERNETES = ("cluster.yaml", "job.yaml", "services.yaml")
 SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schemas"))  # not ours to bring
@@ -38,8 +39,11 @@ KNOWN_OPTIONS = {option for p in get_command(app).params for option in (*p.opts,
 
 
 def documents(name):
-    folder = CLUSTER / "kuberay" if name in KUBERNETES else CLUSTER
-    return [d for d in yaml.safe_load_all((folder / name).read_text()) if d]
+    return documents_of((CLUSTER / "kuberay" if name in KUBERNETES else CLUSTER) / name)
+
+
+def documents_of(file):
+    return [d for d in yaml.safe_load_all(file.read_text()) if d]
 
 
 def walk(value, path=()):
@@ -304,6 +308,15 @@ def test_one_ray_everywhere_and_the_project_allows_it():
     assert ray.specifier.contains(RAY)
     lists = [found for text in TEXTS.values() for found in re.findall(r"(?:package|\.)\[([\w,]+)\]", text)]
     assert lists and {extra for names in lists for extra in names.split(",")} <= set(project["optional-dependencies"])
+
+
+def test_environments_of_jobs_are_ones_that_ray_takes():
+    [environment], [job] = documents_of(CLUSTER / "job.yaml"), documents("job.yaml")
+    for given in (environment, yaml.safe_load(job["spec"]["runtimeEnvYAML"])):
+        assert not [*plain_secrets(given)]
+        assert 3 < int(RuntimeEnv(**given)["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) <= 60
+    with pytest.raises(TypeError, match="env_vars"):
+        RuntimeEnv(env_vars={"RAY_JOB_STOP_WAIT_TIME_S": 30})
 
 
 def test_the_image_is_built_from_what_is_there():
