@@ -68,8 +68,13 @@ workers=$!
 python - "$((SLURM_JOB_NUM_NODES + 1))" "$@" <<'PYTHON' &
 import os, sys, time, ray
 
-ray.init(logging_level="error")
 nodes, deadline = int(sys.argv[1]), time.monotonic() + 300
+while not ray.is_initialized():
+    try:
+        ray.init(logging_level="error")
+    except ConnectionError:  # a head that is still busy with starting
+        if time.monotonic() > deadline:
+            raise
 while (joined := sum(node["Alive"] for node in ray.nodes())) < nodes:
     if time.monotonic() > deadline:
         sys.exit(f"error: after 5 minutes {joined - 1} of {nodes - 1} nodes have joined")
