@@ -2,9 +2,9 @@
 
 A Train run costs seconds to start, a fine-tune may cost less; so a group is a Train run that takes jobs until it
 has been idle for long. A job waits in the queue, never in a worker, until the jobs it requires are done. Workers
-of most groups take jobs each for itself; those of some run one pretraining together. A group is no larger than a
-node, so that the loss of a node costs what ran there and nothing else; and every group that has work asks the
-cluster for its place at once, so that an autoscaler sees the whole demand.
+of most groups take jobs each for itself; those of some run one pretraining together. Groups are small, so that the
+loss of a node costs little; and every group that has work asks the cluster for its place at once, so that an
+autoscaler sees the whole demand.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sibcl_ray.jobs import ATTEMPTS, FAILED, Job, execute
 from sibcl_ray.queue import IDLE, NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.store import StoreError
 
-LARGEST = 8  # workers of a group: what a node holds
+LARGEST = 8  # workers of a group: they are lost together, and each group has a process that looks after it
 PATIENCE = 3600.0  # seconds that a cluster which scales may take to find a group's nodes
 
 

@@ -1,4 +1,4 @@
-"""Groups of workers fit on the cluster, leave room for each other, and are no larger than a node."""
+"""Groups of workers fit on the cluster, leave room for each other, and are small."""
 
 import pytest
 
