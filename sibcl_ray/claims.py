@@ -41,7 +41,8 @@ class Claims:
         dead: list[str] = []  # who held the generations so far
         while name not in self._held:
             generation = len(dead)
-            if self.store.create(_claim(name, generation), record_bytes({"session": self.session})):
+            mine = record_bytes({"session": self.session, "taken": uuid.uuid4().hex})
+            if self.store.create(_claim(name, generation), mine):
                 if [self._holder(name, g) for g in range(generation)] == dead:
                     self._held[name] = generation
                 else:  # cleared since, and perhaps begun anew

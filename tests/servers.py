@@ -1,6 +1,7 @@
-"""Real servers for tests, each a context manager that ends what it started: PostgreSQL, MLflow, and a proxy between."""
+"""Real servers for tests, each ended by its context manager: PostgreSQL, MLflow, S3, and a proxy in front of any."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
@@ -162,6 +164,51 @@ def postgres():
             server.crash()
 
 
+BUCKET, REGION = "studies", "us-east-1"
+KEY, SECRET = "AKIAPLANTEDPLANTED12", "planted-secret"  # the secret must not be seen anywhere
+
+
+class S3Server(Process):
+    """An S3-compatible server; what it holds is gone when it ends.
+
+    Attributes:
+        environment: by which clients find it and sign their requests.
+        within: a command that runs another, where the server shall be; `host` is its address there.
+    """
+
+    def __init__(self, folder, host="127.0.0.1", within=()):
+        self.host, self.port = host, free_port()
+        self.environment = self.variables(self.port) | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        self.environment["AWS_DEFAULT_REGION"] = REGION
+        program = Path(__file__).with_name("s3_server.py")
+        command = [*within, sys.executable, str(program), host, str(self.port)]
+        super().__init__(command, folder / "s3.log", self._serves)
+
+    def variables(self, port):
+        """Where it is, if asked by another port, such as a proxy's."""
+        return {"AWS_ENDPOINT_URL": f"http://{self.host}:{port}"}
+
+    def requests(self, method, part=""):
+        """The paths, with their queries, that were asked for so far and contain a part."""
+        lines = re.findall(rf'"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', Path(self.log).read_text())
+        return [unquote(path) for path in lines if part in unquote(path)]
+
+    def _serves(self):
+        return "Running on" in Path(self.log).read_text()
+
+
+@contextmanager
+def s3_server(folder):
+    """A started S3Server."""
+    pytest.importorskip("moto", reason='pip install "moto[server]"')
+    server = S3Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 class Proxy:
     """A TCP proxy on loopback in front of `port`, which may be slow, silent or cut off.
 
@@ -170,12 +217,14 @@ class Proxy:
         silent: nothing is passed on any more, though connections are accepted.
         down: connections are closed at once.
         cut_at: the number of the request, from 1, after which every connection is cut, its answer lost.
+        lost: of so many of the next requests the connection is cut when the answer comes.
         requests: how many HTTP requests were passed on.
     """
 
     def __init__(self, port):
         self.target = port
         self.delay, self.silent, self.down, self.cut_at, self.requests = 0.0, False, False, None, 0
+        self.lost = 0
         self._open, self._closed = [], threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -215,6 +264,9 @@ class Proxy:
                 self._wait_while_silent()
                 self._closed.wait(self.delay)
                 if self.cut_at is not None and self.requests >= self.cut_at:
+                    break
+                if self.lost:
+                    self.lost -= 1
                     break
                 client.sendall(part)
         self._end(client)
