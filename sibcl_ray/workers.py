@@ -119,7 +119,7 @@ class Workers:
 
     Args:
         resources: size and needs of the groups.
-        scratch: an absolute folder for Ray Train's own files.
+        scratch: a folder of the session's store, as a path, for Ray Train's own files.
         claims: of the driver's session.
     """
 
@@ -127,7 +127,7 @@ class Workers:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self.resources = resources
-        self.scratch = scratch
+        self.scratch, self.file_system = scratch, claims.store.arrow()
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
@@ -237,6 +237,7 @@ class Workers:
             run_config=RunConfig(
                 name=group,  # a new one each time: there is nothing to resume, the jobs are in the queue
                 storage_path=self.scratch,
+                storage_filesystem=self.file_system,
                 # A group that dies is started again here, not by Train, which would not let go of a lost node.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),
