@@ -42,7 +42,7 @@ def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole
     folder = _folder(tempfile.gettempdir()) if store.is_distant else None
     if folder is None:
         return check(store.read(name))
-    copy = folder / hashlib.sha256(f"{store.uri}/{name}".encode()).hexdigest()
+    copy = folder / copy_of(store, name)
     with _alone(copy):
         with suppress(Damaged, OSError):
             return _used(copy, check)
@@ -51,6 +51,11 @@ def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole
         with suppress(OSError):
             _keep(copy, data)
         return whole
+
+
+def copy_of(store: Store, name: str) -> str:
+    """What the copy of a name is called."""
+    return hashlib.sha256(f"{store.uri}/{name}".encode()).hexdigest()
 
 
 def _used(copy: Path, check: Callable[[bytes], Whole]) -> Whole:

@@ -98,10 +98,10 @@ def postgres_programs():
 
 
 class Postgres(Process):
-    """A PostgreSQL server on loopback, of an empty cluster in its own folder."""
+    """A PostgreSQL server, of an empty cluster in its own folder, for whoever is in the network of its host."""
 
-    def __init__(self, programs, folder, options):
-        self.port = free_port()
+    def __init__(self, programs, folder, options, host):
+        self.host, self.port = host, free_port()
         secret = folder / "password"
         secret.write_text(PASSWORD)
         if options:
@@ -110,8 +110,10 @@ class Postgres(Process):
         initdb = [str(programs / "initdb"), "-D", data, "-U", "study", "--pwfile", str(secret), "-A", "scram-sha-256"]
         initdb += ["-E", "UTF8", "--no-locale", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **options)
+        with open(folder / "data" / "pg_hba.conf", "a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
         command = [str(programs / "postgres"), "-D", data, "-p", str(self.port), "-F"]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        command += ["-c", f"listen_addresses={host}", "-c", "unix_socket_directories="]
         super().__init__(command, folder / "postgres.log", self._answers, cwd=folder, **options)
 
     def _answers(self):
@@ -124,7 +126,7 @@ class Postgres(Process):
         return True
 
     def plain(self, name, port=None):
-        return f"postgresql://study:{PASSWORD}@127.0.0.1:{port or self.port}/{name}"
+        return f"postgresql://study:{PASSWORD}@{self.host}:{port or self.port}/{name}"
 
     def uri(self, name, port=None):
         """SQLAlchemy's address of a database, perhaps through a proxy's port."""
@@ -144,7 +146,7 @@ class Postgres(Process):
 
 
 @contextmanager
-def postgres():
+def postgres(host="127.0.0.1"):
     """A started Postgres, wherever its folder may be; skips the test where it is not installed."""
     pytest.importorskip("psycopg", reason='pip install "psycopg[binary]"')
     programs = postgres_programs()
@@ -156,7 +158,7 @@ def postgres():
         folder = Path(name)
         if options:
             shutil.chown(folder, "postgres", "postgres")
-        server = Postgres(programs, folder, options)
+        server = Postgres(programs, folder, options, host)
         try:
             server.start()
             yield server
@@ -173,15 +175,14 @@ class S3Server(Process):
 
     Attributes:
         environment: by which clients find it and sign their requests.
-        within: a command that runs another, where the server shall be; `host` is its address there.
     """
 
-    def __init__(self, folder, host="127.0.0.1", within=()):
+    def __init__(self, folder, host="127.0.0.1"):
         self.host, self.port = host, free_port()
         self.environment = self.variables(self.port) | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
         self.environment["AWS_DEFAULT_REGION"] = REGION
         program = Path(__file__).with_name("s3_server.py")
-        command = [*within, sys.executable, str(program), host, str(self.port)]
+        command = [sys.executable, str(program), host, str(self.port)]
         super().__init__(command, folder / "s3.log", self._serves)
 
     def variables(self, port):
@@ -198,10 +199,10 @@ class S3Server(Process):
 
 
 @contextmanager
-def s3_server(folder):
+def s3_server(folder, host="127.0.0.1"):
     """A started S3Server."""
     pytest.importorskip("moto", reason='pip install "moto[server]"')
-    server = S3Server(folder)
+    server = S3Server(folder, host)
     try:
         server.start()
         yield server

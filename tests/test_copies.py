@@ -12,7 +12,7 @@ from test_dataset import make
 from toy import Moments
 
 from sibcl_ray import copies, dataset
-from sibcl_ray.copies import UNUSED, read_once
+from sibcl_ray.copies import UNUSED, copy_of, read_once
 from sibcl_ray.dataset import SHARD, TARGET, TEST, Dataset, Shard
 from sibcl_ray.store import Damaged, Store, StoreError
 
@@ -137,9 +137,8 @@ def test_copies_that_nobody_has_read_for_long_are_removed_by_the_next_process(st
     old, used, young = kept(place)
     for copy in (old, used):
         os.utime(copy, (time.time() - UNUSED - 60,) * 2)
-    for i in range(3):
-        if copies.hashlib.sha256(f"{store.uri}/{NAME}{i}".encode()).hexdigest() == used.name:
-            read_once(store, f"{NAME}{i}", check)
+    (number,) = (i for i in range(3) if copy_of(store, f"{NAME}{i}") == used.name)
+    read_once(store, f"{NAME}{number}", check)
     copies._folder.cache_clear()
     read_once(store, NAME, check)
     assert not old.exists() and used.exists() and young.exists()

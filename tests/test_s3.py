@@ -2,10 +2,12 @@
 
 import asyncio
 import multiprocessing
+import os
 import pickle
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import pytest
 import ray
 from fsspec import register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
-from processes import environment
+from processes import PATIENCE, Driver, environment
 from servers import BUCKET, SECRET, free_port, proxy
 
 from sibcl_ray.claims import Session
+from sibcl_ray.copies import copy_of
 from sibcl_ray.store import Store, StoreError
 
 
@@ -198,3 +201,37 @@ def test_what_a_dead_session_left_in_a_bucket_is_cleared_away(store):
             file.write(b"1")
         assert len(store.names("scratch")) == 2
     assert store.names("scratch") == ["scratch/far"] and not Path(here).exists()
+
+
+@pytest.mark.slow
+def test_a_study_on_a_bucket_that_finds_damage_ends_with_one_line_and_the_same_command_completes_it(store, tmp_path):
+    options = ["--methods", "SL,TL-I", "--budgets", "10", "--seeds", "1"]
+    options += ["--search-storage", f"sqlite:///{tmp_path}/search.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow"]
+
+    def run(name, *more):
+        driver = Driver(store.uri, tmp_path / name, *options, *more)
+        try:
+            return driver.wait(2 * PATIENCE), driver.printed()
+        finally:
+            driver.end()
+
+    code, printed = run("first")
+    assert code == 0, printed
+    before = store.read_records(ledger := [name for kind in store.names("ledger") for name in store.names(kind)])
+    assert len(before) >= 6 and store.names("scratch") == store.names("claims") == store.names("sessions") == []
+
+    (data,) = store.names("datasets")
+    damaged = next(name for name in store.names(data) if "target-" in name)
+    whole = store.read(damaged)
+    store.write(damaged, whole[:-100])
+    (Path(tempfile.gettempdir()) / f"sibcl_ray-{os.getuid()}" / copy_of(store, damaged)).unlink()
+    code, printed = run("second", "--trials", "3")
+    (complaint,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 1 and complaint.startswith(f"error: {damaged} cannot be read"), printed
+    assert "to be made again; the same command continues where it stopped" in complaint, complaint
+    assert not store.exists(damaged) and "Traceback" not in printed
+
+    code, printed = run("third", "--trials", "3")
+    assert code == 0 and store.read(damaged) == whole, printed
+    assert store.read_records(ledger) == before, "nothing was done twice"
+    assert store.names("scratch") == store.names("claims") == store.names("sessions") == []
