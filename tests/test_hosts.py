@@ -34,7 +34,6 @@ SUPERVISED = 'while true; do "$@"; sleep 1; done'
 TIMES = ["seconds", "finished"]
 PORT, DASHBOARD = 6379, 8265
 CUT_AFTER = 12  # records of 45
-pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 
 class Cluster:
@@ -97,6 +96,7 @@ def cluster(folder):
         yield Cluster(hosts, folder, processes), s3, database
 
 
+@pytest.mark.slow
 def test_a_host_that_is_cut_off_changes_nothing_in_the_matrix(tmp_path, monkeypatch):
     desk = tmp_path / "desk"  # what would be uploaded
     for name in ("sibcl_ray", "studies"):

@@ -120,20 +120,21 @@ def test_a_store_works_in_forked_processes_and_after_a_journey(store):
 class Holder:
     """As the queue of jobs: an asynchronous actor that asks the store in threads."""
 
-    def __init__(self, store):
-        self.store = store
+    def __init__(self, store, me):
+        self.store, self.me = store, me
 
     async def create_all(self, names):
-        return await asyncio.gather(*(asyncio.to_thread(self.store.create, name, b"actor") for name in names))
+        return await asyncio.gather(*(asyncio.to_thread(self.store.create, name, self.me) for name in names))
 
 
 def test_asynchronous_actors_use_a_store_from_threads(cluster, store, s3):
     names = [f"prizes/{i}" for i in range(24)]
     variables = {"env_vars": s3.environment}
-    actors = [ray.remote(Holder).options(num_cpus=0, runtime_env=variables).remote(store) for _ in range(2)]
-    won = ray.get([actor.create_all.remote(names) for actor in actors])
-    # Both write the same, so that whoever comes second takes it for what it has written.
-    assert all(map(all, won)) and sorted(store.names("prizes")) == sorted(names)
+    actor = ray.remote(Holder).options(num_cpus=0, runtime_env=variables)
+    actors = [actor.remote(store, b"one"), actor.remote(store, b"other")]
+    one, other = ray.get([actor.create_all.remote(names) for actor in actors])
+    assert [not mine for mine in one] == other
+    assert [store.read(name) for name in names] == [b"one" if mine else b"other" for mine in one]
 
 
 @pytest.fixture
