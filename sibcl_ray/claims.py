@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from sibcl_ray.store import Damaged, Store, StoreError, record_bytes
 
 BEAT = 5.0  # seconds between the signs of life of a session
 DEAD_AFTER = 60.0  # seconds without one
+SIDE_BY_SIDE = 16  # claims given up at a time: there may be thousands, and each takes a distant store some requests
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Claims:
         dead: list[str] = []  # who held the generations so far
         while name not in self._held:
             generation = len(dead)
-            if self.store.create(_claim(name, generation), record_bytes({"session": self.session})):
+            mine = record_bytes({"session": self.session, "taken": uuid.uuid4().hex})
+            if self.store.create(_claim(name, generation), mine):
                 if [self._holder(name, g) for g in range(generation)] == dead:
                     self._held[name] = generation
                 else:  # cleared since, and perhaps begun anew
@@ -129,8 +132,8 @@ class Session:
     ) -> None:
         self._over.set()
         self._thread.join()
-        for name in list(self.claims._held):
-            self.claims.release(name)
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+            list(pool.map(self.claims.release, list(self.claims._held)))
         self._store.remove(_life(self._name))
 
     def _beat(self, number: int) -> None:

@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from sibcl_ray.copies import read_once
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.store import Damaged, Store, fingerprint
+from sibcl_ray.store import Damaged, Store, StoreError, fingerprint
 
 FORMAT = 2  # of shards; part of every dataset's name
+READERS = 16  # requests to a distant store at a time
 SHARD = 50  # samples of a shard, if they are no target labels; the last one of a finite role may hold fewer
 
 
@@ -77,9 +80,14 @@ class Dataset:
         """How many shards hold ``count`` samples."""
         return -(-count // shard_size(self.problem, role))
 
+    @property
+    def folder(self) -> str:
+        """Where the shards are in the store."""
+        return f"datasets/{self.problem.name}-{self.fingerprint}"
+
     def shard_name(self, role: Role, index: int) -> str:
         """The shard's name in the store."""
-        return f"datasets/{self.problem.name}-{self.fingerprint}/{role.name}-{index:05d}.parquet"
+        return f"{self.folder}/{role.name}-{index:05d}.parquet"
 
     def rng(self, role: Role, index: int) -> np.random.Generator:
         """The source of everything random in a shard."""
@@ -115,8 +123,10 @@ class Dataset:
 
     def read_shard(self, role: Role, index: int) -> Split:
         """One shard, checked; Damaged where it is not what was written, FileNotFoundError if absent."""
+        return self._checked(role, index, self.store.read(self.shard_name(role, index)))
+
+    def _checked(self, role: Role, index: int, data: bytes) -> Split:
         name = self.shard_name(role, index)
-        data = self.store.read(name)
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
@@ -143,13 +153,34 @@ class Dataset:
         return True
 
     def missing(self, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
-        """The shards that ``sizes``, samples per role, needs and the store does not hold intact."""
-        wanted = (Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count)))
-        return [shard for shard in wanted if not self.holds(shard, warn)]
+        """The shards that ``sizes``, samples per role, needs and the store does not hold.
+
+        Those on a local disk are read, and must be intact. Of a distant store only the names are looked at: whoever
+        reads a shard there finds the damage.
+        """
+        wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
+        if not self.store.is_distant:
+            return [shard for shard in wanted if not self.holds(shard, warn)]
+        there = set(self.store.names(self.folder))
+        return [shard for shard in wanted if self.shard_name(shard.role, shard.index) not in there]
 
     def read(self, role: Role, count: int) -> Split:
-        """The first ``count`` samples of a role; kept in memory for the next call."""
+        """The first ``count`` samples of a role; kept in memory for the next call.
+
+        Raises:
+            StoreError: a shard is damaged, and has been set aside, or is gone. Whoever begins again makes it anew.
+        """
         return _read(self, role, count)
+
+    def _shard(self, role: Role, index: int) -> Split:
+        """A shard that has to be there, from this node's disk if one of its processes has read it before."""
+        name = self.shard_name(role, index)
+        try:
+            return read_once(self.store, name, partial(self._checked, role, index))
+        except Damaged as damage:
+            raise StoreError(f"{damage}; it is kept as {self.store.set_aside(name)}, to be made again") from damage
+        except FileNotFoundError as error:
+            raise StoreError(f"{name} is no longer in {self.store.uri}, and is to be made again") from error
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +188,8 @@ def _read(dataset: Dataset, role: Role, count: int) -> Split:
     if not count:
         nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
         return Split(nothing[0], nothing[1] if role.labelled else None)
-    shards = [dataset.read_shard(role, i) for i in range(dataset.shards_for(role, count))]
+    with ThreadPoolExecutor(READERS if dataset.store.is_distant else 1) as readers:
+        shards = list(readers.map(partial(dataset._shard, role), range(dataset.shards_for(role, count))))
     inputs = torch.cat([s.inputs for s in shards])[:count]
     if len(inputs) < count:
         raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, ClassVar
 
 import safetensors.torch
@@ -22,6 +22,7 @@ from sibcl_ray import dataset as _dataset
 from sibcl_ray import evaluate as _evaluate
 from sibcl_ray import losses, networks, parallel, prior, randomness, symmetry, training
 from sibcl_ray.checkpoint import Checkpoint
+from sibcl_ray.copies import read_once
 from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
@@ -145,7 +146,7 @@ class PretrainJob(Job):
         record = super().record(warn)
         if record and record["state"] == DONE:
             try:
-                _content(self.store, record["weights"])
+                _checked(record["weights"], self.store.read(_artefact(record["weights"])))
             except (Damaged, FileNotFoundError) as damage:
                 for name in (_artefact(record["weights"]), self.record_name):
                     self.store.set_aside(name)
@@ -184,8 +185,7 @@ def _artefact(digest: str) -> str:
     return f"artefacts/{digest}.safetensors"
 
 
-def _content(store: Store, digest: str) -> bytes:
-    data = store.read(_artefact(digest))
+def _checked(digest: str, data: bytes) -> bytes:
     if hashlib.sha256(data).hexdigest() != digest:
         raise Damaged(f"{_artefact(digest)} is not what its name says")
     return data
@@ -193,7 +193,7 @@ def _content(store: Store, digest: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _weights(store: Store, digest: str) -> Weights:
-    return safetensors.torch.load(_content(store, digest))
+    return safetensors.torch.load(read_once(store, _artefact(digest), partial(_checked, digest)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
@@ -25,7 +24,7 @@ from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.search import Search
-from sibcl_ray.store import Store
+from sibcl_ray.store import Store, StoreError
 from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
@@ -80,17 +79,18 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _scratch(store: Store, claims: Claims) -> Iterator[str]:
-    """A folder that all nodes see, if the store is one, for files of Ray that nobody needs afterwards."""
-    root = Path(store.path("scratch")) if store.is_local else Path(tempfile.gettempdir())
-    for old in root.iterdir() if store.is_local and root.exists() else ():
-        if not claims.alive(old.name):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = root / claims.session
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _scratch(store: Store, claims: Claims) -> Iterator[tuple[str, str]]:
+    """Folders for files of Ray that nobody needs afterwards: one that all nodes see, and one on this node's disk."""
+    for old in store.names("scratch"):
+        if not claims.alive(PurePosixPath(old).name):
+            store.clear(old)
+    name = f"scratch/{claims.session}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as here:
+        try:
+            yield store.path(name), store.path(name) if store.is_local else here
+        finally:
+            with suppress(StoreError):  # the next driver does it
+                store.clear(name)
 
 
 def run(
@@ -120,11 +120,11 @@ def run(
     timings.workers = resources.workers
     snapshot = replace(snapshot, trials=Count(0, lacking.trials), cells=Count(0, lacking.cells))
     with (
-        _scratch(ledger.store, session.claims) as scratch,
-        Workers(resources, scratch, session.claims) as workers,
+        _scratch(ledger.store, session.claims) as (shared, here),
+        Workers(resources, shared, session.claims) as workers,
         _watching(workers, session, ledger.warn, snapshot, watch, timings),
     ):
-        _train(ledger, workers, scratch)
+        _train(ledger, workers, here)
 
 
 def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:

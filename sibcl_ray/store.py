@@ -19,13 +19,15 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
 import fsspec
+import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 VERSION = 1  # of the layout of a store; a store says which it has
 VERSION_NAME = "sibcl_ray.json"
@@ -55,14 +57,23 @@ class Store:
 
     uri: str
 
-    @cached_property
+    @property
     def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.url_to_fs(self.uri, use_listings_cache=False)  # others write here too
+        return _location(self.uri, os.getpid())
 
     @property
     def is_local(self) -> bool:
         """Whether the store is a folder of this machine."""
         return isinstance(self._location[0], LocalFileSystem)
+
+    @property
+    def is_distant(self) -> bool:
+        """Whether whoever reads asks another machine, as for buckets in a cloud."""
+        return not isinstance(self._location[0], (LocalFileSystem, MemoryFileSystem))
+
+    def arrow(self) -> pyarrow.fs.FileSystem:
+        """What `path` is a path on, for those who want Arrow's interface."""
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._location[0]))
 
     def path(self, name: str) -> str:
         """Where ``name`` lies on the file system."""
@@ -72,11 +83,12 @@ class Store:
         return f"{self._location[1].rstrip('/')}/{name}"
 
     @contextmanager
-    def _doing(self, what: str, name: str) -> Iterator[None]:
-        """Turns whatever a file system raises, each its own, into StoreError."""
+    def _doing(self, what: str, name: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turns whatever a file system raises, each its own, into StoreError; but what is wrong with the call."""
+        passing = (*passing, ValueError, TypeError)
         try:
             yield
-        except (FileNotFoundError, ValueError, TypeError):
+        except passing:
             raise
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -89,7 +101,7 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """The bytes of ``name``; FileNotFoundError where there are none."""
-        with self._doing("read", name):
+        with self._doing("read", name, (FileNotFoundError,)):
             return self._location[0].cat_file(self.path(name))
 
     def write(self, name: str, data: bytes) -> None:
@@ -101,7 +113,10 @@ class Store:
                 self._location[0].pipe_file(self.path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write ``name`` unless it is there; whether this call has written it. One of several callers wins."""
+        """Write ``name`` unless it is there; whether this call has written it. One of several callers wins.
+
+        What they write must differ: a request whose answer is lost is sent again, and then finds what it has written.
+        """
         with self._doing("written", name):
             try:
                 if self.is_local:
@@ -109,8 +124,13 @@ class Store:
                 else:
                     self._location[0].pipe_file(self.path(name), data, mode="create")
             except FileExistsError:
-                return False
+                return not self.is_local and self._says(name, data)
         return True
+
+    def _says(self, name: str, data: bytes) -> bool:
+        with suppress(FileNotFoundError):
+            return self.read(name) == data
+        return False
 
     def _publish(self, name: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
         path, draft = self.path(name), self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
@@ -131,27 +151,33 @@ class Store:
         """The names directly in ``folder``, sorted."""
         fs, root = self._location[0], self._location[1].rstrip("/") + "/"
         with self._doing("listed", folder):
-            if not fs.exists(self.path(folder)):
+            try:
+                entries = fs.ls(self.path(folder), detail=False)
+            except FileNotFoundError:
                 return []
-            return sorted(entry.split(root, 1)[1] for entry in fs.ls(self.path(folder), detail=False))
+            return sorted(entry.split(root, 1)[1] for entry in entries)
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
         fs, old, new = self._location[0], self.path(source), self.path(target)
-        with self._doing("moved", source):
-            if not fs.exists(old):
-                return
-            if self.is_local:
+        with self._doing("moved", source), suppress(FileNotFoundError):  # somebody else has moved it
+            if not self.is_local:
+                files = fs.find(old)
+                fs.copy(files, [new + file[len(old) :] for file in files], on_error="raise")
+                fs.rm(files)
+            elif fs.exists(old):
                 os.makedirs(os.path.dirname(new), exist_ok=True)
-                with suppress(FileNotFoundError):  # somebody else has moved it
-                    os.rename(old, new)
-            else:
-                fs.mv(old, new, recursive=True)
+                os.rename(old, new)
 
     def remove(self, name: str) -> None:
         """Forget ``name``, if it is there."""
         with self._doing("removed", name), suppress(FileNotFoundError):
             self._location[0].rm_file(self.path(name))
+
+    def clear(self, folder: str) -> None:
+        """Forget all that is in a folder, if it is there."""
+        with self._doing("removed", folder), suppress(FileNotFoundError):
+            self._location[0].rm(self.path(folder), recursive=True)
 
     def set_aside(self, name: str) -> str:
         """Move what is damaged out of the way, keeping it; its new name."""
@@ -204,12 +230,22 @@ class Store:
         self.write(name, record_bytes(record))
 
     def open(self) -> None:
-        """Prepare the store for use: check its version, that it can be written, and clear forgotten drafts.
+        """Prepare the store for use: check its version and that it takes what is written; clear forgotten drafts.
 
         Raises:
             NewerStore: a later version of this library has written it.
-            StoreError: it cannot be written.
+            StoreError: it cannot be written, or lets one writer replace what another has created.
         """
+        trial = f"{DRAFTS}/{uuid.uuid4().hex}"
+        self.write(trial, b"first")
+        if self.create(trial, b"second"):
+            raise StoreError(
+                f"{self.uri} writes over what should only be created if it is not there, as some old S3-compatible "
+                "servers do; two drivers could do the same work"
+            )
+        if self.is_local:
+            self._clear_drafts(os.stat(self.path(trial)).st_mtime - DRAFTS_KEPT)
+        self.remove(trial)
         try:
             there = self.read_record(VERSION_NAME)
         except Damaged:
@@ -222,11 +258,6 @@ class Store:
                 f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
                 f"{VERSION}; install a newer sibcl_ray, or give another storage"
             )
-        trial = f"{DRAFTS}/{uuid.uuid4().hex}"
-        self.write(trial, b"")
-        if self.is_local:
-            self._clear_drafts(os.stat(self.path(trial)).st_mtime - DRAFTS_KEPT)
-        self.remove(trial)
 
     def _clear_drafts(self, before: float) -> None:
         """Remove what writers that died have left, by the storage's own clock."""
@@ -234,6 +265,12 @@ class Store:
             with suppress(FileNotFoundError):
                 if os.stat(self.path(name)).st_mtime < before:
                     os.unlink(self.path(name))
+
+
+@lru_cache
+def _location(uri: str, process: int) -> tuple[fsspec.AbstractFileSystem, str]:
+    """A file system has threads and connections of its own, which a forked process does not get along with."""
+    return fsspec.url_to_fs(uri, use_listings_cache=False)  # others write here too
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:

@@ -177,7 +177,7 @@ def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at
         searcher: what to try.
         submit: does a trial's job and returns its record; called in a trial's process.
         at_once: how many trials may wait for workers at the same time.
-        scratch: an absolute folder for Tune's own files.
+        scratch: an absolute folder of the driver's node for Tune's own files; trials have none.
     """
     if not searcher.trials_left:
         return

@@ -152,7 +152,7 @@ class Workers:
 
     Args:
         resources: the groups that there may be.
-        scratch: an absolute folder for Ray Train's own files.
+        scratch: a folder of the session's store, as a path, for Ray Train's own files.
         claims: of the driver's session.
         idle: seconds without work after which a group leaves its place.
     """
@@ -164,7 +164,7 @@ class Workers:
         if self._scales:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
         self.resources = resources
-        self.scratch = scratch
+        self.scratch, self.file_system = scratch, claims.store.arrow()
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
@@ -271,6 +271,7 @@ class Workers:
             run_config=RunConfig(
                 name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
                 storage_path=self.scratch,
+                storage_filesystem=self.file_system,
                 # A group that dies is started again here, not by Train, which would not let go of a lost node.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),

@@ -35,6 +35,7 @@ from recipes import SCALES
 from sibcl_ray import own
 from sibcl_ray.claims import Session
 from sibcl_ray.ledger import Ledger, Missing
+from sibcl_ray.limits import Limit, OutOfTime, within
 from sibcl_ray.methods import METHODS
 from sibcl_ray.plan import plan
 from sibcl_ray.problems import PROBLEMS, tabulated
@@ -52,6 +53,7 @@ from sibcl_ray.training import new_network
 TABULATED = "tabulated"
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED = 2, 1  # exit codes; 128 and the signal's number where one ended the run
+ANSWER = 15.0  # seconds in which a storage has to
 AGAIN = "the same command continues where it stopped"
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
@@ -174,9 +176,13 @@ def _storage(uri: str) -> Store:
         raise BadInput("--storage is empty; give a folder")
     store = Store(uri if "://" in uri else str((here / uri).resolve()))
     try:
-        store.open()
+        within(Limit(ANSWER), store.open, grace=0)
     except NewerStore:
         raise
+    except OutOfTime:
+        raise BadInput(
+            f"--storage {uri} does not answer within {ANSWER:.0f} s; check its address and the network"
+        ) from None
     except (OSError, ImportError, ValueError) as error:
         raise BadInput(
             f"--storage {uri} cannot be used ({' '.join(str(error).split())}); choose another folder"

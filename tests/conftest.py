@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import pytest
 import ray
 import torch
+from servers import BUCKET, s3_server
 
 torch.set_num_threads(1)
 
@@ -30,3 +31,18 @@ def cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """An S3-compatible server, which this process's environment leads to."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(s3, tmp_path):
+    """The URL of a place in it that nobody has used."""
+    return f"s3://{BUCKET}/{tmp_path.name}"

@@ -68,7 +68,7 @@ def environment(**more: str) -> dict[str, str]:
 class Driver:
     """`label_sweep.py --scale smoke` on a storage, in a session of its own; what it prints goes to a file."""
 
-    def __init__(self, storage: Path, log: Path, *options: str, **variables: str) -> None:
+    def __init__(self, storage: Path | str, log: Path, *options: str, **variables: str) -> None:
         command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(storage), *options]
         self.log, self.started = log, time.monotonic()
         with open(log, "w") as output:

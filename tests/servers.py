@@ -1,6 +1,7 @@
-"""Real servers for tests, each a context manager that ends what it started: PostgreSQL, MLflow, and a proxy between."""
+"""Real servers for tests, each ended by its context manager: PostgreSQL, MLflow, S3, and a proxy in front of any."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
@@ -96,10 +98,10 @@ def postgres_programs():
 
 
 class Postgres(Process):
-    """A PostgreSQL server on loopback, of an empty cluster in its own folder."""
+    """A PostgreSQL server, of an empty cluster in its own folder, for whoever is in the network of its host."""
 
-    def __init__(self, programs, folder, options):
-        self.port = free_port()
+    def __init__(self, programs, folder, options, host):
+        self.host, self.port = host, free_port()
         secret = folder / "password"
         secret.write_text(PASSWORD)
         if options:
@@ -108,8 +110,10 @@ class Postgres(Process):
         initdb = [str(programs / "initdb"), "-D", data, "-U", "study", "--pwfile", str(secret), "-A", "scram-sha-256"]
         initdb += ["-E", "UTF8", "--no-locale", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **options)
+        with open(folder / "data" / "pg_hba.conf", "a") as rules:
+            rules.write("host all all samenet scram-sha-256\n")
         command = [str(programs / "postgres"), "-D", data, "-p", str(self.port), "-F"]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        command += ["-c", f"listen_addresses={host}", "-c", "unix_socket_directories="]
         super().__init__(command, folder / "postgres.log", self._answers, cwd=folder, **options)
 
     def _answers(self):
@@ -122,7 +126,7 @@ class Postgres(Process):
         return True
 
     def plain(self, name, port=None):
-        return f"postgresql://study:{PASSWORD}@127.0.0.1:{port or self.port}/{name}"
+        return f"postgresql://study:{PASSWORD}@{self.host}:{port or self.port}/{name}"
 
     def uri(self, name, port=None):
         """SQLAlchemy's address of a database, perhaps through a proxy's port."""
@@ -142,7 +146,7 @@ class Postgres(Process):
 
 
 @contextmanager
-def postgres():
+def postgres(host="127.0.0.1"):
     """A started Postgres, wherever its folder may be; skips the test where it is not installed."""
     pytest.importorskip("psycopg", reason='pip install "psycopg[binary]"')
     programs = postgres_programs()
@@ -154,12 +158,56 @@ def postgres():
         folder = Path(name)
         if options:
             shutil.chown(folder, "postgres", "postgres")
-        server = Postgres(programs, folder, options)
+        server = Postgres(programs, folder, options, host)
         try:
             server.start()
             yield server
         finally:
             server.crash()
+
+
+BUCKET, REGION = "studies", "us-east-1"
+KEY, SECRET = "AKIAPLANTEDPLANTED12", "planted-secret"  # the secret must not be seen anywhere
+
+
+class S3Server(Process):
+    """An S3-compatible server; what it holds is gone when it ends.
+
+    Attributes:
+        environment: by which clients find it and sign their requests.
+    """
+
+    def __init__(self, folder, host="127.0.0.1"):
+        self.host, self.port = host, free_port()
+        self.environment = self.variables(self.port) | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+        self.environment["AWS_DEFAULT_REGION"] = REGION
+        program = Path(__file__).with_name("s3_server.py")
+        command = [sys.executable, str(program), host, str(self.port)]
+        super().__init__(command, folder / "s3.log", self._serves)
+
+    def variables(self, port):
+        """Where it is, if asked by another port, such as a proxy's."""
+        return {"AWS_ENDPOINT_URL": f"http://{self.host}:{port}"}
+
+    def requests(self, method, part=""):
+        """The paths, with their queries, that were asked for so far and contain a part."""
+        lines = re.findall(rf'"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', Path(self.log).read_text())
+        return [unquote(path) for path in lines if part in unquote(path)]
+
+    def _serves(self):
+        return "Running on" in Path(self.log).read_text()
+
+
+@contextmanager
+def s3_server(folder, host="127.0.0.1"):
+    """A started S3Server."""
+    pytest.importorskip("moto", reason='pip install "moto[server]"')
+    server = S3Server(folder, host)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
 
 
 class Proxy:
@@ -170,12 +218,14 @@ class Proxy:
         silent: nothing is passed on any more, though connections are accepted.
         down: connections are closed at once.
         cut_at: the number of the request, from 1, after which every connection is cut, its answer lost.
+        lost: of so many of the next requests the connection is cut when the answer comes.
         requests: how many HTTP requests were passed on.
     """
 
     def __init__(self, port):
         self.target = port
         self.delay, self.silent, self.down, self.cut_at, self.requests = 0.0, False, False, None, 0
+        self.lost = 0
         self._open, self._closed = [], threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -215,6 +265,9 @@ class Proxy:
                 self._wait_while_silent()
                 self._closed.wait(self.delay)
                 if self.cut_at is not None and self.requests >= self.cut_at:
+                    break
+                if self.lost:
+                    self.lost -= 1
                     break
                 client.sendall(part)
         self._end(client)

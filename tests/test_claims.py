@@ -23,9 +23,11 @@ NAME = "studies/one"
 PATIENCE = 60.0  # seconds after which a process here hangs
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request, tmp_path):
-    """A store on a disk, and one where there is no disk."""
+    """A store on a disk, one in memory, and one on another machine."""
+    if request.param == "s3":
+        return Store(request.getfixturevalue("bucket"))
     return Store(str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}/claims")
 
 

@@ -27,7 +27,7 @@ from sibcl_ray.dataset import (
     Shard,
     folds,
 )
-from sibcl_ray.store import Damaged, Store
+from sibcl_ray.store import Damaged, Store, StoreError
 
 
 def make(dataset, role, index):
@@ -108,7 +108,7 @@ def test_budgets_are_nested(dataset):
 def test_a_budget_needs_only_its_own_shards(dataset):
     make(dataset, TARGET, 0)
     assert len(dataset.read(TARGET, SHARD).inputs) == SHARD
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StoreError, match="no longer"):
         dataset.read(TARGET, SHARD + 1)
 
 

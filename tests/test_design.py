@@ -39,6 +39,7 @@ ORDER = (
     "problems.tabulated",
     "problems",
     "store",
+    "copies",
     "solving",
     "own",
     "claims",

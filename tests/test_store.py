@@ -32,12 +32,12 @@ from sibcl_ray.store import (
 FEW = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request, tmp_path):
-    """A store on a disk, and one where there is no disk."""
-    if request.param == "local":
-        return Store(str(tmp_path / "deep" / "store"))
-    return Store(f"memory://{tmp_path.name}/store")
+    """A store on a disk, one in memory, and one on another machine."""
+    if request.param == "s3":
+        return Store(request.getfixturevalue("bucket"))
+    return Store(f"memory://{tmp_path.name}/store" if request.param == "memory" else str(tmp_path / "deep" / "store"))
 
 
 def test_what_is_written_is_read(store):
@@ -298,30 +298,37 @@ CREATOR = """
 import sys, time
 from pathlib import Path
 from sibcl_ray.store import Store
-folder, me = Path(sys.argv[1]), sys.argv[2]
-store = Store(str(folder))
+folder, store, me, prizes = Path(sys.argv[1]), Store(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+store.exists("prizes")  # connected
 (folder / f"ready{me}").touch()
 while not (folder / "go").exists():
     pass
-for i in range(100):
+for i in range(prizes):
     if store.create(f"prizes/{i}", me.encode() * 1000):
         print(i)
 """
 
 
-def test_a_name_is_created_by_one_of_many_processes(tmp_path):
-    everybody = [
-        subprocess.Popen([sys.executable, "-c", CREATOR, str(tmp_path), str(me)], stdout=subprocess.PIPE, text=True)
-        for me in range(4)
-    ]
+@pytest.mark.parametrize(("place", "prizes"), [("tmp_path", 100), ("bucket", 15)])
+def test_a_name_is_created_by_one_of_many_processes(place, prizes, request, tmp_path):
+    store = Store(str(request.getfixturevalue(place)))
+    start = [sys.executable, "-c", CREATOR, str(tmp_path), store.uri]
+    everybody = [subprocess.Popen([*start, str(me), str(prizes)], stdout=subprocess.PIPE, text=True) for me in range(4)]
     while len(list(tmp_path.glob("ready*"))) < len(everybody) and all(p.poll() is None for p in everybody):
         time.sleep(0.01)
     (tmp_path / "go").touch()
     won = [process.communicate(timeout=60)[0].split() for process in everybody]
-    assert sorted(int(i) for prizes in won for i in prizes) == list(range(100))
-    for me, prizes in enumerate(won):
-        assert all((tmp_path / "prizes" / i).read_bytes() == str(me).encode() * 1000 for i in prizes)
-    assert not os.listdir(tmp_path / DRAFTS)
+    assert sorted(int(i) for mine in won for i in mine) == list(range(prizes))
+    for me, mine in enumerate(won):
+        assert all(store.read(f"prizes/{i}") == str(me).encode() * 1000 for i in mine)
+    assert store.names(DRAFTS) == []
+
+
+def test_a_name_is_created_by_one_of_many_threads(store):
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(5):
+            won = list(pool.map(lambda me, i=i: store.create(f"prize{i}", b"%d" % me), range(8)))
+            assert sum(won) == 1 and store.read(f"prize{i}") == b"%d" % won.index(True)
 
 
 def test_creating_what_is_there_leaves_it(store):
