@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
 
 from sibcl_ray.claims import Claims, Session
-from sibcl_ray.generate import generate
+from sibcl_ray.generate import generate, scales
 from sibcl_ray.jobs import Job, Record, stands
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
@@ -81,7 +80,9 @@ def _knock(address: str) -> None:
 
 
 def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int) -> Resources:
-    """The workers that the connected cluster has room for, now or, if it scales, at its largest.
+    """The workers that the connected cluster has room for.
+
+    One that scales does not tell how far, so that the number has to be given, and is taken as it is.
 
     Args:
         workers: of the warm group; None for as many as there is room for.
@@ -89,13 +90,19 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
         wide: processes of a pretraining that spans several, or 1.
 
     Raises:
-        ValueError: the cluster never has enough; in one line.
+        ValueError: the cluster does not have enough, or is not told how much; in one line.
     """
-    total, largest = ray.cluster_resources(), ray_state.get_max_resources_from_cluster_config()
-    free, where = (largest, "at its largest") if largest else (ray.available_resources(), "free")
+    free = ray.available_resources()
     cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
     if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if total.get("GPU", 0.0) or gpus else 0.0
+        gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0.0) else 0.0
+    if scales():
+        if workers is None:
+            raise ValueError(
+                "the cluster scales and does not tell how far; say with --workers how many workers it may start, "
+                "and with --gpus-per-worker what GPUs each has"
+            )
+        return Resources(workers=workers, gpus_per_worker=gpus_per_worker)
     beside = wide if wide > 1 else 0
     if gpus_per_worker:
         room = int(gpus / gpus_per_worker) - beside
@@ -106,7 +113,7 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, wide: int)
     if room < 1 or wanted > room:
         raise ValueError(
             f"{wanted if workers else 'no'} worker{'s' * (wanted != 1)} fit{'s' * (wanted == 1)} on the cluster, "
-            f"which has {cpus:g} CPUs and {gpus:g} GPUs {where}"
+            f"which has {cpus:g} CPUs and {gpus:g} GPUs free"
             + (f", beside a pretraining of {beside} workers" if beside else "")
             + (f"; ask for at most {room}" if room > 0 else "; free some, or add nodes")
         )
@@ -145,11 +152,9 @@ def run(
         SolverFailed: a label cannot be computed.
     """
     snapshot = Snapshot(shards=Count(0, len(lacking.shards)))
-    with timings.stage("labels"):
-        watch(snapshot)
+    with timings.stage("labels"), _repeatedly(lambda: watch(snapshot)):
         for done, _ in enumerate(generate(ledger.dataset, lacking.shards, session.claims, ledger.warn), start=1):
             snapshot = replace(snapshot, shards=Count(done, len(lacking.shards)))
-            watch(snapshot)
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers
@@ -195,8 +200,7 @@ def _submit_and_wait(queue: Any, priority: int, job: Job) -> Record:
 def _watching(
     workers: Workers, session: Session, warn: Callable[[str], None], start: Snapshot, watch: Watch, timings: Timings
 ) -> Iterator[None]:
-    """Calls ``watch`` from a thread until the body ends, and tells what went wrong."""
-    ended = threading.Event()
+    """Calls ``watch`` until the body ends, and tells what went wrong."""
     begun = time.time()
     told = 0
 
@@ -220,6 +224,15 @@ def _watching(
                 running=tuple(state["running"]),
             )
         )
+
+    with _repeatedly(look):
+        yield
+
+
+@contextmanager
+def _repeatedly(look: Callable[[], None]) -> Iterator[None]:
+    """Calls ``look`` twice a second from a thread until the body ends, and once more then."""
+    ended = threading.Event()
 
     def repeat() -> None:
         with suppress(ray.exceptions.RayError):

@@ -349,13 +349,17 @@ def main(
     storage: Annotated[
         str,
         typer.Option(
+            envvar="SIBCL_RAY_STORAGE",
             help="Folder or fsspec URL for labels, weights, ledger and results; in a submitted job relative "
-            "to the home folder of the driver's node."
+            "to the home folder of the driver's node.",
         ),
     ] = "runs",
     search_storage: Annotated[
         str | None,
-        typer.Option(help="Database URL for Optuna's histories; a journal file in the storage folder if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_SEARCH_STORAGE",
+            help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
+        ),
     ] = None,
     tracking_uri: Annotated[
         str | None,
@@ -365,11 +369,18 @@ def main(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray Train workers that stay up and take jobs; all that fit if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_WORKERS",
+            help="Ray Train workers that stay up and take jobs; all that fit if not given. "
+            "A cluster that scales has to be told.",
+        ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_GPUS_PER_WORKER",
+            help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given.",
+        ),
     ] = None,
     pretraining_workers: Annotated[int, typer.Option(help="Workers that one pretraining spans.")] = 1,
     resume: Annotated[

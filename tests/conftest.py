@@ -30,3 +30,20 @@ def cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def machines():
+    """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
+    import autoscaling
+
+    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def submitted(machines, tmp_path_factory):
+    """A smoke study that was submitted to it and left alone, from no machines to no machines again."""
+    import autoscaling
+
+    return autoscaling.watched(machines, tmp_path_factory.mktemp("submitted") / "runs")
