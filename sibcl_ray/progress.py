@@ -108,4 +108,5 @@ class Display:
         parts = [f"{ROWS[name]} {count.done}/{count.total}" for name, count in some.items()]
         if counts["shards"].done == counts["shards"].total and not running and stages & UNFINISHED:
             parts.append("waiting for workers")  # which may be machines that are only being started
-        self._console.print(f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False)
+        line = f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
