@@ -168,13 +168,16 @@ def _study(
     return replace(study, **given, space=replace(study.space, **space))
 
 
+def _here() -> Path:
+    """Where relative names begin: a job's working folder is thrown away with the job."""
+    return Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+
+
 def _storage(uri: str) -> Store:
     """The store, if it can be written."""
-    # A job's working folder is thrown away with the job.
-    here = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
     if not uri.strip():
         raise BadInput("--storage is empty; give a folder")
-    store = Store(uri if "://" in uri else str((here / uri).resolve()))
+    store = Store(uri if "://" in uri else str((_here() / uri).resolve()))
     try:
         store.open()
     except NewerStore:
@@ -244,7 +247,7 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
-    folder = store.uri if store.is_local else Path.cwd()
+    folder = store.uri if store.is_local else _here()
     uri = option if option is not None else os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
     scheme, _, rest = uri.partition("://")
     if scheme.split("+")[0] not in TRACKING_SCHEMES or not rest:
