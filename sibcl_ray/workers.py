@@ -24,6 +24,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.claims import Claims
+from sibcl_ray.generate import scales
 from sibcl_ray.jobs import ATTEMPTS, Job, Record, execute
 from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.store import StoreError
@@ -207,6 +208,8 @@ class Workers:
 
     def _size(self) -> int:
         """How many workers of the warm group the cluster has room for at most; fewer after the loss of a node."""
+        if scales():
+            return self.resources.workers
         total = ray.cluster_resources()
         needs = {"CPU": self.resources.cpus_per_worker, "GPU": self.resources.gpus_per_worker}
         room = min(int(total.get(name, 0.0) / amount) for name, amount in needs.items() if amount)

@@ -31,6 +31,7 @@ from servers import free_port, wait_until
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD_ID = "f" * 51 + "00000"  # Ray's fake machines are numbered from it
 STORE = 100_000_000  # bytes of every node's object store
+PLANTED = "PLANTED_DATABASE"  # a variable of the head's environment
 IDLE = 8.0  # seconds after which a machine is given back
 STEPS = (
     *("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands"),
@@ -185,8 +186,8 @@ def started(command: list[str], log: Path, **variables: str) -> subprocess.Popen
 
 
 @contextmanager
-def cluster(**machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
-    """A Cluster that has at most so many machines of each kind, and none at first."""
+def cluster(secret: str, **machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
+    """A Cluster that has at most so many machines of each kind, and none at first; its head knows a secret."""
     folder = Path(tempfile.mkdtemp(prefix="as-"))  # Ray's sockets lie below it, and their paths must be short
     port, dashboard = free_port(), free_port()
     gcs = f"127.0.0.1:{port}"
@@ -197,6 +198,7 @@ def cluster(**machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
     variables = {
         "PYTHONPATH": str(Path(__file__).parent),
         "MACHINES": str(folder),
+        PLANTED: secret,
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",  # as the cluster launcher and KubeRay set it
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,

@@ -37,7 +37,8 @@ def machines():
     """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
     import autoscaling
 
-    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
+    database = "postgresql+psycopg://study:planted-password@127.0.0.1:1/histories"
+    with autoscaling.cluster(database, worker=({"CPU": 1}, 2)) as cluster:
         yield cluster
 
 
