@@ -22,17 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import PATIENCE, ROOT, Process, environment, of_session
+from processes import ROOT, Process, environment, of_session
 from ray._raylet import RpcError
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.job_submission import JobSubmissionClient
-from servers import free_port, wait_until
+from servers import PASSWORD, free_port, wait_until
 
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD_ID = "f" * 51 + "00000"  # Ray's fake machines are numbered from it
 STORE = 100_000_000  # bytes of every node's object store
-PLANTED = "PLANTED_DATABASE"  # a variable of the head's environment
+DATABASE = f"postgresql+psycopg://study:{PASSWORD}@127.0.0.1:1/histories"
+PLANTED = {"PLANTED_DATABASE": DATABASE}  # in the environment of the head
 IDLE = 8.0  # seconds after which a machine is given back
+JOB = 600.0  # seconds after which a job hangs, whatever else the machine does; machines take time to start
 STEPS = (
     *("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands"),
@@ -120,12 +122,12 @@ class Cluster:
 
     def exit_code(self, job: str) -> int | None:
         """Of the job's driver, when it has ended."""
-        wait_until(lambda: self.jobs.get_job_status(job).is_terminal(), PATIENCE, lambda: self.logs(job))
+        wait_until(lambda: self.jobs.get_job_status(job).is_terminal(), JOB, lambda: self.logs(job))
         return self.jobs.get_job_info(job).driver_exit_code
 
-    def empty(self, seconds: float = 60) -> None:
+    def empty(self) -> None:
         """Wait until all machines have been given back."""
-        wait_until(lambda: not self.alive(), seconds, lambda: f"still there: {self.alive()}")
+        wait_until(lambda: not self.alive(), IDLE + 60, lambda: f"still there: {self.alive()}")
 
     def demands(self) -> list[int]:
         """How many machines the autoscaler found to be lacking, each time that some were."""
@@ -177,17 +179,9 @@ def watched(cluster: Cluster, storage: Path) -> Watched:
     return Watched(storage, code, [*numbers, len(cluster.alive())], cluster.demands()[asked:], lines, ended)
 
 
-def started(command: list[str], log: Path, **variables: str) -> subprocess.Popen:
-    """`ray start --head` with a command's options, in a session of its own."""
-    with open(log, "w") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=output, env=environment(**variables), start_new_session=True
-        )
-
-
 @contextmanager
-def cluster(secret: str, **machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
-    """A Cluster that has at most so many machines of each kind, and none at first; its head knows a secret."""
+def cluster(**machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
+    """A Cluster that has at most so many machines of each kind, and none at first."""
     folder = Path(tempfile.mkdtemp(prefix="as-"))  # Ray's sockets lie below it, and their paths must be short
     port, dashboard = free_port(), free_port()
     gcs = f"127.0.0.1:{port}"
@@ -198,7 +192,7 @@ def cluster(secret: str, **machines: tuple[dict[str, float], int]) -> Iterator[C
     variables = {
         "PYTHONPATH": str(Path(__file__).parent),
         "MACHINES": str(folder),
-        PLANTED: secret,
+        **PLANTED,
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",  # as the cluster launcher and KubeRay set it
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
@@ -208,10 +202,12 @@ def cluster(secret: str, **machines: tuple[dict[str, float], int]) -> Iterator[C
         "RAY_memory_monitor_refresh_ms": "0",  # every machine would count the memory of all
     }
     log = folder / "head.log"
-    process = started(command, log, **variables)
+    with open(log, "w") as output:
+        env = environment(**variables)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
     try:
         made = Cluster(process, folder, gcs, f"http://127.0.0.1:{dashboard}")
-        wait_until(lambda: _takes_jobs(made), 90, lambda: log.read_text()[-3000:])
+        wait_until(lambda: _takes_jobs(made), 180, lambda: log.read_text()[-3000:])
         yield made
     finally:
         while left := of_session(process.pid):  # the autoscaler may be starting one more

@@ -37,8 +37,7 @@ def machines():
     """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
     import autoscaling
 
-    database = "postgresql+psycopg://study:planted-password@127.0.0.1:1/histories"
-    with autoscaling.cluster(database, worker=({"CPU": 1}, 2)) as cluster:
+    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
         yield cluster
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from autoscaling import Cluster
+from autoscaling import JOB, Cluster
 from faults import fail, outcome
-from processes import NAME, PATIENCE
+from processes import NAME
 from recipes import SCALES
 from servers import wait_until
 
@@ -47,7 +47,7 @@ def test_a_machine_that_is_lost_changes_no_result(machines: Cluster, submitted, 
         return True
 
     job = machines.study(storage, "--workers", "2")
-    wait_until(lose, PATIENCE, lambda: machines.logs(job))
+    wait_until(lose, JOB, lambda: machines.logs(job))
     machines.lose(lost[0])
     before = records(storage)
     assert machines.exit_code(job) == 0, machines.logs(job)
