@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray._private.state import state as ray_state  # the public API does not tell what an autoscaler may add
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from sibcl_ray.claims import Claims
 from sibcl_ray.dataset import Dataset, Role, Shard, shard_size
@@ -123,12 +123,18 @@ def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
     return {"num_cpus": 1, **(dataset.problem.resources if shard.role.labelled else {})}
 
 
+def scales() -> bool:
+    """Whether the connected cluster has an autoscaler (the second version of Ray's). How far it goes, nothing tells."""
+    return is_autoscaler_v2(fetch_from_server=True)
+
+
 def _refuse_unavailable(problem: Problem) -> None:
     """ValueError where no node has what a solver asks for: its tasks would wait for ever."""
+    if scales():
+        return  # another kind of node than those that are there may be on its way
     needs = dict(problem.resources)
     wanted = {**needs.pop("resources", {}), **{_ON_NODES[name]: amount for name, amount in needs.items()}}
-    largest = ray_state.get_max_resources_from_cluster_config()
-    nodes = [largest] if largest else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
         has = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
         raise ValueError(

@@ -41,15 +41,23 @@ ROWS = {
     "trials": "search trials",
     "cells": "matrix cells",
 }
+UNFINISHED = {("trials", False), ("cells", False)}
 
 
 class Display:
-    """A context that shows snapshots; ``interval`` is the time between the lines of a log, seconds."""
+    """A context that shows snapshots.
 
-    def __init__(self, console: Console, interval: float = 15.0) -> None:
+    Args:
+        console: a terminal, or what becomes a log.
+        interval: the longest time between the lines of a log, seconds; the beginning and the end of each kind of
+            work are told at once.
+    """
+
+    def __init__(self, console: Console, interval: float = 30.0) -> None:
         self._console = console
         self._interval = interval
         self._last = 0.0
+        self._told: set[tuple[str, bool]] = set()  # which kinds of work have begun, and which have ended
         self._start = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description:<14}"),
@@ -75,7 +83,7 @@ class Display:
         """Show where the study is."""
         counts: dict[str, Count] = {name: getattr(snapshot, name) for name in ROWS}
         if not self._console.is_terminal:
-            self._log(counts)
+            self._log(counts, bool(snapshot.running))
             return
         for name, count in counts.items():
             task = self._bars.tasks[self._tasks[name]]
@@ -89,11 +97,16 @@ class Display:
             running.add_row(f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else "")
         self._live.update(Group(self._bars, running))
 
-    def _log(self, counts: dict[str, Count]) -> None:
-        now = time.monotonic()
-        if now - self._last < self._interval:
+    def _log(self, counts: dict[str, Count], running: bool) -> None:
+        now, some = time.monotonic(), {name: count for name, count in counts.items() if count.total}
+        stages = {(name, count.done == count.total) for name, count in some.items()}
+        if not some or (stages <= self._told and now - self._last < self._interval):
             return
         self._last = now
+        self._told |= stages
         minutes, seconds = divmod(int(now - self._start), 60)
-        parts = [f"{ROWS[name]} {c.done}/{c.total}" for name, c in counts.items() if c.total]
-        self._console.print(f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}", markup=False, highlight=False)
+        parts = [f"{ROWS[name]} {count.done}/{count.total}" for name, count in some.items()]
+        if counts["shards"].done == counts["shards"].total and not running and stages & UNFINISHED:
+            parts.append("waiting for workers")  # which may be machines that are only being started
+        line = f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

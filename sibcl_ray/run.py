@@ -110,11 +110,9 @@ def run(
         SolverFailed: a label cannot be computed.
     """
     snapshot = Snapshot(shards=Count(0, len(lacking.shards)))
-    with timings.stage("labels"):
-        watch(snapshot)
+    with timings.stage("labels"), _repeatedly(lambda: watch(snapshot)):
         for done, _ in enumerate(generate(ledger.dataset, lacking.shards, session.claims, ledger.warn), start=1):
             snapshot = replace(snapshot, shards=Count(done, len(lacking.shards)))
-            watch(snapshot)
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers
@@ -160,8 +158,7 @@ def _submit_and_wait(queue: Any, priority: int, job: Job) -> Record:
 def _watching(
     workers: Workers, session: Session, warn: Callable[[str], None], start: Snapshot, watch: Watch, timings: Timings
 ) -> Iterator[None]:
-    """Calls ``watch`` from a thread until the body ends, and tells what went wrong."""
-    ended = threading.Event()
+    """Calls ``watch`` until the body ends, and tells what went wrong."""
     begun = time.time()
     told = 0
 
@@ -185,6 +182,15 @@ def _watching(
                 running=tuple(state["running"]),
             )
         )
+
+    with _repeatedly(look):
+        yield
+
+
+@contextmanager
+def _repeatedly(look: Callable[[], None]) -> Iterator[None]:
+    """Calls ``look`` twice a second from a thread until the body ends, and once more then."""
+    ended = threading.Event()
 
     def repeat() -> None:
         with suppress(ray.exceptions.RayError):

@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray import parallel
 from sibcl_ray.claims import Claims
+from sibcl_ray.generate import scales
 from sibcl_ray.jobs import ATTEMPTS, FAILED, Job, execute
 from sibcl_ray.queue import IDLE, NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.store import StoreError
@@ -160,7 +161,7 @@ class Workers:
     def __init__(self, resources: Resources, scratch: str, claims: Claims, idle: float = IDLE) -> None:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        self._scales = bool(ray_state.get_max_resources_from_cluster_config())
+        self._scales = scales()
         if self._scales:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
         self.resources = resources
@@ -253,10 +254,10 @@ class Workers:
         """
         if self._scales and (whole or lane == NARROW):
             return group.size
-        left = dict(ray.cluster_resources())
+        left = dict(ray.available_resources() if self._scales else ray.cluster_resources())
         for other, spec in enumerate(self.resources.alone + self.resources.together):
-            if other != number:
-                left = {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
+            if other != number and not self._scales:
+                left |= {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
         room = min(int(left.get(name, 0.0) / amount + 1e-6) for name, amount in group.needs.items() if amount)
         return max(1, min(group.size, room))
 

@@ -168,13 +168,16 @@ def _study(
     return replace(study, **given)
 
 
+def _here() -> Path:
+    """Where relative names begin: a job's working folder is thrown away with the job."""
+    return Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+
+
 def _storage(uri: str) -> Store:
     """The store, if it can be written."""
-    # A job's working folder is thrown away with the job.
-    here = Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
     if not uri.strip():
         raise BadInput("--storage is empty; give a folder")
-    store = Store(uri if "://" in uri else str((here / uri).resolve()))
+    store = Store(uri if "://" in uri else str((_here() / uri).resolve()))
     try:
         within(Limit(ANSWER), store.open, grace=0)
     except NewerStore:
@@ -248,7 +251,7 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
-    folder = store.uri if store.is_local else Path.cwd()
+    folder = store.uri if store.is_local else _here()
     uri = option if option is not None else os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
     scheme, _, rest = uri.partition("://")
     if scheme.split("+")[0] not in TRACKING_SCHEMES or not rest:
@@ -366,13 +369,17 @@ def main(
     storage: Annotated[
         str,
         typer.Option(
+            envvar="SIBCL_RAY_STORAGE",
             help="Folder or fsspec URL for labels, weights, ledger and results; in a submitted job relative "
-            "to the home folder of the driver's node."
+            "to the home folder of the driver's node.",
         ),
     ] = "runs",
     search_storage: Annotated[
         str | None,
-        typer.Option(help="Database URL for Optuna's histories; a journal file in the storage folder if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_SEARCH_STORAGE",
+            help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
+        ),
     ] = None,
     tracking_uri: Annotated[
         str | None,
@@ -382,11 +389,18 @@ def main(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray Train workers that stay up and take jobs; all that fit if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_WORKERS",
+            help="Ray Train workers that stay up and take jobs; all that fit if not given. "
+            "A cluster that scales has to be told.",
+        ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given."),
+        typer.Option(
+            envvar="SIBCL_RAY_GPUS_PER_WORKER",
+            help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given.",
+        ),
     ] = None,
     pretraining_workers: Annotated[int, typer.Option(help="Workers that share a pretraining.")] = 1,
     resume: Annotated[

@@ -46,3 +46,20 @@ def s3(tmp_path_factory):
 def bucket(s3, tmp_path):
     """The URL of a place in it that nobody has used."""
     return f"s3://{BUCKET}/{tmp_path.name}"
+
+
+@pytest.fixture(scope="session")
+def machines():
+    """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
+    import autoscaling
+
+    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def submitted(machines, tmp_path_factory):
+    """A smoke study that was submitted to it and left alone, from no machines to no machines again."""
+    import autoscaling
+
+    return autoscaling.watched(machines, tmp_path_factory.mktemp("submitted") / "runs")

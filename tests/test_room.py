@@ -1,5 +1,7 @@
 """Groups of workers fit on the cluster, leave room for each other, and are small."""
 
+import math
+
 import pytest
 
 from sibcl_ray.room import divide
@@ -19,10 +21,13 @@ def sizes(groups):
         (4, 0, {"sharing": 2}, [2], [2]),
         (64, 8, {"gpus_per_worker": 1}, [8], []),
         (512 * 8, 512, {"gpus_per_worker": 1}, [8] * 64, []),
-        (64, 8, {"gpus_per_worker": 1, "sharing": 2}, [6], [2] * 4),
-        (64, 4, {"gpus_per_worker": 0.25}, [6, 6], [1] * 4),
+        (64, 8, {"gpus_per_worker": 1, "sharing": 2}, [6], [2] * 3),
+        (64, 4, {"gpus_per_worker": 0.25}, [6, 6], [1] * 3),
         (8, 1, {"gpus_per_worker": 0.25}, [4], []),
-        (10, 8, {"gpus_per_worker": 0.25}, [5, 4], [1] * 8),  # CPUs run out first
+        (10, 8, {"gpus_per_worker": 0.25}, [5, 4], [1] * 2),  # CPUs run out first
+        (math.inf, math.inf, {"workers": 24, "gpus_per_worker": 1}, [8] * 3, []),  # as many as it will start
+        (math.inf, math.inf, {"workers": 16, "gpus_per_worker": 1, "sharing": 4}, [8] * 2, [4] * 4),
+        (math.inf, math.inf, {"workers": 4, "sharing": 2}, [4], [2]),
     ],
 )
 def test_workers_of_a_cluster(cpus, gpus, asked, alone, together):
