@@ -51,6 +51,7 @@ ORDER = (
     "workers",
     "history",
     "search",
+    "thin",
     "tuner",
     "study",
     "ledger",
@@ -108,7 +109,7 @@ def test_modules_import_only_from_above(name):
 
 
 def test_only_what_distributes_imports_ray():
-    assert importers("ray") == {"generate", "workers", "tuner", "run"}
+    assert importers("ray") == {"generate", "workers", "thin", "tuner", "run"}
 
 
 def test_only_tracking_imports_mlflow():

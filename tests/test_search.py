@@ -110,8 +110,8 @@ def drive(
     jobs, ended, running = [], 0, {}
     while searcher.trials_left and len(jobs) < stop_after:
         while len(running) < slots and (config := searcher.suggest(str(len(jobs)))) is not None:
-            running[str(len(jobs))] = config["job"]
-            jobs.append(config["job"])
+            running[str(len(jobs))] = config["job"].open()
+            jobs.append(running[str(len(jobs))])
         for trial_id in order(list(running))[:slots]:
             job = running.pop(trial_id)
             lost = ended in lose
@@ -175,7 +175,7 @@ def test_more_trials_add_only_the_new(storage):
 
 def test_a_trial_whose_process_died_is_tried_again(storage):
     searcher = BudgetSearcher([a_search()], storage, lambda s: None)
-    lost = [searcher.suggest(str(i))["job"]["choice"] for i in range(2)]  # asked, and never told
+    lost = [searcher.suggest(str(i))["job"].open()["choice"] for i in range(2)]  # asked, and never told
     jobs = drive(BudgetSearcher([a_search()], storage, lambda s: None))
     assert len(jobs) == 6
     assert set(map(repr, lost)) <= {repr(job["choice"]) for job in jobs}
@@ -426,7 +426,7 @@ def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
     searches = [a_search(b, 3, METHODS[m]) for m in ("SIB-CL", "SIB-CL-plain") for b in (25, 100)]
     finished = []
     searcher = BudgetSearcher(searches, storage, lambda s: finished.append(s.name))
-    run_searches(searcher, value_of, at_once=4, scratch=str(tmp_path))
+    run_searches(searcher, lambda job: value_of(job.open()), at_once=4, scratch=str(tmp_path))
     assert searcher.trials_left == 0
     assert sorted(finished) == sorted(s.name for s in searches)
     assert all(len(s.ended(load(storage, s.name))) == 3 for s in searches)
