@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 
 from sibcl_ray.jobs import CellJob, Job, PretrainJob, Record, TrialJob
 from sibcl_ray.ledger import Ledger
+from sibcl_ray.store import Store
+from sibcl_ray.study import Study
 
 
-def _error(job: Any) -> float:
+def error(job: Any) -> float:
     """Falls with the budget, and is least at a learning rate of 1e-3 and few steps."""
     c = job.configuration
     steps, rate = math.log10(c.steps) - 3, math.log10(c.learning_rate) + 3
@@ -37,11 +40,14 @@ class PlantedPretrainJob(PretrainJob):
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedTrialJob(TrialJob):
-    """Has a value at once."""
+    """Has a value at once, or after a while."""
+
+    seconds: float = 0.0
 
     def compute(self, device, report) -> Record:
+        time.sleep(self.seconds)
         report(1.0, 0.0)
-        return {"error": _error(self)}
+        return {"error": error(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +55,33 @@ class PlantedCellJob(CellJob):
     """Has as many errors as there are test samples, at once."""
 
     def compute(self, device, report) -> Record:
-        errors = _error(self) * np.random.default_rng(self.seed).lognormal(0, 0.1, self.test)
+        errors = error(self) * np.random.default_rng(self.seed).lognormal(0, 0.1, self.test)
         return {"error": float(errors.mean()), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 
 
-def _planted(job: Any, kind: Callable[..., Job]) -> Any:
-    return kind(**{f.name: getattr(job, f.name) for f in fields(job)})
+def _planted(job: Any, kind: Callable[..., Job], **more: Any) -> Any:
+    return kind(**{f.name: getattr(job, f.name) for f in fields(job)}, **more)
 
 
 class PlantedLedger(Ledger):
-    """A ledger whose jobs are the planted ones."""
+    """A ledger whose jobs are the planted ones.
+
+    Args:
+        study, store: as of any ledger.
+        seconds: that a trial at the largest budget takes.
+    """
+
+    def __init__(self, study: Study, store: Store, seconds: float = 0.0) -> None:
+        super().__init__(study, store)
+        self._seconds = seconds
 
     def pretraining(self, choice):
         job = super().pretraining(choice)
         return job and _planted(job, PlantedPretrainJob)
 
-    def trial_job(self, *arguments):
-        return _planted(super().trial_job(*arguments), PlantedTrialJob)
+    def trial_job(self, method, budget, choice):
+        seconds = self._seconds * (budget == max(self.study.budgets))
+        return _planted(super().trial_job(method, budget, choice), PlantedTrialJob, seconds=seconds)
 
     def cell_job(self, *arguments):
         return _planted(super().cell_job(*arguments), PlantedCellJob)
