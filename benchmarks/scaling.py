@@ -72,11 +72,11 @@ VARIANTS = {
     "folds as jobs": Variant(folds_apart=True),
     "pretraining on 4 GPUs - one at a time": Variant(pretraining_workers=4),
     "pretraining on 4 GPUs - many at a time": Variant(pretraining_workers=4, lanes=10**6),
-    "rounds of 15 + folds as jobs": Variant(at_once=15, folds_apart=True),
-    "rounds of 15 + budgets side by side": Variant(at_once=15, budgets_apart=True),
-    "rounds of 15 + budgets side by side + folds as jobs": Variant(at_once=15, budgets_apart=True, folds_apart=True),
-    "all of these + pretraining on 4 GPUs": Variant(
-        at_once=15, budgets_apart=True, folds_apart=True, pretraining_workers=4, lanes=10**6
+    "rounds of 8 + pretraining on 4 GPUs": Variant(at_once=8, pretraining_workers=4, lanes=10**6),
+    "rounds of 8 + budgets side by side": Variant(at_once=8, budgets_apart=True),
+    "all three": Variant(at_once=8, budgets_apart=True, pretraining_workers=4, lanes=10**6),
+    "all three + folds as jobs": Variant(
+        at_once=8, budgets_apart=True, pretraining_workers=4, lanes=10**6, folds_apart=True
     ),
 }
 

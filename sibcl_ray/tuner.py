@@ -1,7 +1,8 @@
 """All searches of a study behind one Tune searcher, as one Tune experiment.
 
 Trials of one search are asked for in rounds, each trial seeded by its number, so that the proposals do not
-depend on which worker was faster. Searches of different methods advance side by side.
+depend on which worker was faster; the first round is all trials that are random. Searches of different methods
+advance side by side.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ from sibcl_ray.thin import Sealed, hand_on
 
 STARTS = 3  # how many of a smaller budget's best configurations start the next
 LOSSES = 20  # trials in a row whose processes end without a result, before the cluster is given up
+
+
+def sampler(search: Search, ordinal: int) -> TPESampler:
+    """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random."""
+    return TPESampler(seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2)
+
+
+def _first_round(search: Search) -> int:
+    """As many trials as are random, and so the same whether any of them has a value or not, in whole rounds."""
+    return -(-(search.trials // 2) // search.at_once) * search.at_once
 
 
 class _Rounds:
@@ -61,13 +72,13 @@ class _Rounds:
         """
         search, history = self.search, self.history
         ended = len(search.ended(history))
-        size = min(search.at_once - ended % search.at_once, search.missing(history))
+        size = min(
+            max(_first_round(search), ended - ended % search.at_once + search.at_once) - ended, search.missing(history)
+        )
         left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:size]
         trials = [optuna.Trial(history, trial._trial_id) for trial in left]
         for ordinal in range(ended + len(trials), ended + size):
-            history.sampler = TPESampler(
-                seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2
-            )
+            history.sampler = sampler(search, ordinal)
             trials.append(history.ask())
             search.propose(trials[-1])
         return trials
@@ -111,7 +122,9 @@ class BudgetSearcher(Searcher):
         for search in searches:
             self._chains.setdefault(search.method, deque()).append(search)
         # of all trials: a round of each method, of whichever of its searches
-        self.at_once = sum(max(search.at_once for search in chain) for chain in self._chains.values())
+        self.at_once = sum(
+            max(max(search.at_once, _first_round(search)) for search in chain) for chain in self._chains.values()
+        )
         self._active: dict[str, _Rounds] = {}
         self._asked: dict[str, str] = {}  # Tune's trial to its method
         for method in list(self._chains):

@@ -16,7 +16,7 @@ from sibcl_ray.history import Journal, load, open_history
 from sibcl_ray.methods import METHODS, Choice, Space, dimensions, first_parameters, propose
 from sibcl_ray.search import FIXED, Search
 from sibcl_ray.store import Store
-from sibcl_ray.tuner import BudgetSearcher, run_searches
+from sibcl_ray.tuner import BudgetSearcher, run_searches, sampler
 
 SPACE = Space(
     architectures=(ARCHITECTURE,),
@@ -420,6 +420,24 @@ def test_a_method_is_offered_only_what_it_uses(method):
     assert ("temperature" in params) == method.contrastive
     assert ("epochs" in params) == method.pretrains == (choice.pretraining is not None)
     assert bool(choice.finetuning.augmentation) == bool(choice.finetuning.views) == method.invariant
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_the_first_half_is_asked_for_at_once_and_is_the_same_one_by_one(at_once, tmp_path):
+    search = replace(a_search(trials=8), at_once=at_once)
+    storage, other = (open_history(Store(str(tmp_path)), name, None) for name in ("rounds", "one by one"))
+    searcher = begun([search], storage)
+    number = 0
+    while searcher.suggest(str(number)) is not None:
+        number += 1
+    assert number == {1: 4, 2: 4, 3: 6}[at_once] == searcher.at_once
+    history = search.begin(other, [search.start])
+    for ordinal in range(4):
+        history.sampler = sampler(search, ordinal)
+        trial = history.ask()
+        history.tell(trial, value_of(search.job(search.propose(trial)))["error"])
+    asked = [t.params for t in load(storage, search.name).get_trials()]
+    assert asked[:4] == [t.params for t in history.get_trials()]
 
 
 def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
