@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from sibcl_ray.progress import Snapshot
 from sibcl_ray.run import Timings, run
 from sibcl_ray.store import Store
 from sibcl_ray.tracker import Tracker
+from sibcl_ray.tracking import TrackingUnavailable
 from sibcl_ray.workers import Resources
 
 METHODS, TRIALS = 5, 100  # of a search
@@ -142,8 +143,9 @@ def main() -> None:
             run(ledger, lacking, session, Resources(workers=options.workers), watch, Timings())
         meter.show(lacking.trials)
         states = ledger.matrix().state.value_counts().to_dict()
-        tracker.finish(seconds=600)
-        print(f"cells: {states}; and MLflow once more, as at the end:")
+        print(f"cells: {states}; MLflow once more, as at the end:")
+        with suppress(TrackingUnavailable):  # where the machine is busy with other things
+            tracker.finish(seconds=300)
         meter.show(lacking.trials)
     for name, mib in ended[0].most_common() if ended else ():
         print(f"{mib:6d} MiB  {name}")
