@@ -324,14 +324,11 @@ class Simulation:
 
 
 def line(gpus: int, outcome: Outcome) -> str:
-    """A row of the table."""
-    whole = gpus * outcome.makespan
-    idle = ", ".join(
-        f"{cause} {spent / whole:.0%}" for cause, spent in outcome.idle.most_common(3) if spent > 0.005 * whole
-    )
-    return (
-        f"{gpus:5d}  {outcome.makespan / HOUR:11.1f}  {outcome.busy / HOUR:9.0f}  {outcome.busy / whole:10.0%}  {idle}"
-    )
+    """A row of the table; efficient is what one GPU would have to do as well."""
+    whole, work = gpus * outcome.makespan, sum(outcome.seconds.values())
+    causes = [(cause, spent / whole) for cause, spent in outcome.idle.most_common(3) if spent > 0.005 * whole]
+    idle = ", ".join(f"{cause} {part:.0%}" for cause, part in causes)
+    return f"{gpus:5d} {outcome.makespan / HOUR:12.1f} {outcome.busy / HOUR:11.0f} {work / whole:11.0%}  {idle}"
 
 
 def main() -> None:
@@ -369,7 +366,7 @@ def main() -> None:
     for speedup in (1.0,) if cuda else map(float, options.speedups.split(",")):
         print("\nmeasured on a GPU" if cuda else f"\na GPU as fast as {speedup:g} such cores (assumed)")
         for name in options.variants.split(","):
-            print(f"{name}\n GPUs  makespan, h  GPU-h used  efficiency  idle")
+            print(f"{name}\n GPUs  makespan, h  GPU-h used  efficiency  idle, of all GPU hours")
             for gpus in map(int, options.gpus.split(",")):
                 variant = VARIANTS[name.strip()]
                 outcome = Simulation(study, replace(times, speedup=speedup), gpus, variant, options.cores).run()
