@@ -70,7 +70,7 @@ class Meter:
         self._every, self._next = every, every
         self._process = psutil.Process()
         self._begun = self._last = self._now()
-        print("trials    CPU s a trial   CPU by wall   wall s a trial   RSS, MiB   CPU s by thread", flush=True)
+        print("trials  CPU s a trial  CPU by wall  wall s a trial   RSS, MiB   CPU s by thread", flush=True)
 
     def _now(self) -> tuple[int, float, float, Counter[str]]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
