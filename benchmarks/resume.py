@@ -55,7 +55,7 @@ def finish(ledger: Ledger) -> tuple[int, float]:
     while searcher.trials_left:
         running = {}
         while isinstance(config := searcher.suggest(str(number)), dict):
-            running[str(number)] = config["job"]
+            running[str(number)] = config["job"].open()
             number += 1
         for trial_id, job in running.items():
             record = planted(job, rng)

@@ -19,12 +19,13 @@ import ray
 
 from sibcl_ray.claims import Claims, Session
 from sibcl_ray.generate import generate
-from sibcl_ray.jobs import Job, Record, stands
+from sibcl_ray.jobs import stands
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.search import Search
 from sibcl_ray.store import Store, StoreError
+from sibcl_ray.thin import submit_and_wait
 from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
@@ -137,7 +138,7 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
         searcher,
-        partial(_submit_and_wait, workers.queue, TRIAL_PRIORITY),
+        partial(submit_and_wait, workers.queue, TRIAL_PRIORITY),
         2 * workers.resources.workers,
         scratch,
     )
@@ -147,11 +148,6 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     while cells:
         _, cells = ray.wait(cells, timeout=1.0)
         workers.check()
-
-
-def _submit_and_wait(queue: Any, priority: int, job: Job) -> Record:
-    """In a trial's process: the record of a job that a worker does."""
-    return ray.get(queue.submit.remote(job, priority))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sibcl_ray.limits import Limit
 from sibcl_ray.redaction import redact
-from sibcl_ray.tracking import TrackingUnavailable, reason, sync
+from sibcl_ray.tracking import Shown, TrackingUnavailable, reason, sync
 
 PATIENCE = 300.0  # seconds after which a sync in the background is cut off
 
@@ -43,6 +43,7 @@ class Tracker:
         self._uri, self._study, self._look = tracking_uri, study, look
         self._warn, self._interval = warn, interval
         self._stopping, self._limit, self._out = threading.Event(), Limit(), False
+        self._shown = Shown()  # by the thread
         self._thread = threading.Thread(target=self._keep_up, name="tracker", daemon=True)
 
     def __enter__(self) -> Tracker:
@@ -80,16 +81,17 @@ class Tracker:
             if self._stopping.is_set():  # asked when there is a limit that _stop can cut
                 return
             try:
-                self._show(limit)
+                self._show(limit, shown=self._shown)
                 self._report("")
             except TrackingUnavailable as error:
+                self._shown = Shown()
                 self._report(error.what)
             if self._stopping.wait(max(self._interval, 10 * limit.spent())):
                 return
 
-    def _show(self, limit: Limit, artifacts: Sequence[Path] = ()) -> str:
+    def _show(self, limit: Limit, artifacts: Sequence[Path] = (), shown: Shown | None = None) -> str:
         try:
-            return sync(self._uri, self._study, *self._look(), artifacts, limit=limit)
+            return sync(self._uri, self._study, *self._look(), artifacts, limit=limit, shown=shown)
         except TrackingUnavailable:
             raise
         except Exception as error:

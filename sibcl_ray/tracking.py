@@ -19,6 +19,7 @@ import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.error import HTTPError
@@ -73,6 +74,17 @@ class TrackingUnavailable(RuntimeError):
         super().__init__(f"{self.what}. Results are safe in the ledger: {advice}")
 
 
+@dataclass
+class Shown:
+    """What earlier syncs have shown, so that the next need not read it again. It is for one store and study.
+
+    It holds as long as nobody else changes the store. Once a sync has failed, take a new one.
+    """
+
+    runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
+    ended: set[str] = field(default_factory=set)  # trials that will never change, by the ledger's key
+
+
 def sync(
     tracking_uri: str,
     study: str,
@@ -82,6 +94,7 @@ def sync(
     *,
     seconds: float | None = None,
     limit: Limit | None = None,
+    shown: Shown | None = None,
 ) -> str:
     """Make the MLflow store at `tracking_uri` show the ledger; returns how to open the learning curves.
 
@@ -89,27 +102,32 @@ def sync(
     ledger writes nothing. Raises TrackingUnavailable: within seconds for a server that is down, between two
     requests when `seconds` are over, and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT,
     10 s if not set) after that, whatever the server does. The next sync completes what this one began.
-    A `limit`, instead of `seconds`, can be cut off from another thread.
+    A `limit`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
+    cost is that of what is new; else everything that is there is read and compared.
     """
     limit, study = limit or Limit(seconds), redact(study)
+    shown = shown or Shown()
     curves = curve_runs(matrix, artifacts)
-    searches = [*search_runs(trials), *trial_runs(trials)]
-    shown: list[str] = []  # keys
+    new = trials[~trials["key"].isin(shown.ended)] if len(trials) else trials
+    searches = [*search_runs(trials), *trial_runs(new)]
+    done: list[str] = []  # keys
 
     def write() -> str:
         with _alone(tracking_uri, study, limit):
             client = cast("MlflowClient", _LimitedClient(_connect(tracking_uri), limit))
             experiment = _experiment(client, tracking_uri, study, CURVE_VIEW)
-            _mirror(client, experiment, curves, shown)
+            _mirror(client, experiment, curves, done, shown)
             if searches:
-                _mirror(client, _experiment(client, tracking_uri, f"{study}/trials", SEARCH_VIEW), searches, shown)
+                trials_experiment = _experiment(client, tracking_uri, f"{study}/trials", SEARCH_VIEW)
+                _mirror(client, trials_experiment, searches, done, shown)
+                shown.ended.update(new["key"][new["state"] != "running"])
             return experiment
 
     try:
         return _address(tracking_uri, within(limit, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
     except OutOfTime:
         what = f"MLflow at {tracking_uri} was given up after {limit.spent():.0f} s"
-        what += f" with {len(shown)} of {len(curves) + len(searches)} runs up to date"
+        what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
         raise TrackingUnavailable(what, "the next synchronisation completes it") from None
     except Exception as error:  # whatever MLflow, its stores and the network raise
         what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
@@ -249,24 +267,32 @@ def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
     return {key: found for key, found in runs.items() if key}
 
 
-def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], shown: list[str]) -> None:
-    """Make each of `runs`, parents before their children, be there once, as it is; then its key is among `shown`."""
-    existing = _existing(client, experiment)
-    ids: dict[str, str] = {}
+def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
+    """Make each of `runs`, parents before their children, be there once, as it is; then its key is among those `done`.
+
+    Of runs that were `shown` only those are read that have changed since.
+    """
+    ids, nothing = shown.runs, ("", "")
+    existing = None if runs and runs[0].key in ids else _existing(client, experiment)
     written = False
     for run in runs:
-        parent = ids.get(run.parent, "")
+        _, parent = ids.get(run.parent, nothing)
         content = run.content(parent)
-        found = existing.get(run.key, [])
-        same = [r.info.run_id for r in found if r.data.tags.get(CONTENT) == content]
-        ids[run.key] = same[0] if same else _write(client, experiment, found, run, parent, content)
-        written |= not same
-        _delete_others(client, found, ids[run.key])
-        shown.append(run.key)
-    if written:  # a request of an earlier sync that was cut off may have made another one meanwhile
+        before, known = ids.get(run.key, nothing)
+        if before != content:
+            found = existing.get(run.key, []) if existing is not None else [client.get_run(known)] if known else []
+            same = [r.info.run_id for r in found if r.data.tags.get(CONTENT) == content]
+            run_id = same[0] if same else _write(client, experiment, found, run, parent, content)
+            written |= not same
+            _delete_others(client, found, run_id)
+            if known not in ("", run_id):
+                shown.ended.clear()  # its children have lost their parent, and the next sync gives them this one
+            ids[run.key] = content, run_id
+        done.append(run.key)
+    if written and existing is not None:  # a request of an earlier sync that was cut off may have made others meanwhile
         for key, found in _existing(client, experiment).items():
             if key in ids:
-                _delete_others(client, found, ids[key])
+                _delete_others(client, found, ids[key][1])
 
 
 def _delete_others(client: MlflowClient, found: list[Any], kept: str) -> None:

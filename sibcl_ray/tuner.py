@@ -1,7 +1,8 @@
 """All searches of a study behind one Tune searcher, as one Tune experiment.
 
 Trials of one search are asked for in rounds, each trial seeded by its number, so that the proposals do not
-depend on which worker was faster. Searches of different methods advance side by side.
+depend on which worker was faster; the first round is all trials that are random. Searches of different methods
+advance side by side.
 """
 
 from __future__ import annotations
@@ -14,19 +15,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
+import ray
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sibcl_ray.history import load
 from sibcl_ray.jobs import Record, TrialJob
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.search import REASON, STATE, Search
+from sibcl_ray.thin import Sealed, hand_on
 
 STARTS = 3  # how many of a smaller budget's best configurations start the next
 LOSSES = 20  # trials in a row whose processes end without a result, before the cluster is given up
+
+
+def sampler(search: Search, ordinal: int) -> TPESampler:
+    """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random."""
+    return TPESampler(seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2)
+
+
+def _first_round(search: Search) -> int:
+    """As many trials as are random, and so the same whether any of them has a value or not, in whole rounds."""
+    return -(-(search.trials // 2) // search.at_once) * search.at_once
 
 
 class _Rounds:
@@ -59,13 +73,13 @@ class _Rounds:
         """
         search, history = self.search, self.history
         ended = len(search.ended(history))
-        size = min(search.at_once - ended % search.at_once, search.missing(history))
+        size = min(
+            max(_first_round(search), ended - ended % search.at_once + search.at_once) - ended, search.missing(history)
+        )
         left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:size]
         trials = [optuna.Trial(history, trial._trial_id) for trial in left]
         for ordinal in range(ended + len(trials), ended + size):
-            history.sampler = TPESampler(
-                seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2
-            )
+            history.sampler = sampler(search, ordinal)
             trials.append(history.ask())
             search.propose(trials[-1])
         return trials
@@ -108,6 +122,10 @@ class BudgetSearcher(Searcher):
         self._chains: dict[str, deque[Search]] = {}
         for search in searches:
             self._chains.setdefault(search.method, deque()).append(search)
+        # of all trials: a round of each method, of whichever of its searches
+        self.at_once = sum(
+            max(max(search.at_once, _first_round(search)) for search in chain) for chain in self._chains.values()
+        )
         self._active: dict[str, _Rounds] = {}
         self._asked: dict[str, str] = {}  # Tune's trial to its method
         for method in list(self._chains):
@@ -140,7 +158,7 @@ class BudgetSearcher(Searcher):
             if (job := rounds.ask(trial_id)) is not None:
                 self._active[method] = self._active.pop(method)
                 self._asked[trial_id] = method
-                return {"job": job}
+                return {"job": Sealed(job)}
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -165,18 +183,27 @@ class BudgetSearcher(Searcher):
         """Nothing: the state is in Optuna's storage."""
 
 
-def _trial(config: dict[str, Any], submit: Callable[[TrialJob], Any]) -> None:
-    """A thin Tune trial: a worker does the work."""
-    tune.report(submit(config["job"]))
+class _FirstCome(FIFOScheduler):
+    """Leaves it to Tune which trial starts; Tune's own scheduler asks all that ever were, several times a trial."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
 
 
-def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at_once: int, scratch: str) -> None:
+def _address() -> str:
+    """Of the driver's node, as Ray calls it."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+
+
+def run_searches(searcher: BudgetSearcher, submit: Callable[[Sealed], Any], at_once: int, scratch: str) -> None:
     """Run all missing trials as one Tune experiment.
 
     Args:
         searcher: what to try.
         submit: does a trial's job and returns its record; called in a trial's process.
-        at_once: how many trials may wait for workers at the same time.
+        at_once: how many trials may wait for workers at the same time. There are never more than the searches ask
+            for at once, and each takes a process.
         scratch: an absolute folder of the driver's node for Tune's own files; trials have none.
     """
     if not searcher.trials_left:
@@ -184,17 +211,23 @@ def run_searches(searcher: BudgetSearcher, submit: Callable[[TrialJob], Any], at
     # Ctrl-C ends the driver, which loses nothing; Tune would first wait for its trials to save themselves.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # all trials every time, and nothing is ever restored from it
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # pages of trace for a trial that is asked for again
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, submit=submit),
-        # Trials only wait. A CPU for each would starve the workers that they wait for.
-        tune.PlacementGroupFactory([{"memory": 1e6}]),
+        tune.with_parameters(hand_on, submit=submit),
+        # Trials only wait: beside the driver, as elsewhere they would keep machines that could be given back. A CPU
+        # for each would starve the workers that they wait for.
+        tune.PlacementGroupFactory([{f"node:{_address()}": 1e-3}]),
     )
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=searcher, num_samples=-1, max_concurrent_trials=at_once, reuse_actors=True
+            search_alg=searcher,
+            scheduler=_FirstCome(),
+            num_samples=-1,
+            max_concurrent_trials=min(at_once, searcher.at_once),
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
     ).fit()

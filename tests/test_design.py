@@ -56,6 +56,7 @@ ORDER = (
     "room",
     "history",
     "search",
+    "thin",
     "tuner",
     "study",
     "ledger",
@@ -113,7 +114,7 @@ def test_modules_import_only_from_above(name):
 
 
 def test_only_what_distributes_imports_ray():
-    assert importers("ray") == {"generate", "workers", "room", "tuner", "run"}
+    assert importers("ray") == {"generate", "workers", "room", "thin", "tuner", "run"}
 
 
 def test_only_tracking_imports_mlflow():

@@ -115,7 +115,7 @@ def fill(ledger, end=good, cells=True):
 
     searcher, number = BudgetSearcher(ledger.searches(), ledger.storage, lambda search: None), 0
     while searcher.trials_left:
-        job = searcher.suggest(str(number))["job"]
+        job = searcher.suggest(str(number))["job"].open()
         searcher.on_trial_complete(str(number), result(job))
         number += 1
     for cell in ledger.cells() if cells else ():
@@ -209,7 +209,7 @@ def test_what_is_there_in_part_is_missing_in_part(place):
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, lambda search: None)
     for ended in range(5):
         assert lacks(place.open()) == (TRIALS - ended, CELLS)
-        job = searcher.suggest(str(ended))["job"]
+        job = searcher.suggest(str(ended))["job"].open()
         searcher.on_trial_complete(str(ended), enter(job, good(job)))
     fill(ledger, cells=False)
     assert lacks(place.open()) == (0, CELLS)

@@ -16,7 +16,7 @@ from sibcl_ray.history import Journal, load, open_history
 from sibcl_ray.methods import METHODS, Choice, Space, dimensions, first_parameters, propose
 from sibcl_ray.search import FIXED, Search
 from sibcl_ray.store import Store
-from sibcl_ray.tuner import BudgetSearcher, run_searches
+from sibcl_ray.tuner import BudgetSearcher, run_searches, sampler
 
 SPACE = Space(
     architectures=(ARCHITECTURE,),
@@ -110,8 +110,8 @@ def drive(
     jobs, ended, running = [], 0, {}
     while searcher.trials_left and len(jobs) < stop_after:
         while len(running) < slots and (config := searcher.suggest(str(len(jobs)))) is not None:
-            running[str(len(jobs))] = config["job"]
-            jobs.append(config["job"])
+            running[str(len(jobs))] = config["job"].open()
+            jobs.append(running[str(len(jobs))])
         for trial_id in order(list(running))[:slots]:
             job = running.pop(trial_id)
             lost = ended in lose
@@ -175,7 +175,7 @@ def test_more_trials_add_only_the_new(storage):
 
 def test_a_trial_whose_process_died_is_tried_again(storage):
     searcher = BudgetSearcher([a_search()], storage, lambda s: None)
-    lost = [searcher.suggest(str(i))["job"]["choice"] for i in range(2)]  # asked, and never told
+    lost = [searcher.suggest(str(i))["job"].open()["choice"] for i in range(2)]  # asked, and never told
     jobs = drive(BudgetSearcher([a_search()], storage, lambda s: None))
     assert len(jobs) == 6
     assert set(map(repr, lost)) <= {repr(job["choice"]) for job in jobs}
@@ -422,11 +422,29 @@ def test_a_method_is_offered_only_what_it_uses(method):
     assert bool(choice.finetuning.augmentation) == bool(choice.finetuning.views) == method.invariant
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_the_first_half_is_asked_for_at_once_and_is_the_same_one_by_one(at_once, tmp_path):
+    search = replace(a_search(trials=8), at_once=at_once)
+    storage, other = (open_history(Store(str(tmp_path)), name, None) for name in ("rounds", "one by one"))
+    searcher = begun([search], storage)
+    number = 0
+    while searcher.suggest(str(number)) is not None:
+        number += 1
+    assert number == {1: 4, 2: 4, 3: 6}[at_once] == searcher.at_once
+    history = search.begin(other, [search.start])
+    for ordinal in range(4):
+        history.sampler = sampler(search, ordinal)
+        trial = history.ask()
+        history.tell(trial, value_of(search.job(search.propose(trial)))["error"])
+    asked = [t.params for t in load(storage, search.name).get_trials()]
+    assert asked[:4] == [t.params for t in history.get_trials()]
+
+
 def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
     searches = [a_search(b, 3, METHODS[m]) for m in ("SIB-CL", "SIB-CL-plain") for b in (25, 100)]
     finished = []
     searcher = BudgetSearcher(searches, storage, lambda s: finished.append(s.name))
-    run_searches(searcher, value_of, at_once=4, scratch=str(tmp_path))
+    run_searches(searcher, lambda job: value_of(job.open()), at_once=4, scratch=str(tmp_path))
     assert searcher.trials_left == 0
     assert sorted(finished) == sorted(s.name for s in searches)
     assert all(len(s.ended(load(storage, s.name))) == 3 for s in searches)

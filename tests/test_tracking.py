@@ -138,6 +138,28 @@ def test_an_extended_study_replaces_only_what_changed(uri, matrix):
     assert all(run.data.tags.get(tracking.PARENT, next(iter(parents))) in parents for run in trials_after.values())
 
 
+def test_a_sync_that_knows_what_is_shown_ends_as_one_that_reads_it(uri, matrix):
+    shown = tracking.Shown()
+    early = matrix[(matrix["budget"] < 400) & matrix["method"].ne("SL-I")], search(2, methods=("SIB-CL",))
+    running = search(3)
+    running.loc[0, ["state", "value", "finished"]] = ["running", np.nan, np.nan]
+    for ledger in (early, (matrix, running), (matrix, search(4)), (matrix, search(4))):
+        tracking.sync(uri, "study", *ledger, shown=shown)
+    before = [{name: run.info.run_id for name, run in runs(uri, n)[1].items()} for n in ("study", "study/trials")]
+    assert [len(found) for found in before] == [3, 4 + 4 * 4]
+    tracking.sync(uri, "study", matrix, search(4))  # finds nothing to correct
+    after = [{name: run.info.run_id for name, run in runs(uri, n)[1].items()} for n in ("study", "study/trials")]
+    assert after == before
+
+
+def test_what_a_sync_knows_is_not_read(uri, matrix, monkeypatch):
+    shown = tracking.Shown()
+    tracking.sync(uri, "study", matrix, search(2), shown=shown)
+    monkeypatch.setattr(tracking, "_existing", None)
+    tracking.sync(uri, "study", matrix, search(3), shown=shown)
+    assert runs(uri, "study/trials")[2] == 4 + 4 * 3
+
+
 def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
     trials = search(3)
     trials.loc[0, ["state", "value"]] = ["failed", np.nan]

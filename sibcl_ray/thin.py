@@ -1,0 +1,45 @@
+"""The process of a Tune trial, which hands its job on and waits for the record.
+
+There is one for every trial that waits, so it imports neither torch nor Optuna, nor anything that does, and
+never opens the job: that halves its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray import cloudpickle, get, tune
+
+
+class Sealed:
+    """Anything, on its way through a process that need not know what it is."""
+
+    def __init__(self, content: Any) -> None:
+        self._bytes = cloudpickle.dumps(content)
+
+    def open(self) -> Any:
+        """The content, here."""
+        return cloudpickle.loads(self._bytes)
+
+    def forwarded(self) -> Any:
+        """An argument for another process, where the content itself arrives."""
+        return _Forwarded(self._bytes)
+
+
+class _Forwarded:
+    def __init__(self, content: bytes) -> None:
+        self._bytes = content
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return cloudpickle.loads, (self._bytes,)
+
+
+def hand_on(config: dict[str, Any], submit: Callable[[Sealed], Any]) -> None:
+    """Tune's trainable: reports the record of the job in ``config``."""
+    tune.report(submit(config["job"]))
+
+
+def submit_and_wait(queue: Any, priority: int, job: Sealed) -> Any:
+    """The record of a job that a worker does."""
+    return get(queue.submit.remote(job.forwarded(), priority))
