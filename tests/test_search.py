@@ -350,7 +350,6 @@ def test_failures_are_taken_over_too(storage):
         ({"epochs": (1, 2, 3)}, {"TL", "TL-I", "SSL", "SSL-I", "SSL-I-delta", "SIB-CL", "SIB-CL-plain"}),
         ({"label_probabilities": (0.5, 0.9)}, {"SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"}),
         ({"weight_decays": (0.01, 0.1)}, set(METHODS)),
-        ({"workers": 1}, set()),
     ],
     ids=str,
 )
