@@ -253,7 +253,7 @@ class Proxy:
     def _pass_requests(self, client, server):
         with suppress(OSError):
             while part := client.recv(65536):
-                if part.split(b" ")[0] in (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"):
+                if part.split(b" ")[0] in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"):
                     self.requests += 1
                 self._wait_while_silent()
                 server.sendall(part)
