@@ -189,10 +189,10 @@ class S3Server(Process):
         """Where it is, if asked by another port, such as a proxy's."""
         return {"AWS_ENDPOINT_URL": f"http://{self.host}:{port}"}
 
-    def requests(self, method, part=""):
-        """The paths, with their queries, that were asked for so far and contain a part."""
-        lines = re.findall(rf'"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', Path(self.log).read_text())
-        return [unquote(path) for path in lines if part in unquote(path)]
+    def requests(self, method, part="", client=""):
+        """The paths, with their queries, that a client has asked for so far and that contain a part."""
+        line = re.compile(rf'^{re.escape(client)}.*"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', re.MULTILINE)
+        return [path for path in map(unquote, line.findall(Path(self.log).read_text())) if part in path]
 
     def _serves(self):
         return "Running on" in Path(self.log).read_text()
@@ -253,7 +253,7 @@ class Proxy:
     def _pass_requests(self, client, server):
         with suppress(OSError):
             while part := client.recv(65536):
-                if part.split(b" ")[0] in (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"):
+                if part.split(b" ")[0] in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"):
                     self.requests += 1
                 self._wait_while_silent()
                 server.sendall(part)
