@@ -77,12 +77,15 @@ class JobQueue:
         def home() -> bool:
             return self._over is not None or group in self._gone
 
+        def free() -> bool:  # of those who share a job, another may ask before the first has handed it in
+            return bool(self._ready[lane]) and (group, rank) not in self._held
+
         self._asked += 1
         self._worked.setdefault(group, time.monotonic())
         while True:
             async with self._changed:
                 try:
-                    work = self._changed.wait_for(lambda: home() or self._ready[lane])
+                    work = self._changed.wait_for(lambda: home() or free())
                     await asyncio.wait_for(work, self._idle)
                 except TimeoutError:
                     if not self._is_idle(group):
@@ -139,6 +142,8 @@ class JobQueue:
             return  # the job is queued again, and whoever takes it will find the record
         job = self._held.pop((group, rank))
         self._worked[group] = time.monotonic()
+        async with self._changed:
+            self._changed.notify_all()
         self._running.pop(job.key, None)
         self._seconds[job.kind] += record["seconds"]
         self._notes += record.get("remade", ())

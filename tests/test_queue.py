@@ -78,6 +78,14 @@ class FailAfter(Fail):
     kind = "fail after"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shared(Sleep):
+    """Several workers may run it together, or one alone."""
+
+    kind = "shared"
+    wide = True
+
+
 def submit(queue, job, priority=0):
     """As Ray does: the answer comes some day."""
     return asyncio.ensure_future(queue.submit(job, priority))
@@ -259,14 +267,18 @@ async def test_a_group_that_is_idle_is_sent_home_as_a_whole(sessions, dataset):
 
 @in_a_loop
 async def test_workers_of_a_group_get_the_same_job_for_the_same_turn(queue, dataset):
-    jobs = [Together(dataset=dataset, number=i) for i in range(2)]
+    jobs = [Shared(dataset=dataset, number=i) for i in range(2)]
     await submitted(queue, *jobs)
     given = await asyncio.gather(*(queue.next_together("group", 0) for _ in range(3)))
     assert given == [jobs[0]] * 3
-    assert await queue.next_together("another", 0) == jobs[1]
     late = [asyncio.ensure_future(queue.next_together("group", 1)) for _ in range(3)]
+    await settle()
+    assert not any(answer.done() for answer in late), "the first of them has not handed in its job yet"
+    await queue.finish("group", 0, run(jobs[0]))
+    assert await asyncio.gather(*late) == [jobs[1]] * 3
+    last = asyncio.ensure_future(queue.next_together("group", 2))
     await queue.stop("the test is over")
-    assert await asyncio.gather(*late) == [None] * 3
+    assert await last is None
 
 
 @in_a_loop
