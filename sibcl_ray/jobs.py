@@ -278,6 +278,7 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
 
     Raises:
         StoreError: the storage fails. That says nothing about the job, so there is no record of it.
+        Exception: whatever happens to one of several workers.
     """
     remade: list[str] = []
     # Workers that share a job must agree on whether there is anything to do.
@@ -291,6 +292,8 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     except StoreError:
         raise
     except Exception as error:  # the ledger must say what happened, whatever it was
+        if parallel.size() > 1:
+            raise  # it may be no more than the loss of another worker, of which this one knows nothing
         before = job.last_record() or {}
         outcome = {**failure(f"{type(error).__name__}: {error}"), "attempts": before.get("attempts", 0) + 1}
     record = timed({**outcome, "remade": remade}, time.monotonic() - began)

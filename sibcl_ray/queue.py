@@ -127,10 +127,6 @@ class JobQueue:
             await self._changed.wait_for(lambda: self._over is not None or enough())
         return self._over is None
 
-    async def note(self, text: str) -> None:
-        """Something that the person watching should read."""
-        self._notes.append(text)
-
     async def progress(self, key: str, fraction: float, loss: float) -> None:
         """A worker says how far it is."""
         if key in self._running:
@@ -156,12 +152,13 @@ class JobQueue:
                     del self._results[needed.key]
             self._spawn(self._arrange(job, later=1))
 
-    async def lost(self, group: str, blamed: Collection[int] | None) -> bool:
+    async def lost(self, group: str, blamed: Collection[int] | None, reason: str = "") -> bool:
         """A group has died, and its jobs are queued again; whether others are at work, or any came as far as asking.
 
         Args:
             group: its name.
             blamed: the ranks that died by what they ran; None if their node was lost.
+            reason: what was said last.
         """
         self._gone.add(group)
         for worker in [w for w in self._held if w[0] == group]:
@@ -170,7 +167,8 @@ class JobQueue:
             together = self._lane(job) == WIDE
             self._deaths[job.key] += blamed is not None and (together or worker[1] in blamed)
             if self._deaths[job.key] == ATTEMPTS:
-                await self._fail(job, failure(f"{ATTEMPTS} workers died running it"))
+                said = f"; the last with {reason}" if together and reason else ""
+                await self._fail(job, failure(f"{ATTEMPTS} workers died running it{said}"))
             else:
                 await self._enqueue(job)
         async with self._changed:

@@ -29,12 +29,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sibcl_ray import parallel
 from sibcl_ray.claims import Claims
 from sibcl_ray.generate import scales
-from sibcl_ray.jobs import ATTEMPTS, FAILED, Job, execute
+from sibcl_ray.jobs import ATTEMPTS, Job, execute
 from sibcl_ray.queue import IDLE, NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.store import StoreError
 
 LARGEST = 8  # workers of a group: they are lost together, and each group has a process that looks after it
 PATIENCE = 3600.0  # seconds that a cluster which scales may take to find a group's nodes
+NOTICED = 30.0  # seconds in which Ray notices that a node is gone; those that worked with it may know at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,14 @@ class Resources:
 
 def _nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _are_there(nodes: set[str], seconds: float) -> bool:
+    """Whether nodes are there, and stay so for a while."""
+    until = time.monotonic() + seconds
+    while (there := nodes <= _nodes()) and time.monotonic() < until:
+        time.sleep(1.0)
+    return there
 
 
 def _free_what_the_dead_reserved() -> None:
@@ -117,7 +126,8 @@ def _serve(configuration: dict[str, Any]) -> None:
 def _serve_together(configuration: dict[str, Any]) -> None:
     """The train function of a group whose workers share each job.
 
-    One that fails ends the group, and so frees the others, which may wait for its part.
+    One that fails ends the group, and so frees the others, which may wait for its part. Whether the job is to blame
+    is found out by those who know which nodes are left.
     """
     import ray.train.torch
 
@@ -136,9 +146,6 @@ def _serve_together(configuration: dict[str, Any]) -> None:
                 raise
             if first:
                 ray.get(queue.finish.remote(group, 0, record))
-            if record["state"] == FAILED:
-                ray.get(queue.note.remote(f"a worker of {job.title} failed: {record['reason']}"))
-                raise RuntimeError(record["reason"])
 
 
 def _one_thread(device: Any) -> None:
@@ -238,8 +245,8 @@ class Workers:
                 if self._closing:
                     return
                 _free_what_the_dead_reserved()
-                whole = nodes <= _nodes()  # if not, the node's loss is reason enough
-                at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None))
+                whole = _are_there(nodes, NOTICED if lane == WIDE else 0.0)  # if not, that is reason enough
+                at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
                 fruitless = 0 if at_work else fruitless + 1
                 if fruitless == ATTEMPTS:
                     self.stop(f"the worker group failed {ATTEMPTS} times before it asked for a job: {reason}")

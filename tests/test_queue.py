@@ -413,8 +413,8 @@ async def test_a_wide_job_is_blamed_whichever_of_its_workers_died(queue, dataset
     (answer,) = await submitted(queue, Together(dataset=dataset, number=1))
     for death in range(ATTEMPTS):
         await queue.next(f"group {death}", 0, WIDE)
-        await queue.lost(f"group {death}", [death])
-    assert (await answer)["reason"] == f"{ATTEMPTS} workers died running it"
+        await queue.lost(f"group {death}", [death], "no room")
+    assert (await answer)["reason"] == f"{ATTEMPTS} workers died running it; the last with no room"
 
 
 @in_a_loop
