@@ -24,8 +24,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.claims import Claims
-from sibcl_ray.jobs import ATTEMPTS, Job, Record, execute
+from sibcl_ray.jobs import Job, execute
 from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.records import ATTEMPTS, Record
 from sibcl_ray.store import StoreError
 
 

@@ -37,6 +37,7 @@ ORDER = (
     "problems.tabulated",
     "problems",
     "store",
+    "records",
     "solving",
     "own",
     "claims",
