@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sibcl_ray.jobs import CellJob, Job, PretrainJob, Record, TrialJob
+from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
 from sibcl_ray.ledger import Ledger
+from sibcl_ray.records import Record
 from sibcl_ray.store import Store
 from sibcl_ray.study import Study
 

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
 from recipes import smoke
 
-from sibcl_ray.jobs import DONE, Job, timed, write_record
+from sibcl_ray.jobs import Job
 from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.records import DONE, timed, write_record
 from sibcl_ray.store import Store
 from sibcl_ray.tuner import BudgetSearcher
 

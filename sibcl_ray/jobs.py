@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import safetensors.torch
 import torch
@@ -26,16 +26,12 @@ from sibcl_ray.copies import read_once
 from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.redaction import redact
+from sibcl_ray.records import DIVERGED, DONE, Record, failure, stands, timed, write_record
 from sibcl_ray.store import Damaged, Store, StoreError, code_version, describe, fingerprint
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
 
 COMPUTES = (_dataset, _evaluate, losses, networks, parallel, prior, randomness, symmetry, training)
 
-DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
-ATTEMPTS = 3  # how often a job is tried before its failure stands
-
-Record = dict[str, Any]
 Warn = Callable[[str], None]
 
 
@@ -106,11 +102,6 @@ class Job(ABC):
         """The job's entry in the ledger if it has come to an end that stands."""
         record = self.last_record(warn)
         return record if stands(record) else None
-
-
-def stands(record: Record | None) -> bool:
-    """Whether a record is the last word on its job."""
-    return record is not None and (record["state"] != FAILED or record["attempts"] >= ATTEMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,19 +291,3 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     if announce:
         write_record(job, record)
     return record
-
-
-def failure(reason: str) -> Record:
-    """The outcome of a job that failed for good."""
-    return {"state": FAILED, "reason": redact(" ".join(reason.split()))[:1000], "attempts": ATTEMPTS}
-
-
-def timed(outcome: Record, seconds: float = 0.0) -> Record:
-    """An outcome with when it came about: unix time, so that clocks that go wrong falsify no duration."""
-    now = time.time()
-    return {**outcome, "seconds": seconds, "started": now - seconds, "finished": now}
-
-
-def write_record(job: Job, record: Record) -> None:
-    """Enter a job's end in the ledger."""
-    job.store.write_record(job.record_name, {**record, "job": job.about()})

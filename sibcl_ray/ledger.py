@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from sibcl_ray.dataset import Dataset, Shard
 from sibcl_ray.history import load, names, open_history
 from sibcl_ray.history import set_aside as set_histories_aside
-from sibcl_ray.jobs import FAILED, CellJob, Job, PretrainJob, Record, TrialJob, stands
+from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
 from sibcl_ray.methods import Choice, Method, constants, dimensions, first_parameters, propose
+from sibcl_ray.records import FAILED, Record, stands
 from sibcl_ray.search import Search
 from sibcl_ray.store import Damaged, Store, describe, fingerprint
 from sibcl_ray.study import Study

@@ -12,11 +12,14 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sibcl_ray.claims import Claims
-from sibcl_ray.jobs import ATTEMPTS, DONE, Job, Record, failure, stands, timed, write_record
+from sibcl_ray.records import ATTEMPTS, DONE, Record, failure, stands, timed, write_record
 from sibcl_ray.store import StoreError
+
+if TYPE_CHECKING:
+    from sibcl_ray.jobs import Job
 
 NARROW, WIDE = "narrow", "wide"  # lanes: jobs for one worker, and those that a group's workers run together
 POLL = 2.0  # seconds between looks at a job that another driver is running

@@ -19,10 +19,10 @@ import ray
 
 from sibcl_ray.claims import Claims, Session
 from sibcl_ray.generate import generate
-from sibcl_ray.jobs import stands
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
+from sibcl_ray.records import stands
 from sibcl_ray.search import Search
 from sibcl_ray.store import Store, StoreError
 from sibcl_ray.thin import submit_and_wait

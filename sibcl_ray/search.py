@@ -23,8 +23,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from sibcl_ray.history import load, names
-from sibcl_ray.jobs import FAILED, TrialJob
+from sibcl_ray.jobs import TrialJob
 from sibcl_ray.methods import Choice
+from sibcl_ray.records import FAILED
 from sibcl_ray.store import fingerprint
 
 REASON, STATE = "reason", "state"  # attributes of a trial that ended without a value

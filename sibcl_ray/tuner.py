@@ -24,8 +24,9 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from sibcl_ray.history import load
-from sibcl_ray.jobs import Record, TrialJob
+from sibcl_ray.jobs import TrialJob
 from sibcl_ray.randomness import named_seed
+from sibcl_ray.records import Record
 from sibcl_ray.search import REASON, STATE, Search
 from sibcl_ray.thin import Sealed, hand_on
 

@@ -29,8 +29,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sibcl_ray import parallel
 from sibcl_ray.claims import Claims
 from sibcl_ray.generate import scales
-from sibcl_ray.jobs import ATTEMPTS, Job, execute
+from sibcl_ray.jobs import Job, execute
 from sibcl_ray.queue import IDLE, NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.records import ATTEMPTS
 from sibcl_ray.store import StoreError
 
 LARGEST = 8  # workers of a group: they are lost together, and each group has a process that looks after it

@@ -40,6 +40,7 @@ ORDER = (
     "problems",
     "store",
     "copies",
+    "records",
     "solving",
     "own",
     "claims",

@@ -11,7 +11,8 @@ from toy import ARCHITECTURE, Moments
 
 from sibcl_ray import checkpoint
 from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.jobs import ATTEMPTS, DIVERGED, DONE, FAILED, CellJob, Job, PretrainJob, TrialJob, execute
+from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob, execute
+from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED
 from sibcl_ray.store import Store, StoreError
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, predict, pretrain
 

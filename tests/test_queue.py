@@ -13,8 +13,9 @@ from toy_jobs import Fail, Sleep, Together
 from sibcl_ray import queue as queue_module
 from sibcl_ray.claims import Session
 from sibcl_ray.dataset import Dataset
-from sibcl_ray.jobs import ATTEMPTS, DIVERGED, DONE, FAILED, execute, failure, timed, write_record
+from sibcl_ray.jobs import execute
 from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
 from sibcl_ray.store import Store
 from sibcl_ray.training import Diverged
 

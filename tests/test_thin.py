@@ -21,7 +21,10 @@ class Content:
 
 
 def test_the_process_of_a_trial_loads_nothing_heavy():
-    code = "import sibcl_ray.thin, sys; print(*{'torch', 'optuna', 'sibcl_ray.jobs'} & set(sys.modules))"
+    # that of the queue, whose handle it holds, is loaded with it
+    code = (
+        "import sibcl_ray.thin, sibcl_ray.queue, sys; print(*{'torch', 'optuna', 'sibcl_ray.jobs'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
