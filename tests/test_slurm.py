@@ -74,7 +74,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_continues(tmp_path):
     assert (tmp_path / "runs" / "studies" / "photonic-dos-smoke-0" / "matrix.parquet").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_job_ends_with_the_exit_code_of_its_study(tmp_path):
     refused = Batch(tmp_path, "--scale", "huge")
     assert refused.end() == (2, []), refused.log.read_text()

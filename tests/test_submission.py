@@ -67,7 +67,7 @@ def stop_midway(machines: Cluster, storage: Path, how: signal.Signals) -> None:
     assert f"stopped by {how.name}; the same command continues" in machines.logs(job).splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_job_that_is_stopped_and_submitted_again_comes_to_the_same_end(machines: Cluster, submitted, tmp_path):
     storage, before = tmp_path / "runs", dict[str, bytes]()
     for how in (signal.SIGTERM, signal.SIGINT):
