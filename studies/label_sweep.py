@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import pandas as pd
+import psutil
 import torch
 import typer
 from rich.console import Console
@@ -485,6 +487,18 @@ def command_line() -> int:
     return code
 
 
+def _end_at_once(code: int) -> NoReturn:
+    """End with all that this process has started: everything is on disk, and nobody should wait.
+
+    Ray is not shut down, as it ends a process, with a code of its own, whose threads still talk to it then.
+    """
+    for _ in range(2):  # whatever is started meanwhile
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+    os._exit(code)
+
+
 def _given(error: Any) -> str:
     """What came in the place of a value that Typer refuses, which it does not always say."""
     names = getattr(getattr(error, "param", None), "opts", ())
@@ -499,8 +513,6 @@ def _complain(text: str, code: int) -> int:
 
 if __name__ == "__main__":
     code = command_line()
-    if _signals:  # everything is on disk, and nobody should wait for threads that still talk to Ray
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-        os._exit(code)
+    if _signals:
+        _end_at_once(code)
     sys.exit(code)

@@ -11,20 +11,10 @@ import pytest
 from toy import ARCHITECTURE, Moments
 
 from sibcl_ray.dataset import SHARD, TARGET, TEST, UNLABELLED
-from sibcl_ray.jobs import (
-    ATTEMPTS,
-    DIVERGED,
-    DONE,
-    FAILED,
-    CellJob,
-    PretrainJob,
-    TrialJob,
-    failure,
-    timed,
-    write_record,
-)
+from sibcl_ray.jobs import CellJob, PretrainJob, TrialJob
 from sibcl_ray.ledger import MATRIX_SCHEMA, MISSING, Ledger
 from sibcl_ray.methods import METHODS, Space
+from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
 from sibcl_ray.store import VERSION, VERSION_NAME, NewerStore, Store
 from sibcl_ray.study import Study
 from sibcl_ray.tuner import BudgetSearcher
