@@ -492,6 +492,7 @@ def _end_at_once(code: int) -> NoReturn:
 
     Ray is not shut down, as it ends a process, with a code of its own, whose threads still talk to it then.
     """
+    sys.stdout.flush()
     for _ in range(2):  # whatever is started meanwhile
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
@@ -513,6 +514,6 @@ def _complain(text: str, code: int) -> int:
 
 if __name__ == "__main__":
     code = command_line()
-    if _signals:
+    if "ray" in sys.modules:
         _end_at_once(code)
     sys.exit(code)

@@ -63,7 +63,7 @@ def lose_a_node(folder):
     return {name: record[name] for name in ("state", "first", "workers")}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_shared_pretraining_goes_on_with_fewer_workers(tmp_path):
     script = f"import json, test_elastic; print(json.dumps(test_elastic.lose_a_node({str(tmp_path)!r})))"
     run = subprocess.run(

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_short_campaign(tmp_path):
-    """Every kind of fault once; with this seed those come first that leave something for the next to disturb."""
+    """Three kinds of fault, in the order of this seed; all of them, many times, with `python tests/faults.py`."""
     told: list[str] = []
-    campaign(tmp_path, rounds=6, seed=97, tell=told.append)
-    assert len(told) == 7
+    campaign(tmp_path, rounds=3, seed=97, tell=told.append)
+    assert len(told) == 4
 
 
 def test_two_drivers_of_one_study_do_nothing_twice(tmp_path):

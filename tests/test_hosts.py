@@ -96,7 +96,7 @@ def cluster(folder):
         yield Cluster(hosts, folder, processes), s3, database
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_host_that_is_cut_off_changes_nothing_in_the_matrix(tmp_path, monkeypatch):
     desk = tmp_path / "desk"  # what would be uploaded
     for name in ("sibcl_ray", "studies"):
