@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NARROW, WIDE = "narrow", "wide"  # lanes: jobs for one worker, and those that a group's workers run together
 POLL = 2.0  # seconds between looks at a job that another driver is running
+DOUBT = 5.0  # seconds after which a worker is believed that cannot use the storage
 IDLE = 30.0  # seconds without work after which a group of workers is sent home
 
 
@@ -39,10 +40,11 @@ class JobQueue:
         claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
         wide: whether there are groups that run jobs together; else those are for one worker like all others.
         idle: seconds without work after which a group is sent home, so that others can have its place.
+        doubt: seconds in which a worker that cannot use the storage may turn out to be lost itself.
     """
 
-    def __init__(self, claims: Claims, wide: bool = True, idle: float = IDLE) -> None:
-        self._claims, self._wide, self._idle = claims, wide, idle
+    def __init__(self, claims: Claims, wide: bool = True, idle: float = IDLE, doubt: float = DOUBT) -> None:
+        self._claims, self._wide, self._idle, self._doubt = claims, wide, idle, doubt
         self._results: dict[str, asyncio.Future[Record]] = {}
         self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {lane: [] for lane in (NARROW, WIDE)}
         self._held: dict[tuple[str, int], Job] = {}  # by group and rank
@@ -203,6 +205,12 @@ class JobQueue:
             if not result.done():
                 result.set_exception(Unfinished(reason))
                 result.exception()  # seen; not everybody waits any more
+
+    async def cut_off(self, group: str, reason: str) -> None:
+        """A worker cannot use the storage, and all work stops; unless it is the worker whose host was cut off."""
+        await asyncio.sleep(self._doubt)
+        if group not in self._gone:
+            await self.stop(reason)
 
     async def stopped(self) -> str | None:
         """Why no more jobs are given out; None while they are."""

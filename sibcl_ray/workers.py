@@ -112,14 +112,15 @@ def _serve(configuration: dict[str, Any]) -> None:
     import ray.train.torch
 
     queue = configuration["queue"]
-    me = configuration["group"], ray.train.get_context().get_world_rank()
+    group = configuration["group"]
+    me = group, ray.train.get_context().get_world_rank()
     device = ray.train.torch.get_device()
     _one_thread(device)
     while (job := ray.get(queue.next.remote(*me, NARROW))) is not None:
         try:
             record = execute(job, device, _throttled(queue, job.key))
         except StoreError as error:
-            ray.get(queue.stop.remote(str(error)))
+            ray.get(queue.cut_off.remote(group, str(error)))
             return
         ray.get(queue.finish.remote(*me, record))
 
@@ -143,7 +144,7 @@ def _serve_together(configuration: dict[str, Any]) -> None:
             try:
                 record = execute(job, device, report, announce=first)
             except StoreError as error:
-                ray.get(queue.stop.remote(str(error)))
+                ray.get(queue.cut_off.remote(group, str(error)))
                 raise
             if first:
                 ray.get(queue.finish.remote(group, 0, record))

@@ -61,7 +61,9 @@ def of_session(session: int) -> list[Process]:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a user: not of the tests, and no terminal's width."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_ENABLE_", "MLFLOW_", "SIBCL_RAY_"))}
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_ENABLE_", "MLFLOW_", "SIBCL_RAY_"))
+    }
     return {**kept, "COLUMNS": "200", "PYTHONFAULTHANDLER": "1", **more}
 
 

@@ -283,6 +283,21 @@ async def test_workers_of_a_group_get_the_same_job_for_the_same_turn(queue, data
 
 
 @in_a_loop
+async def test_a_worker_that_is_cut_off_from_the_storage_stops_nothing_if_it_is_lost_itself(sessions, dataset):
+    queue = JobQueue(sessions(), doubt=0.1)
+    await submitted(queue, Sleep(dataset=dataset, number=1))
+    await queue.next("lost", 0, NARROW)
+    said = asyncio.ensure_future(queue.cut_off("lost", "no route to the storage"))
+    await settle()
+    await queue.lost("lost", None)
+    await said
+    assert await queue.stopped() is None
+    await queue.next("there", 0, NARROW)
+    await queue.cut_off("there", "no space is left")
+    assert await queue.stopped() == "no space is left"
+
+
+@in_a_loop
 async def test_without_groups_that_share_every_job_is_for_one_worker(sessions, dataset):
     queue = JobQueue(sessions(), wide=False)
     await submitted(queue, job := Together(dataset=dataset, number=1))
