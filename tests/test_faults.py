@@ -13,6 +13,7 @@ from sibcl_ray.store import Store
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.thorough
 def test_a_short_campaign(tmp_path):
     """Three kinds of fault, in the order of this seed; all of them, many times, with `python tests/faults.py`."""
     told: list[str] = []

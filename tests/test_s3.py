@@ -209,7 +209,7 @@ def test_what_a_dead_session_left_in_a_bucket_is_cleared_away(store):
     assert store.names("scratch") == ["scratch/far"] and not Path(here).exists()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_study_on_a_bucket_that_finds_damage_ends_with_one_line_and_the_same_command_completes_it(store, tmp_path):
     options = ["--methods", "SL,TL-I", "--budgets", "10", "--seeds", "1"]
     options += ["--search-storage", f"sqlite:///{tmp_path}/search.db", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow"]
