@@ -81,14 +81,14 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _scratch(store: Store, claims: Claims) -> Iterator[tuple[str, str]]:
-    """Folders for files of Ray that nobody needs afterwards: one that all nodes see, and one on this node's disk."""
+    """For files of Ray that nobody needs afterwards: a folder of the store, and the path of one on this node's disk."""
     for old in store.names("scratch"):
         if not claims.alive(PurePosixPath(old).name):
             store.clear(old)
     name = f"scratch/{claims.session}"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as here:
         try:
-            yield store.path(name), store.path(name) if store.is_local else here
+            yield name, store.path(name) if store.is_local else here
         finally:
             with suppress(StoreError):  # the next driver does it
                 store.clear(name)

@@ -1,4 +1,4 @@
-"""Results that outlive the process: named blobs and records on any fsspec file system, written atomically.
+"""Results that outlive the process: named blobs and records in a folder or a bucket, written atomically.
 
 A name is a relative path. What is expensive is named by the fingerprint of everything that decides its
 content, so looking a name up tells whether work is still to be done. Whatever is read is checked against
@@ -13,26 +13,25 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 from types import ModuleType
 from typing import Any
 
-import fsspec
-import pyarrow.fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow.fs import FileSystem
+
+from sibcl_ray.folders import DRAFTS, Folder
 
 VERSION = 1  # of the layout of a store; a store says which it has
 VERSION_NAME = "sibcl_ray.json"
-DRAFTS = "drafts"  # where local files are written before they get their names
-DRAFTS_KEPT = 3600.0  # seconds; no write takes so long
+OPENING = 10.0  # seconds for which a bucket may fail at first
 
 
 class StoreError(OSError):
@@ -49,135 +48,91 @@ class NewerStore(ValueError):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or an fsspec URL.
+    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or the URL of a place in a bucket.
 
-    Whatever the file system cannot do raises `StoreError`; only a name that is not there raises
-    FileNotFoundError.
+    Whatever the storage cannot do raises `StoreError`, if it is a bucket after trying for ``patience`` seconds; only a
+    name that is not there raises FileNotFoundError.
     """
 
     uri: str
+    patience: float = field(default=180.0, compare=False, repr=False)
 
     @property
-    def _location(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return _location(self.uri, os.getpid())
+    def _place(self) -> Any:
+        return _place(self.uri, self.patience, os.getpid())
 
     @property
     def is_local(self) -> bool:
         """Whether the store is a folder of this machine."""
-        return isinstance(self._location[0], LocalFileSystem)
+        return isinstance(self._place, Folder)
 
     @property
     def is_distant(self) -> bool:
         """Whether whoever reads asks another machine, as for buckets in a cloud."""
-        return not isinstance(self._location[0], (LocalFileSystem, MemoryFileSystem))
+        return self._place.is_distant
 
-    def arrow(self) -> pyarrow.fs.FileSystem:
-        """What `path` is a path on, for those who want Arrow's interface."""
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._location[0]))
+    def arrow(self, name: str) -> tuple[FileSystem, str]:
+        """A name for those who want Arrow's interface: a file system, and the path on it."""
+        return self._place.arrow(_inside(name))
 
     def path(self, name: str) -> str:
-        """Where ``name`` lies on the file system."""
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts:
-            raise ValueError(f"the name {name!r} leaves the store; use a relative path without '..'")
-        return f"{self._location[1].rstrip('/')}/{name}"
+        """Where ``name`` lies: an absolute path, or a URL."""
+        return self._place.path(_inside(name))
 
     @contextmanager
-    def _doing(self, what: str, name: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Turns whatever a file system raises, each its own, into StoreError; but what is wrong with the call."""
-        passing = (*passing, ValueError, TypeError)
+    def _doing(self, what: str, name: str, *passing: type[Exception]) -> Iterator[Any]:
+        """Turns whatever a place raises, each its own, into StoreError; but what is wrong with the call."""
+        _inside(name)
         try:
-            yield
-        except passing:
+            yield self._place
+        except (*passing, ValueError, TypeError):
             raise
         except Exception as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise StoreError(f"{name} cannot be {what} in {self.uri}: {reason or type(error).__name__}") from error
+            raise StoreError(f"{name} cannot be {what} in {self.uri}: {_reason(error)}") from error
 
     def exists(self, name: str) -> bool:
         """Whether ``name`` has been written, whole."""
-        with self._doing("looked up", name):
-            return self._location[0].exists(self.path(name))
+        with self._doing("looked up", name) as place:
+            return place.exists(name)
 
     def read(self, name: str) -> bytes:
         """The bytes of ``name``; FileNotFoundError where there are none."""
-        with self._doing("read", name, (FileNotFoundError,)):
-            return self._location[0].cat_file(self.path(name))
+        with self._doing("read", name, FileNotFoundError) as place:
+            return place.read(name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write ``name`` whole or not at all, and so that it survives a loss of power; object stores do so anyway."""
-        with self._doing("written", name):
-            if self.is_local:
-                self._publish(name, data, os.replace)
-            else:
-                self._location[0].pipe_file(self.path(name), data)
+        """Write ``name`` whole or not at all, and so that it survives a loss of power."""
+        with self._doing("written", name) as place:
+            place.write(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write ``name`` unless it is there; whether this call has written it. One of several callers wins.
 
         What they write must differ: a request whose answer is lost is sent again, and then finds what it has written.
         """
-        with self._doing("written", name):
-            try:
-                if self.is_local:
-                    self._publish(name, data, _give_new_name)
-                else:
-                    self._location[0].pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                return not self.is_local and self._says(name, data)
-        return True
-
-    def _says(self, name: str, data: bytes) -> bool:
-        with suppress(FileNotFoundError):
-            return self.read(name) == data
-        return False
-
-    def _publish(self, name: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
-        path, draft = self.path(name), self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
-        for folder in (os.path.dirname(path), os.path.dirname(draft)):
-            os.makedirs(folder, exist_ok=True)
-        try:
-            with open(draft, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            give_name(draft, path)
-            _sync_folder(os.path.dirname(path))
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(draft)
+        with self._doing("written", name) as place:
+            return place.create(name, data)
 
     def names(self, folder: str) -> list[str]:
         """The names directly in ``folder``, sorted."""
-        fs, root = self._location[0], self._location[1].rstrip("/") + "/"
-        with self._doing("listed", folder):
-            try:
-                entries = fs.ls(self.path(folder), detail=False)
-            except FileNotFoundError:
-                return []
-            return sorted(entry.split(root, 1)[1] for entry in entries)
+        with self._doing("listed", folder) as place:
+            return place.names(folder)
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
-        fs, old, new = self._location[0], self.path(source), self.path(target)
-        with self._doing("moved", source), suppress(FileNotFoundError):  # somebody else has moved it
-            if not self.is_local:
-                files = fs.find(old)
-                fs.copy(files, [new + file[len(old) :] for file in files], on_error="raise")
-                fs.rm(files)
-            elif fs.exists(old):
-                os.makedirs(os.path.dirname(new), exist_ok=True)
-                os.rename(old, new)
+        _inside(target)
+        with self._doing("moved", source) as place, suppress(FileNotFoundError):  # somebody else has moved it
+            place.move(source, target)
 
     def remove(self, name: str) -> None:
         """Forget ``name``, if it is there."""
-        with self._doing("removed", name), suppress(FileNotFoundError):
-            self._location[0].rm_file(self.path(name))
+        with self._doing("removed", name) as place, suppress(FileNotFoundError):
+            place.remove(name)
 
     def clear(self, folder: str) -> None:
         """Forget all that is in a folder, if it is there."""
-        with self._doing("removed", folder), suppress(FileNotFoundError):
-            self._location[0].rm(self.path(folder), recursive=True)
+        with self._doing("removed", folder) as place, suppress(FileNotFoundError):
+            place.clear(folder)
 
     def set_aside(self, name: str) -> str:
         """Move what is damaged out of the way, keeping it; its new name."""
@@ -201,29 +156,15 @@ class Store:
 
         A damaged one is given as the exception that `read_record` would raise.
         """
+        with self._doing("read", f"{len(names)} records") as place:
+            found = place.read_all(names)
         records: dict[str, dict[str, Any] | Damaged] = {}
-        for name, data in self._read_all(names).items():
+        for name, data in found.items():
             try:
                 records[name] = _checked(name, data)
             except Damaged as damage:
                 records[name] = damage
         return records
-
-    def _read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        found = {}
-        if self.is_local or not names:
-            for name in names:
-                with suppress(FileNotFoundError):
-                    found[name] = self.read(name)
-            return found
-        paths = {self.path(name): name for name in names}
-        with self._doing("read", f"{len(names)} records"):
-            for path, data in self._location[0].cat(list(paths), on_error="return").items():
-                if isinstance(data, bytes):
-                    found[paths[path]] = data
-                elif not isinstance(data, FileNotFoundError):
-                    raise data
-        return found
 
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a JSON record with its checksum, whole or not at all."""
@@ -236,6 +177,9 @@ class Store:
             NewerStore: a later version of this library has written it.
             StoreError: it cannot be written, or lets one writer replace what another has created.
         """
+        replace(self, patience=OPENING)._open()
+
+    def _open(self) -> None:
         trial = f"{DRAFTS}/{uuid.uuid4().hex}"
         self.write(trial, b"first")
         if self.create(trial, b"second"):
@@ -244,7 +188,7 @@ class Store:
                 "servers do; two drivers could do the same work"
             )
         if self.is_local:
-            self._clear_drafts(os.stat(self.path(trial)).st_mtime - DRAFTS_KEPT)
+            self._place.clear_drafts(trial)
         self.remove(trial)
         try:
             there = self.read_record(VERSION_NAME)
@@ -259,18 +203,38 @@ class Store:
                 f"{VERSION}; install a newer sibcl_ray, or give another storage"
             )
 
-    def _clear_drafts(self, before: float) -> None:
-        """Remove what writers that died have left, by the storage's own clock."""
-        for name in self.names(DRAFTS):
-            with suppress(FileNotFoundError):
-                if os.stat(self.path(name)).st_mtime < before:
-                    os.unlink(self.path(name))
-
 
 @lru_cache
-def _location(uri: str, process: int) -> tuple[fsspec.AbstractFileSystem, str]:
-    """A file system has threads and connections of its own, which a forked process does not get along with."""
-    return fsspec.url_to_fs(uri, use_listings_cache=False)  # others write here too
+def _place(uri: str, patience: float, process: int) -> Any:
+    """A `Folder` or a `Bucket`. The latter has connections of its own, which are not for a forked process."""
+    scheme, found, _ = uri.partition("://")
+    if not found:
+        return Folder(uri)
+    from sibcl_ray.buckets import SCHEMES, Bucket  # half a second that a folder does without
+
+    if scheme not in SCHEMES:
+        raise ValueError(
+            f"{scheme}:// is no storage that can be used; give a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
+            "az://CONTAINER/PREFIX"
+        )
+    return Bucket(uri, patience)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, as the system or the server of a bucket says it, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).partition("\n\nDebug source")[0]  # obstore's
+    told = re.search(r"<Message>(.*?)[\n<]", text)
+    return told[1] if told else text.strip().partition("\n")[0] or type(error).__name__
+
+
+def _inside(name: str) -> str:
+    """The name, if it is one in a store."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts:
+        raise ValueError(f"the name {name!r} leaves the store; use a relative path without '..'")
+    return name
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -278,27 +242,6 @@ def record_bytes(record: Mapping[str, Any]) -> bytes:
     if "sha256" in record:
         raise ValueError("a record has a key 'sha256', which is that of its checksum; give it another name")
     return json.dumps({**record, "sha256": _digest(record)}, indent=1, allow_nan=False).encode()
-
-
-def _give_new_name(draft: str, path: str) -> None:
-    """Like a rename, but FileExistsError where there is something."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with open(draft, "rb") as source, open(path, "xb") as target:
-            target.write(source.read())
-
-
-def _sync_folder(folder: str) -> None:
-    """Make a new name in a folder survive a loss of power, where the file system can do that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(record: Mapping[str, Any]) -> str:

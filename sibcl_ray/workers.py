@@ -162,7 +162,7 @@ class Workers:
 
     Args:
         resources: the groups that there may be.
-        scratch: a folder of the session's store, as a path, for Ray Train's own files.
+        scratch: a folder of the session's store for Ray Train's own files.
         claims: of the driver's session.
         idle: seconds without work after which a group leaves its place.
     """
@@ -174,7 +174,7 @@ class Workers:
         if self._scales:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
         self.resources = resources
-        self.scratch, self.file_system = scratch, claims.store.arrow()
+        self.file_system, self.scratch = claims.store.arrow(scratch)
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)

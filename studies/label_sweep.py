@@ -179,6 +179,7 @@ def _storage(uri: str) -> Store:
     """The store, if it can be written."""
     if not uri.strip():
         raise BadInput("--storage is empty; give a folder")
+    uri = uri.removeprefix("file://")
     store = Store(uri if "://" in uri else str((_here() / uri).resolve()))
     try:
         within(Limit(ANSWER), store.open, grace=0)
@@ -372,8 +373,8 @@ def main(
         str,
         typer.Option(
             envvar="SIBCL_RAY_STORAGE",
-            help="Folder or fsspec URL for labels, weights, ledger and results; in a submitted job relative "
-            "to the home folder of the driver's node.",
+            help="Folder, or s3://, gs:// or az:// URL, for labels, weights, ledger and results; in a submitted job "
+            "relative to the home folder of the driver's node.",
         ),
     ] = "runs",
     search_storage: Annotated[

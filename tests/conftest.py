@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import pytest
 import ray
 import torch
-from servers import BUCKET, s3_server
+from bucket_servers import azurite, gcs_server, s3_server
 
 torch.set_num_threads(1)
 
@@ -33,19 +33,36 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory):
-    """An S3-compatible server, which this process's environment leads to."""
-    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+def _found(kind, paths):
+    """A server of buckets, which this process's environment leads to."""
+    with kind(paths.mktemp("buckets")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """An S3-compatible server, which this process's environment leads to."""
+    yield from _found(s3_server, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory):
+    """A server that speaks as Google's, likewise."""
+    yield from _found(gcs_server, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory):
+    """Azurite, likewise."""
+    yield from _found(azurite, tmp_path_factory)
+
+
 @pytest.fixture
 def bucket(s3, tmp_path):
     """The URL of a place in it that nobody has used."""
-    return f"s3://{BUCKET}/{tmp_path.name}"
+    return s3.url(tmp_path.name)
 
 
 @pytest.fixture(scope="session")

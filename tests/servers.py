@@ -1,7 +1,6 @@
-"""Real servers for tests, each ended by its context manager: PostgreSQL, MLflow, S3, and a proxy in front of any."""
+"""Real servers for tests, each ended by its context manager: PostgreSQL, MLflow, and a proxy in front of any."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -12,7 +11,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
@@ -166,50 +164,6 @@ def postgres(host="127.0.0.1"):
             server.crash()
 
 
-BUCKET, REGION = "studies", "us-east-1"
-KEY, SECRET = "AKIAPLANTEDPLANTED12", "planted-secret"  # the secret must not be seen anywhere
-
-
-class S3Server(Process):
-    """An S3-compatible server; what it holds is gone when it ends.
-
-    Attributes:
-        environment: by which clients find it and sign their requests.
-    """
-
-    def __init__(self, folder, host="127.0.0.1"):
-        self.host, self.port = host, free_port()
-        self.environment = self.variables(self.port) | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
-        self.environment["AWS_DEFAULT_REGION"] = REGION
-        program = Path(__file__).with_name("s3_server.py")
-        command = [sys.executable, str(program), host, str(self.port)]
-        super().__init__(command, folder / "s3.log", self._serves)
-
-    def variables(self, port):
-        """Where it is, if asked by another port, such as a proxy's."""
-        return {"AWS_ENDPOINT_URL": f"http://{self.host}:{port}"}
-
-    def requests(self, method, part="", client=""):
-        """The paths, with their queries, that a client has asked for so far and that contain a part."""
-        line = re.compile(rf'^{re.escape(client)}.*"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', re.MULTILINE)
-        return [path for path in map(unquote, line.findall(Path(self.log).read_text())) if part in path]
-
-    def _serves(self):
-        return "Running on" in Path(self.log).read_text()
-
-
-@contextmanager
-def s3_server(folder, host="127.0.0.1"):
-    """A started S3Server."""
-    pytest.importorskip("moto", reason='pip install "moto[server]"')
-    server = S3Server(folder, host)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
 class Proxy:
     """A TCP proxy on loopback in front of `port`, which may be slow, silent or cut off.
 
@@ -217,15 +171,17 @@ class Proxy:
         delay: seconds that each part of an answer is held back.
         silent: nothing is passed on any more, though connections are accepted.
         down: connections are closed at once.
+        cut_after: after so many bytes of answers a connection is cut, once.
         cut_at: the number of the request, from 1, after which every connection is cut, its answer lost.
         lost: of so many of the next requests the connection is cut when the answer comes.
+        refused: so many of the next requests are answered as by a server that has too much to do.
         requests: how many HTTP requests were passed on.
     """
 
     def __init__(self, port):
         self.target = port
         self.delay, self.silent, self.down, self.cut_at, self.requests = 0.0, False, False, None, 0
-        self.lost = 0
+        self.lost, self.refused, self.cut_after = 0, 0, None
         self._open, self._closed = [], threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -255,6 +211,10 @@ class Proxy:
             while part := client.recv(65536):
                 if part.split(b" ")[0] in (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"):
                     self.requests += 1
+                    if self.refused:
+                        self.refused -= 1
+                        client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                        break
                 self._wait_while_silent()
                 server.sendall(part)
         self._end(server)
@@ -266,6 +226,11 @@ class Proxy:
                 self._closed.wait(self.delay)
                 if self.cut_at is not None and self.requests >= self.cut_at:
                     break
+                if self.cut_after is not None:
+                    self.cut_after -= len(part)
+                    if self.cut_after < 0:
+                        self.cut_after = None
+                        break
                 if self.lost:
                     self.lost -= 1
                     break

@@ -82,8 +82,9 @@ def of_the_dead(store, name, generation, session="dead"):
 
 def what_is_left(store, folder):
     """All names at any depth."""
-    fs, root = store._location
-    return [path.split(root.rstrip("/") + "/", 1)[1] for path in fs.find(f"{root}/{folder}")]
+    if store.is_local:
+        return [str(p.relative_to(store.uri)) for p in Path(store.path(folder)).rglob("*") if p.is_file()]
+    return [left for name in store.names(folder) for left in what_is_left(store, name) or [name]]
 
 
 def wait_for(condition, seconds=PATIENCE):

@@ -53,7 +53,7 @@ def lose_a_node(folder):
         shared = Resources(alone=(Group(cpus=0.1),), together=(Group(size=2, cpus=0.6),))
         with (
             Session(dataset.store) as session,
-            Workers(shared, dataset.store.path("scratch"), session.claims, idle=3.0) as workers,
+            Workers(shared, "scratch", session.claims, idle=3.0) as workers,
         ):
             answer = workers.submit(job)
             wait_until(lambda: dataset.store.exists(f"checkpoints/{job.key}"), PATIENCE)

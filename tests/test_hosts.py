@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from bucket_servers import BUCKET, SECRET, s3_server
 from hosts import network
 from processes import NAME, PATIENCE, ROOT, Driver, environment
-from servers import BUCKET, PASSWORD, SECRET, postgres, s3_server, wait_until
+from servers import PASSWORD, postgres, wait_until
 
 from sibcl_ray.store import Store
 

@@ -15,9 +15,8 @@ from disks import read_only, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sibcl_ray.folders import DRAFTS, DRAFTS_KEPT
 from sibcl_ray.store import (
-    DRAFTS,
-    DRAFTS_KEPT,
     VERSION,
     VERSION_NAME,
     Damaged,
@@ -32,11 +31,11 @@ from sibcl_ray.store import (
 FEW = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", "s3", "gcs", "azure"])
 def store(request, tmp_path):
-    """A store on a disk, one in memory, and one on another machine."""
-    if request.param == "s3":
-        return Store(request.getfixturevalue("bucket"))
+    """A store on a disk, one in memory, and three as on other machines."""
+    if request.param in ("s3", "gcs", "azure"):
+        return Store(request.getfixturevalue(request.param).url(tmp_path.name))
     return Store(f"memory://{tmp_path.name}/store" if request.param == "memory" else str(tmp_path / "deep" / "store"))
 
 

@@ -31,7 +31,7 @@ def session(dataset):
 
 @pytest.fixture(scope="module")
 def workers(dataset, session):
-    with Workers(ROOM_FOR_WIDE, dataset.store.path("scratch"), session.claims) as group:
+    with Workers(ROOM_FOR_WIDE, "scratch", session.claims) as group:
         yield group
 
 

@@ -1,0 +1,115 @@
+"""Folders of a local disk or a shared file system, in which a name is whole or absent, and survives a loss of power."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+DRAFTS = "drafts"  # where files are written before they get their names
+DRAFTS_KEPT = 3600.0  # seconds; no write takes so long
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder; whatever goes wrong raises an OSError."""
+
+    root: str
+    is_distant = False
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def exists(self, name: str) -> bool:
+        return os.path.exists(self.path(name))
+
+    def read(self, name: str) -> bytes:
+        with open(self.path(name), "rb") as file:
+            return file.read()
+
+    def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
+        """What is there, by name."""
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError):
+                found[name] = self.read(name)
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        self._publish(name, data, os.replace)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a name unless it is there; whether this call has."""
+        try:
+            self._publish(name, data, _give_new_name)
+        except FileExistsError:
+            return False
+        return True
+
+    def _publish(self, name: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
+        path, draft = self.path(name), self.path(f"{DRAFTS}/{uuid.uuid4().hex}")
+        for folder in (os.path.dirname(path), os.path.dirname(draft)):
+            os.makedirs(folder, exist_ok=True)
+        try:
+            with open(draft, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            give_name(draft, path)
+            _sync_folder(os.path.dirname(path))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
+
+    def names(self, folder: str) -> list[str]:
+        with suppress(FileNotFoundError):
+            return sorted(f"{folder}/{name}" for name in os.listdir(self.path(folder)))
+        return []
+
+    def move(self, source: str, target: str) -> None:
+        if self.exists(source):
+            os.makedirs(os.path.dirname(self.path(target)), exist_ok=True)
+            os.rename(self.path(source), self.path(target))
+
+    def remove(self, name: str) -> None:
+        os.unlink(self.path(name))
+
+    def clear(self, folder: str) -> None:
+        shutil.rmtree(self.path(folder))
+
+    def arrow(self, name: str) -> tuple[FileSystem, str]:
+        return LocalFileSystem(), self.path(name)
+
+    def clear_drafts(self, clock: str) -> None:
+        """Remove what writers that died have left, by the time of a draft that was just written."""
+        before = os.stat(self.path(clock)).st_mtime - DRAFTS_KEPT
+        for name in self.names(DRAFTS):
+            with suppress(FileNotFoundError):
+                if os.stat(self.path(name)).st_mtime < before:
+                    os.unlink(self.path(name))
+
+
+def _give_new_name(draft: str, path: str) -> None:
+    """Like a rename, but FileExistsError where there is something."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(draft, "rb") as source, open(path, "xb") as target:
+            target.write(source.read())
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a new name in a folder survive a loss of power, where the file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
