@@ -173,13 +173,13 @@ class _Files(FsspecStore):
 
     def __init__(self, url: str, **options: Any) -> None:
         self._url = url
-        super().__init__(url.partition("://")[0], **options)
+        super().__init__(url.partition("://")[0], **options)  # type: ignore[call-overload]
 
     def _construct_store(self, bucket: str) -> ObjectStore:
         return Bucket(self._url, 180.0)._store
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        file = super()._open(path, mode, **options)
+    def _open(self, path: str, mode: Any = "rb", **options: Any) -> Any:  # type: ignore[override]
+        file: Any = super()._open(path, mode, **options)
         write = file.write
         file.write = lambda data: write(bytes(data))  # obstore takes no buffers of Arrow
         return file
@@ -245,7 +245,7 @@ AZURE_SECRETS = ("ACCOUNT_KEY", "ACCESS_KEY", "SAS_TOKEN", "SAS_KEY", "CLIENT_SE
 def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
     """By a key, token or connection string in the environment, else by all that azure-identity knows."""
     container, _, host = container.partition("@")
-    config: dict[str, Any] = {"account_name": host.partition(".")[0]} if host else {}
+    config: Any = {"account_name": host.partition(".")[0]} if host else {}
     config |= _connection(os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
     if not config.keys() & {"account_key", "sas_key"} and not any(
         f"AZURE_STORAGE_{name}" in os.environ for name in AZURE_SECRETS
@@ -285,7 +285,7 @@ def _memory(bucket: str) -> ObjectStore:
     return MemoryStore()
 
 
-def _client(endpoint: str | None = None, certificates: str | None = None) -> dict[str, Any]:
+def _client(endpoint: str | None = None, certificates: str | None = None) -> Any:
     options: dict[str, Any] = {"timeout": "1h", "read_timeout": SILENCE}  # what goes on may take its time
     if (endpoint or "").startswith("http:"):
         options["allow_http"] = True

@@ -134,7 +134,7 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
         records = ledger.records(jobs)
         cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not stands(records.get(j.record_name)))
 
-    searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped)
+    searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped, ledger.warn)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
         searcher,

@@ -30,6 +30,7 @@ from sibcl_ray.store import fingerprint
 
 REASON, STATE = "reason", "state"  # attributes of a trial that ended without a value
 FIXED = "fixed_params"  # Optuna's attribute of a trial whose parameters were asked for
+OPTUNA = "optuna"  # attribute of a history: the versions that have proposed its trials, in their order
 WANTED, RETRIED = "wanted", "retried"  # attributes of a history: trials it needs at least; failed ones, given up
 
 
@@ -108,7 +109,9 @@ class Search:
         changed takes over the trials which lie in it, and tries every new value at least once, with the best of
         the others.
         """
-        history = load(storage, self.name) or optuna.create_study(storage=storage, study_name=self.name)
+        if (history := load(storage, self.name)) is None:
+            history = optuna.create_study(storage=storage, study_name=self.name)
+            history.set_user_attr(OPTUNA, [optuna.__version__])
         for trial in history.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
             if trial.params.keys() != self.dimensions.keys() and FIXED not in trial.system_attrs:
@@ -124,6 +127,14 @@ class Search:
         for start in starts:
             history.enqueue_trial(dict(start), skip_if_exists=True)
         return history
+
+    def note_version(self, history: optuna.Study) -> str | None:
+        """Record the version of Optuna that proposes from now on, if trials are missing; the one before, if another."""
+        used = history.user_attrs.get(OPTUNA, ["of an unknown version"])
+        if not self.missing(history) or used[-1] == optuna.__version__:
+            return None
+        history.set_user_attr(OPTUNA, [*used, optuna.__version__])
+        return used[-1]
 
     def _take_over(
         self, history: optuna.Study, relatives: Sequence[optuna.Study]

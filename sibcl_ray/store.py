@@ -23,11 +23,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import FileSystem
 
 from sibcl_ray.folders import DRAFTS, Folder
+
+if TYPE_CHECKING:
+    from sibcl_ray.buckets import Bucket
 
 VERSION = 1  # of the layout of a store; a store says which it has
 VERSION_NAME = "sibcl_ray.json"
@@ -58,7 +61,7 @@ class Store:
     patience: float = field(default=180.0, compare=False, repr=False)
 
     @property
-    def _place(self) -> Any:
+    def _place(self) -> Folder | Bucket:
         return _place(self.uri, self.patience, os.getpid())
 
     @property
@@ -80,12 +83,13 @@ class Store:
         return self._place.path(_inside(name))
 
     @contextmanager
-    def _doing(self, what: str, name: str, *passing: type[Exception]) -> Iterator[Any]:
+    def _doing(self, what: str, name: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[Folder | Bucket]:
         """Turns whatever a place raises, each its own, into StoreError; but what is wrong with the call."""
         _inside(name)
+        passing = (*passing, ValueError, TypeError)
         try:
             yield self._place
-        except (*passing, ValueError, TypeError):
+        except passing:
             raise
         except Exception as error:
             raise StoreError(f"{name} cannot be {what} in {self.uri}: {_reason(error)}") from error
@@ -97,7 +101,7 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """The bytes of ``name``; FileNotFoundError where there are none."""
-        with self._doing("read", name, FileNotFoundError) as place:
+        with self._doing("read", name, (FileNotFoundError,)) as place:
             return place.read(name)
 
     def write(self, name: str, data: bytes) -> None:
@@ -187,7 +191,7 @@ class Store:
                 f"{self.uri} writes over what should only be created if it is not there, as some old S3-compatible "
                 "servers do; two drivers could do the same work"
             )
-        if self.is_local:
+        if isinstance(self._place, Folder):
             self._place.clear_drafts(trial)
         self.remove(trial)
         try:
@@ -205,8 +209,8 @@ class Store:
 
 
 @lru_cache
-def _place(uri: str, patience: float, process: int) -> Any:
-    """A `Folder` or a `Bucket`. The latter has connections of its own, which are not for a forked process."""
+def _place(uri: str, patience: float, process: int) -> Folder | Bucket:
+    """Connections of its own are not for a forked process."""
     scheme, found, _ = uri.partition("://")
     if not found:
         return Folder(uri)

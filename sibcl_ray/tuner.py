@@ -35,8 +35,19 @@ LOSSES = 20  # trials in a row whose processes end without a result, before the 
 
 
 def sampler(search: Search, ordinal: int) -> TPESampler:
-    """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random."""
-    return TPESampler(seed=named_seed(search.seed, search.name, ordinal) % 2**32, n_startup_trials=search.trials // 2)
+    """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random.
+
+    Whatever decides on proposals is said here, as its default may change; what is not is deprecated, with one default
+    in all versions.
+    """
+    return TPESampler(
+        n_startup_trials=search.trials // 2,
+        n_ei_candidates=24,
+        multivariate=True,
+        group=False,
+        constant_liar=True,
+        seed=named_seed(search.seed, search.name, ordinal) % 2**32,
+    )
 
 
 def _first_round(search: Search) -> int:
@@ -106,6 +117,7 @@ class BudgetSearcher(Searcher):
         storage: Optuna's; it holds everything that has to outlive the process.
         on_finish: called with each search when its last trial has ended.
         stopped: whether no more trials shall begin.
+        warn: told that searches go on with another version of Optuna, once of each.
     """
 
     def __init__(
@@ -114,8 +126,11 @@ class BudgetSearcher(Searcher):
         storage: BaseStorage,
         on_finish: Callable[[Search], None],
         stopped: Callable[[], object] = lambda: None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
+        self._warn = warn
+        self._warned: set[str] = set()
         self._storage = storage
         self._on_finish = on_finish
         self._stopped = stopped
@@ -146,10 +161,21 @@ class BudgetSearcher(Searcher):
             search = self._chains[method].popleft()
             best = done.search.best(done.history, STARTS) if done else []
             done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
+            self._note_version(done)
             if not done.finished:
                 self._active[method] = done
                 return
             self._on_finish(search)
+
+    def _note_version(self, rounds: _Rounds) -> None:
+        """Versions of Optuna propose differently from the same seed."""
+        before = rounds.search.note_version(rounds.history)
+        if before and before not in self._warned:
+            self._warned.add(before)
+            self._warn(
+                f"searches that were begun with Optuna {before} go on with {optuna.__version__}, which may propose "
+                "others; install the former for the same trials"
+            )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if not self._active or self._losses >= LOSSES or self._stopped():

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from stores import names_in
 
 from sibcl_ray import claims
 from sibcl_ray.claims import DEAD_AFTER, Claims, Session
@@ -80,13 +81,6 @@ def of_the_dead(store, name, generation, session="dead"):
     store.write_record(f"claims/{name}.{generation}", {"session": session})
 
 
-def what_is_left(store, folder):
-    """All names at any depth."""
-    if store.is_local:
-        return [str(p.relative_to(store.uri)) for p in Path(store.path(folder)).rglob("*") if p.is_file()]
-    return [left for name in store.names(folder) for left in what_is_left(store, name) or [name]]
-
-
 def wait_for(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -137,9 +131,9 @@ def test_the_claims_of_a_session_end_with_it_and_leave_nothing_behind(store):
             with Session(store) as session:
                 assert session.claims.take(NAME) and session.claims.take("jobs/a")
                 assert not other.claims.take(NAME)
-        assert what_is_left(store, "claims") == []
+        assert names_in(store, "claims") == []
         assert other.claims.take(NAME) and other.claims.take("jobs/a")
-    assert what_is_left(store, "claims") == what_is_left(store, "sessions") == []
+    assert names_in(store, "claims") == names_in(store, "sessions") == []
 
 
 def test_the_claims_of_a_session_end_with_it_whatever_ended_it(store):
@@ -225,7 +219,7 @@ def test_processes_that_race_for_a_name_hold_it_one_after_the_other(quick):
     wait_for(lambda: len(list(quick.glob("ready*"))) == len(racers) or any(r.poll() is not None for r in racers))
     (quick / "go").touch()
     assert [racer.communicate(timeout=PATIENCE)[0] for racer in racers] == ["done\n"] * len(racers)
-    assert what_is_left(Store(str(quick / "store")), "sessions") == []
+    assert names_in(Store(str(quick / "store")), "sessions") == []
 
 
 def test_threads_that_race_for_many_names_get_each_once(quick):
@@ -553,7 +547,7 @@ def test_a_chain_of_the_dead_has_one_successor_who_clears_it(store):
             of_the_dead(store, NAME, generation, session=f"dead{generation}")
         assert one.claims.take(NAME) and not other.claims.take(NAME)
         one.claims.release(NAME)
-        assert what_is_left(store, "claims") == []
+        assert names_in(store, "claims") == []
         assert other.claims.take(NAME) and not one.claims.take(NAME)
 
 
@@ -578,7 +572,7 @@ def test_a_chain_of_hosts_that_vanish_is_waited_for_link_by_link(store, clock):
         clock.now += DEAD_AFTER + 1
         assert last.claims.take(NAME) and not other.claims.take(NAME)
         last.claims.release(NAME)
-        assert what_is_left(store, "claims") == []
+        assert names_in(store, "claims") == []
 
 
 DAMAGED = [b"", b"{", b"null", b'{"session": "x"}', b"\0" * 100]
@@ -592,7 +586,7 @@ def test_a_damaged_claim_is_nobodys(data, store):
         assert one.claims.holder(NAME) == f"process {os.getpid()} on {os.uname().nodename}"
         one.claims.release(NAME)
         assert other.claims.take(NAME)
-        assert what_is_left(store, "claims") == [f"claims/{NAME}.0"]
+        assert names_in(store, "claims") == [f"claims/{NAME}.0"]
 
 
 @pytest.mark.parametrize("data", DAMAGED, ids=repr)

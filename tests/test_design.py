@@ -38,6 +38,8 @@ ORDER = (
     "problems.tabulated.intake",
     "problems.tabulated",
     "problems",
+    "folders",
+    "buckets",
     "store",
     "copies",
     "records",
@@ -71,7 +73,7 @@ ORDER = (
     "tracker",
 )
 VIEWS = ("curves", "report", "tracked_runs", "tracking", "tracker", "progress")
-LEARNING = set(ORDER[ORDER.index("store") :]) - set(VIEWS)
+LEARNING = set(ORDER[ORDER.index("folders") :]) - set(VIEWS)
 
 
 def name_of(path):

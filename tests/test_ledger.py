@@ -8,9 +8,11 @@ from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
+from stores import names_in
 from toy import ARCHITECTURE, Moments
 
 from sibcl_ray.dataset import SHARD, TARGET, TEST, UNLABELLED
+from sibcl_ray.folders import Folder
 from sibcl_ray.jobs import CellJob, PretrainJob, TrialJob
 from sibcl_ray.ledger import MATRIX_SCHEMA, MISSING, Ledger
 from sibcl_ray.methods import METHODS, Space
@@ -50,8 +52,7 @@ class Place:
 
     def files(self):
         """The content of everything that is stored, by name."""
-        fs, root = self.store._location
-        return {path.split(root.rstrip("/") + "/", 1)[1]: fs.cat_file(path) for path in fs.find(root)}
+        return {name: self.store.read(name) for name in names_in(self.store)}
 
 
 @contextmanager
@@ -134,18 +135,18 @@ def make_shards(ledger):
 
 @contextmanager
 def counted_reads():
-    """Counts what is read from any store."""
-    seen, read = Counter(), Store.read
+    """Counts what is read from any folder."""
+    seen, read = Counter(), Folder.read
 
     def counting(self, name):
         seen[name] += 1
         return read(self, name)
 
-    Store.read = counting
+    Folder.read = counting
     try:
         yield seen
     finally:
-        Store.read = read
+        Folder.read = read
 
 
 class CutOff(BaseException):

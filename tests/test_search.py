@@ -1,13 +1,17 @@
 """Searches: one Optuna study each, in order, resumed wherever they were cut off, extended, never repeated."""
 
+import inspect
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import optuna
 import pytest
+from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.trial import FixedTrial, TrialState
 from toy import ARCHITECTURE
@@ -390,6 +394,41 @@ def test_asking_for_another_try_may_be_cut_off_and_repeated(tmp_path):
             assert [t.params for t in search.retry_failures(storage)] == failed
             waiting = load(storage, search.name).get_trials(states=(TrialState.WAITING,))
             assert [t.system_attrs[FIXED] for t in waiting] == failed
+
+
+def test_a_search_that_goes_on_with_another_optuna_says_so_once(storage, monkeypatch):
+    searches, said = [a_search(25), a_search(100)], []
+
+    def searcher():
+        return BudgetSearcher(searches, storage, lambda s: None, warn=said.append)
+
+    drive(searcher(), stop_after=3)
+    assert said == [] and load(storage, searches[0].name).user_attrs["optuna"] == [optuna.__version__]
+    monkeypatch.setattr(optuna, "__version__", "5.7.1")
+    drive(searcher(), stop_after=1)
+    drive(searcher())
+    (line,) = said
+    assert re.search(r"begun with Optuna \d+\.\d+\.\d+ go on with 5\.7\.1, which may propose other trials", line)
+    assert [len(load(storage, s.name).user_attrs["optuna"]) for s in searches] == [2, 1]
+    drive(searcher())
+    assert len(said) == 1
+
+
+def test_what_was_searched_before_versions_were_recorded_says_so(storage):
+    search, said = a_search(), []
+    optuna.create_study(storage=storage, study_name=search.name)
+    drive(BudgetSearcher([search], storage, lambda s: None, warn=said.append))
+    assert len(said) == 1 and "of an unknown version" in said[0]
+
+
+DEPRECATED = {"consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "gamma", "weights"}
+DEPRECATED |= {"warn_independent_sampling", "constraints_func", "categorical_distance_func"}
+
+
+def test_nothing_that_decides_on_proposals_is_left_to_a_default(monkeypatch):
+    known = set(inspect.signature(TPESampler).parameters) - DEPRECATED
+    monkeypatch.setattr("sibcl_ray.tuner.TPESampler", lambda **passed: passed)
+    assert sampler(a_search(), 0).keys() == known
 
 
 def test_a_search_of_which_nothing_is_there_has_no_failures(storage):
