@@ -11,11 +11,11 @@ def _mount(*arguments):
 
 
 @contextmanager
-def small_disk(folder):
-    """A disk of a megabyte in a folder; skips where mounting is not allowed."""
+def small_disk(folder, size="1m"):
+    """A disk of a megabyte, or another size, in a folder; skips where mounting is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        done = _mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", folder)
+        done = _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
     except FileNotFoundError:
         pytest.skip("there is no program 'mount'")
     if done.returncode:

@@ -37,6 +37,7 @@ def test_the_autoscaler_hears_of_all_the_work_at_once(submitted):
     assert submitted.demands[0] == 2  # and not of one more machine each time that the last one is busy
 
 
+@pytest.mark.thorough
 def test_a_machine_that_is_lost_changes_no_result(machines: Cluster, submitted, tmp_path):
     storage, lost = tmp_path / "runs", []
 

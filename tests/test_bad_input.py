@@ -228,17 +228,25 @@ def test_there_are_many():
     assert len(REFUSED) >= 60
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "environment", "expected"),
-    [
-        (("--workers", "1000"), {}, r"1000 workers fit on the cluster, which has .* ask for at most \d+"),
-        (("--gpus-per-worker", "8"), {}, r"no workers fit on the cluster, which has .* 0 GPUs"),
-        ((), {"RAY_ADDRESS": "127.0.0.1:1"}, r"RAY_ADDRESS is 127.0.0.1:1 and cannot be reached"),
-    ],
-)
-def test_what_the_cluster_can_never_give_is_refused(options, environment, expected, tmp_path):
-    done, _ = sweep(tmp_path / "runs", *options, **environment)
+def test_what_the_cluster_can_never_give_is_refused(cluster, tmp_path, monkeypatch, capfd):
+    """By a driver that is connected to it."""
+    import label_sweep
+
+    for options, expected in (
+        (("--workers", "1000"), r"1000 workers fit on the cluster, which has .* ask for at most \d+"),
+        (("--gpus-per-worker", "8"), r"no workers fit on the cluster, which has .* 0 GPUs"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("sibcl_ray.run.connect", lambda: None)
+            patch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", str(tmp_path), *options])
+            assert label_sweep.command_line() == 2
+        printed = capfd.readouterr().err
+        assert re.search(expected, printed) and printed.count("error: ") == 1, printed
+        assert not (tmp_path / "datasets").exists()
+
+
+def test_a_cluster_that_is_not_there_is_refused(tmp_path):
+    done, _ = sweep(tmp_path / "runs", RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 2, done.stderr
-    assert re.search(expected, done.stderr) and done.stderr.count("error: ") == 1
-    assert not (tmp_path / "runs" / "datasets").exists()
+    assert re.search(r"RAY_ADDRESS is 127.0.0.1:1 and cannot be reached", done.stderr)
+    assert done.stderr.count("error: ") == 1 and not (tmp_path / "runs" / "datasets").exists()

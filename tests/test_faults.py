@@ -1,8 +1,8 @@
-"""Whatever happens to a study, in the end it is the same: a short campaign, two drivers at once, and a full disk."""
+"""Whatever happens to a study, in the end it is the same: a short campaign, and a full disk."""
 
 import pytest
 from disks import small_disk
-from faults import RECORDS, campaign, digest, fail
+from faults import campaign, fail
 from processes import AGENTS, Driver
 from recipes import SCALES
 
@@ -21,26 +21,10 @@ def test_a_short_campaign(tmp_path):
     assert len(told) == 4
 
 
-def test_two_drivers_of_one_study_do_nothing_twice(tmp_path):
-    storage = tmp_path / "runs"
-    least = ("--methods", "SL-I", "--budgets", "10", "--seeds", "1")
-    drivers = [Driver(storage, tmp_path / f"log-{i}", *least) for i in range(2)]
-    seen: dict[str, str] = {}
-    try:
-        while any(driver.process.poll() is None for driver in drivers):
-            for path in storage.glob(RECORDS):
-                assert seen.setdefault(path.name, digest(path)) == digest(path)
-        assert [driver.wait() for driver in drivers] == [0, 0]
-    finally:
-        for driver in drivers:
-            driver.end()
-    waited = [driver for driver in drivers if "this study is being run by process" in driver.printed()]
-    assert len(waited) == 1
-    assert all("Test error" in driver.printed() for driver in drivers)
-
-
-def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(tmp_path):
-    with small_disk(tmp_path / "disk") as disk:
+@pytest.mark.parametrize("size", ["400k", pytest.param("1m", marks=pytest.mark.thorough)])
+def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(size, tmp_path):
+    """While labels are made, and while networks are trained."""
+    with small_disk(tmp_path / "disk", size) as disk:
         storage = disk / "runs"
         driver = Driver(storage, tmp_path / "log", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
         try:

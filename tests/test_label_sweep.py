@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from faults import RECORDS, digest
 from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, of_session
 from servers import free_port, wait_until
 
@@ -33,18 +35,36 @@ def matrix_of(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "studies" / NAME / "matrix.parquet")
 
 
+@dataclass(frozen=True)
+class Studied:
+    """A smoke study from nothing, run by two drivers at once."""
+
+    folder: Path  # of its storage
+    codes: tuple[int, int]
+    printed: tuple[str, str]
+    changed: tuple[str, ...]  # records that were seen with different contents
+
+
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
-    """A finished smoke study: its storage, and what was printed."""
-    folder = tmp_path_factory.mktemp("sweep") / "runs"
-    done, _ = sweep(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    place = tmp_path_factory.mktemp("sweep")
+    folder, seen, changed = place / "runs", dict[str, str](), list[str]()
+    drivers = [Driver(folder, place / f"log-{i}") for i in range(2)]
+    try:
+        while any(driver.process.poll() is None for driver in drivers):
+            changed += [p.name for p in folder.glob(RECORDS) if seen.setdefault(p.name, digest(p)) != digest(p)]
+            time.sleep(0.1)
+        first, second = drivers
+        return Studied(folder, (first.wait(), second.wait()), (first.printed(), second.printed()), tuple(changed))
+    finally:
+        for driver in drivers:
+            driver.end()
 
 
 @pytest.mark.slow
 def test_a_study_from_nothing(studied):
-    folder, printed = studied
+    folder, printed = studied.folder, studied.printed[0]
+    assert studied.codes[0] == 0, printed
     matrix = matrix_of(folder)
     assert len(matrix) == 5 * 2 * 2
     assert set(matrix.state) == {"done"} and matrix.error.between(0, 1).all() and (matrix.seconds > 0).all()
@@ -58,8 +78,15 @@ def test_a_study_from_nothing(studied):
 
 
 @pytest.mark.slow
+def test_two_drivers_of_one_study_do_nothing_twice(studied):
+    assert studied.codes == (0, 0) and not studied.changed
+    assert sum("this study is being run by process" in printed for printed in studied.printed) == 1
+    assert all("Test error" in printed for printed in studied.printed)
+
+
+@pytest.mark.slow
 def test_the_second_run_trains_nothing_and_is_quick(studied):
-    folder, _ = studied
+    folder = studied.folder
     before, matrix = ledger(folder), matrix_of(folder)
     done, seconds = sweep(folder)
     assert done.returncode == 0 and seconds < 30
@@ -69,7 +96,7 @@ def test_the_second_run_trains_nothing_and_is_quick(studied):
 
 @pytest.mark.thorough
 def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_server_again(studied, tmp_path):
-    folder = Path(shutil.copytree(studied[0], tmp_path / "runs"))
+    folder = Path(shutil.copytree(studied.folder, tmp_path / "runs"))
     before = ledger(folder)
     matrix = matrix_of(folder)
     done, _ = sweep(folder, "--budgets", "10,15,20", "--tracking-uri", "http://127.0.0.1:1")
@@ -86,7 +113,7 @@ def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_ser
 
 @pytest.mark.slow
 def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
-    folder, _ = studied  # for the last time: it is empty afterwards
+    folder = Path(shutil.copytree(studied.folder, tmp_path / "runs"))
     before = ledger(folder)
     driver = Driver(folder, tmp_path / "log", "--fresh")
     try:
@@ -128,7 +155,7 @@ def head(tmp_path):
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_submitted_job_is_stopped_and_submitted_again(head, tmp_path):
     storage = tmp_path / "runs"
 

@@ -1,5 +1,7 @@
 """The band solver against closed forms, itself with more plane waves, its symmetries, and MPB."""
 
+from functools import partial
+
 import mpb_reference
 import numpy as np
 import pytest
@@ -32,10 +34,7 @@ def full_basis(monkeypatch):
     return solve
 
 
-@pytest.fixture
-def few_waves(monkeypatch):
-    """Fewer plane waves, for claims that hold for any number of them."""
-    monkeypatch.setattr(planewave, "CUTOFF", 6)
+few_waves = partial(bands, cutoff=6)  # for claims that hold for any number of them
 
 
 @pytest.mark.parametrize("polarization", POLARIZATIONS)
@@ -54,12 +53,12 @@ def test_uniform_cell_has_the_empty_lattice_bands(polarization, k):
 
 
 @pytest.mark.parametrize("polarization", POLARIZATIONS)
-def test_velocities_are_the_slopes_of_the_bands(polarization, few_waves):
+def test_velocities_are_the_slopes_of_the_bands(polarization):
     step = 1e-4
-    _, velocities = bands(CELLS, GENERIC, 6, polarization)
+    _, velocities = few_waves(CELLS, GENERIC, 6, polarization)
     for axis in range(2):
         shift = step * np.eye(2)[axis]
-        ahead, behind = (bands(CELLS, GENERIC + s * shift, 6, polarization)[0] for s in (1, -1))
+        ahead, behind = (few_waves(CELLS, GENERIC + s * shift, 6, polarization)[0] for s in (1, -1))
         np.testing.assert_allclose(velocities[..., axis], (ahead - behind) / (2 * step), atol=2e-5)
 
 
@@ -73,17 +72,16 @@ def test_reduced_modes_agree_with_all_plane_waves(polarization, largest, full_ba
     assert np.median(np.linalg.norm(velocities[:, some] - slopes, axis=-1)) < largest / 3
 
 
-def test_more_plane_waves_change_little(monkeypatch):
+def test_more_plane_waves_change_little():
     few, _ = bands(CELLS[:1], GENERIC, 10)
-    monkeypatch.setattr(planewave, "CUTOFF", 14)
-    more, _ = bands(CELLS[:1], GENERIC, 10)
+    more, _ = bands(CELLS[:1], GENERIC, 10, cutoff=14)
     assert (more < few + 1e-9).all(), "frequencies fall as the basis grows"
     assert relative(few, more).max() < 1e-3
 
 
 @pytest.mark.parametrize("polarization", POLARIZATIONS)
-def test_symmetries_of_the_bands(polarization, few_waves):
-    frequencies, velocities = bands(CELLS, GENERIC, 8, polarization)
+def test_symmetries_of_the_bands(polarization):
+    frequencies, velocities = few_waves(CELLS, GENERIC, 8, polarization)
     images = {
         "opposite k": (CELLS, -GENERIC, 1, -velocities),
         "next zone": (CELLS, GENERIC + np.array([1, -2]), 1, velocities),
@@ -93,7 +91,7 @@ def test_symmetries_of_the_bands(polarization, few_waves):
         "scale": (4 * CELLS, GENERIC, 2, velocities),
     }
     for name, (cells, k, index, expected) in images.items():
-        f, v = bands(np.ascontiguousarray(cells), np.ascontiguousarray(k), 8, polarization)
+        f, v = few_waves(np.ascontiguousarray(cells), np.ascontiguousarray(k), 8, polarization)
         np.testing.assert_allclose(f * index, frequencies, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(v * index, expected, atol=1e-6, err_msg=name)
 
@@ -107,9 +105,9 @@ def test_a_cell_with_inversion_is_solved_in_real_numbers_with_the_same_bands():
     np.testing.assert_allclose(bands(disc, k_grid(), 10)[0], bands(shifted, k_grid(), 10)[0], atol=1e-9)
 
 
-def test_shapes_and_kinds(few_waves):
-    single = bands(CELLS[0], GENERIC, 4)
-    batch = bands(torch.tensor(CELLS), torch.tensor(GENERIC), 4)
+def test_shapes_and_kinds():
+    single = few_waves(CELLS[0], GENERIC, 4)
+    batch = few_waves(torch.tensor(CELLS), torch.tensor(GENERIC), 4)
     assert [x.shape for x in single] == [(3, 4), (3, 4, 2)] and all(isinstance(x, np.ndarray) for x in single)
     assert [x.shape for x in batch] == [(3, 3, 4), (3, 3, 4, 2)] and all(isinstance(x, torch.Tensor) for x in batch)
     np.testing.assert_allclose(batch[0][0], single[0], atol=1e-12)

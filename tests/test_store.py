@@ -490,7 +490,7 @@ def test_describe_gives_plain_values():
     }
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, Circle, print], ids=str)
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, Circle, print], ids=lambda v: type(v).__name__)
 def test_objects_name_nothing(value):
     for thing in (value, [value], {"a": value}, Pair(value)):
         with pytest.raises(TypeError, match="cannot name a result; use plain values"):
