@@ -1,24 +1,25 @@
 """Buckets of S3, Google Cloud Storage and Azure, through obstore, with the credentials that their users have.
 
-Requests that fail for a moment are sent again, for minutes. They run in fsspec's thread for such work, since what
-obstore itself waits for ends at no signal.
+Requests that fail for a moment are sent again, for minutes; what obstore itself waits for ends at no signal. Its
+asynchronous calls are not used: a process that ends soon after one may be aborted.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, lru_cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import obstore
-from fsspec.asyn import get_loop
 from obstore.exceptions import AlreadyExistsError, GenericError
 from obstore.fsspec import FsspecStore
 from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore, S3Store
@@ -71,29 +72,34 @@ class Bucket:
 
     def exists(self, name: str) -> bool:
         try:
-            _wait(obstore.head_async, self._store, self._key(name))
+            _wait(obstore.head, self._store, self._key(name))
         except FileNotFoundError:
             return False
         return True
 
     def read(self, name: str) -> bytes:
-        return _wait(_get, self._store, self._key(name))
+        return _wait(self._get, name)
+
+    def _get(self, name: str) -> bytes:
+        return obstore.get(self._store, self._key(name)).bytes().to_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         """What is there, by name."""
-        found = self._each(lambda name: _get(self._store, self._key(name)), names)
-        for error in found:
-            if isinstance(error, BaseException) and not isinstance(error, FileNotFoundError):
-                raise error
-        return {name: data for name, data in zip(names, found, strict=True) if isinstance(data, bytes)}
+
+        def read(name: str) -> bytes | None:
+            with suppress(FileNotFoundError):
+                return self._get(name)
+            return None
+
+        return {name: data for name, data in zip(names, _side_by_side(read, names), strict=True) if data is not None}
 
     def write(self, name: str, data: bytes) -> None:
-        _wait(obstore.put_async, self._store, self._key(name), data)
+        _wait(obstore.put, self._store, self._key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a name unless it is there; whether this call has. An answer that was lost is found in what is there."""
         try:
-            _insist(obstore.put_async, self._store, self._key(name), data, mode="create")
+            _insist(obstore.put, self._store, self._key(name), data, mode="create")
         except AlreadyExistsError:
             with suppress(FileNotFoundError):
                 return self.read(name) == data
@@ -101,16 +107,14 @@ class Bucket:
         return True
 
     def names(self, folder: str) -> list[str]:
-        found = _wait(obstore.list_with_delimiter_async, self._store, self._key(folder))
+        found = _wait(obstore.list_with_delimiter, self._store, self._key(folder))
         start = len(self._key(""))
         return sorted(path[start:] for path in (*found["common_prefixes"], *(o["path"] for o in found["objects"])))
 
     def move(self, source: str, target: str) -> None:
         old, new = self._key(source), self._key(target)
         keys = self._under(source)
-        moved = self._each(lambda key: obstore.copy_async(self._store, key, new + key[len(old) :]), keys)
-        for error in filter(None, moved):
-            raise error
+        _side_by_side(lambda key: obstore.copy(self._store, key, new + key[len(old) :]), keys)
         self._delete(keys)
 
     def remove(self, name: str) -> None:
@@ -126,35 +130,35 @@ class Bucket:
         """The key of a name, or the keys of all that is in a folder."""
         if self.exists(name):
             return [self._key(name)]
-        return [o["path"] for o in _wait(obstore.list(self._store, self._key(name)).collect_async)]
+        return [o["path"] for o in _wait(obstore.list(self._store, self._key(name)).collect)]
 
     def _delete(self, keys: Sequence[str]) -> None:
         with suppress(FileNotFoundError):
-            _insist(obstore.delete_async, self._store, keys)
-
-    def _each(self, ask: Callable[[str], Awaitable[Any]], items: Iterable[str]) -> list[Any]:
-        """The answer, or the exception, for each item."""
-
-        async def all_of_them() -> list[Any]:
-            free = asyncio.Semaphore(AT_ONCE)
-
-            async def one(item: str) -> Any:
-                async with free:
-                    return await ask(item)
-
-            return await asyncio.gather(*map(one, items), return_exceptions=True)
-
-        return _wait(all_of_them)
+            _insist(obstore.delete, self._store, keys)
 
 
-def _wait(call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
-    async def work() -> Any:
-        return await call(*arguments, **options)
-
-    return asyncio.run_coroutine_threadsafe(work(), get_loop()).result()
+def _side_by_side(work: Callable[[str], Any], items: Sequence[str]) -> list[Any]:
+    with ThreadPool(max(1, min(AT_ONCE, len(items)))) as threads:
+        return threads.map(work, items)
 
 
-def _insist(call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any) -> Any:
+def _wait(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of a call, from another thread where this is the one that hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return call(*arguments, **options)
+    result: Future = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(call(*arguments, **options))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return result.result()
+
+
+def _insist(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """Of requests that obstore does not send again after silence, as they may have been heard."""
     for tries_left in reversed(range(TRIES)):
         try:
@@ -162,10 +166,6 @@ def _insist(call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any
         except GenericError:
             if not tries_left:
                 raise
-
-
-async def _get(store: ObjectStore, key: str) -> bytes:
-    return (await (await obstore.get_async(store, key)).bytes_async()).to_bytes()
 
 
 class _Files(FsspecStore):

@@ -29,6 +29,7 @@ from sibcl_ray.thin import submit_and_wait
 from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
+NOBODY = "http://127.0.0.1:9"  # refuses at once
 TRIAL_PRIORITY, CELL_PRIORITY = 0, 1  # a search that waits for a trial holds up everything after it
 
 
@@ -60,6 +61,8 @@ def connect() -> None:
     """
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False}
+    if alone:  # Ray Train asks it for its actors all the same, and would look for its address for 40 s at every end
+        os.environ.setdefault("RAY_API_SERVER_ADDRESS", NOBODY)
     try:
         _knock(address or "")
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)

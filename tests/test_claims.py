@@ -305,10 +305,10 @@ class SteppedStore(Store):
 
 
 @pytest.mark.parametrize("deaths", [0, 3, 10])
-def test_in_no_order_of_steps_do_two_hold_a_name(deaths):
+def test_in_no_order_of_steps_do_two_hold_a_name(deaths, quick):
     """Four drivers, each a few times, of whom some die at any step; the next goes on in their place."""
     for seed in range(40):
-        uri = f"memory://steps-{deaths}-{seed}"
+        uri = str(quick / f"{seed}")
         plain, steps = Store(uri), Steps(seed, deaths)
         inside, turns = [], []
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from groups import group
 
 from sibcl_ray import losses, parallel
 from sibcl_ray.losses import nt_xent
@@ -111,7 +111,7 @@ def _worker(rank, workers, folder):
 @pytest.mark.parametrize("workers", [2, 4, 5])
 def test_workers_together_are_one_worker_with_the_whole_batch(workers, tmp_path):
     """The mean of the losses, and of the gradients as data parallelism takes it, are those of one worker."""
-    mp.spawn(_worker, (workers, str(tmp_path)), workers)
+    group(_worker, (workers, str(tmp_path)), workers)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(workers)]
     a, b = (x.requires_grad_() for x in views())
     loss = nt_xent(a, b, TEMPERATURE)

@@ -88,7 +88,7 @@ def test_quspin_finds_the_same(lattice):
     assert abs(overlap) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("rows, columns", [(4, 4), pytest.param(6, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows, columns", [(4, 4), pytest.param(6, 4, marks=pytest.mark.thorough)])
 def test_signs_without_frustration_are_marshalls(rows, columns):
     """On the chessboard, J2 = 0: exactly, for every configuration, and up to the overall sign."""
     problem = MagnetSign(rows=rows, columns=columns, j2=0.0, diagonals=2, alternate=(1, 1))

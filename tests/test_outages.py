@@ -159,12 +159,13 @@ def test_runs_stay_themselves_while_they_grow(server, study):
 
 
 @pytest.mark.slow
-def test_cut_off_after_any_request_the_next_sync_completes_it(server, link, study):
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.thorough)])
+def test_cut_off_after_any_request_the_next_sync_completes_it(step, server, link, study):
     early, late = ledgers()
     sync(link.address, f"{study} whole", *early)
     begun = link.requests
     sync(link.address, f"{study} whole", *late)
-    for requests in range(2, link.requests - begun + 1, 4):
+    for requests in range(2, link.requests - begun + 1, step):
         name = f"{study} {requests}"
         sync(server.address, name, *early)
         link.cut_at = link.requests + requests

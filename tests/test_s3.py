@@ -51,6 +51,13 @@ def test_what_another_process_writes_is_seen_at_once(store):
     assert not store.exists("a/b") and store.names("a") == [] and store.names("c") == ["c/b"]
 
 
+def test_processes_that_end_right_after_a_request_end_well(store):
+    """Nothing of obstore's is left then that wants Python back; of eight, one would be aborted."""
+    program = "import sys; from sibcl_ray.store import Store; Store(sys.argv[1]).read_records(['a', 'b'])"
+    several = [subprocess.Popen([sys.executable, "-c", program, store.uri]) for _ in range(8)]
+    assert [process.wait(60) for process in several] == [0] * 8
+
+
 @pytest.fixture
 def network(store, s3, monkeypatch):
     """Between the store and its server, which the store has reached by it."""

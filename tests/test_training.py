@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from groups import group
 from toy import ARCHITECTURE, Moments
 
 from sibcl_ray import checkpoint, parallel
@@ -309,7 +309,7 @@ def _worker(rank, workers, folder):
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_of_one_pretraining_end_where_one_worker_ends(workers, tmp_path):
     """BatchNorm, views, negatives and labels: all as if one had the whole batch, but for rounding."""
-    mp.spawn(_worker, (workers, str(tmp_path)), workers)
+    group(_worker, (workers, str(tmp_path)), workers)
     first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(workers))
     assert all(same(first, other) for other in others)
     alone, start = _precise(), new_network(PROBLEM, ARCHITECTURE, SHARED.seed).state_dict()
@@ -327,7 +327,7 @@ def _crowd(rank, folder):
 
 
 def test_more_workers_than_samples_in_a_batch_are_refused(tmp_path):
-    mp.spawn(_crowd, (str(tmp_path),), 2)
+    group(_crowd, (str(tmp_path),), 2)
 
 
 class Memory(Checkpoint):
