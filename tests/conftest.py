@@ -1,9 +1,11 @@
 """What the tests share: an environment of their own, one Ray cluster, servers of buckets."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -12,41 +14,63 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import pytest
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # else inherited
-    for variable in list(os.environ):
-        if variable.startswith(("RAY_", "MLFLOW_", "SIBCL_RAY_", "AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR")):
-            del os.environ[variable]
-        elif variable.lower() in ("http_proxy", "https_proxy", "all_proxy"):  # servers of tests are on this machine
-            del os.environ[variable]
+    caller = re.compile("ray_|mlflow_|sibcl_ray_|aws_|google_|azure_|storage_emulator|(https?|all)_proxy", re.I)
+    for variable in filter(caller.match, list(os.environ)):
+        del os.environ[variable]
     PLACE = tempfile.mkdtemp(prefix="tests-")  # short, for Ray's sockets
     os.chmod(PLACE, 0o711)  # PostgreSQL's programs run as another user
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay for a while
     os.environ |= {"TMPDIR": PLACE, "RAY_TMPDIR": PLACE, "RAY_AUTH_MODE": "disabled"}
-    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+    os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OPENBLAS_NUM_THREADS": "1"}
     tempfile.tempdir = None
 
+import psutil
 import ray
 import torch
 from bucket_servers import azurite, gcs_server, s3_server
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
 
 
 def pytest_unconfigure():
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(PLACE, ignore_errors=True)
+    """Leave nothing behind, also after Ctrl-C: whatever tests have started has inherited their environment."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        if (process.info["environ"] or {}).get("TMPDIR") == PLACE:
+            print(f"left behind: {process.pid} {' '.join(process.info['cmdline'])[:150]}")
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    shutil.rmtree(PLACE, ignore_errors=True)
+
+
+SHARING = {  # modules whose tests share what is long in the making, such as a fixture; they run in one process
+    "machines": ("test_autoscaling", "test_submission"),
+    "cluster": ("test_bad_input", "test_generate", "test_own", "test_s3", "test_search", "test_workers"),
+    "ground states": ("test_magnet", "test_problems"),
+}
 
 
 def pytest_collection_modifyitems(items):
-    """What shares a cluster runs in one process, and so does a module; those with slow tests begin."""
-
-    def group(item):
-        shared = {"machines", "submitted"} & set(item.fixturenames) and "machines"
-        return shared or ("cluster" if "cluster" in item.fixturenames else item.module.__name__)
-
-    slow = {group(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (group(item) not in slow, group(item)))
+    """Modules with slow tests begin."""
+    slow = {item.module for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.module not in slow)
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+        for fixture, modules in SHARING.items():
+            assert fixture not in item.fixturenames or item.module.__name__ in modules, f"{item.nodeid} uses {fixture}"
+
+
+class Modules(LoadScopeScheduling):
+    """Gives a process a module at a time, or modules that share."""
+
+    def _split_scope(self, nodeid):
+        module = Path(nodeid.split("::")[0]).stem
+        return next((fixture for fixture, modules in SHARING.items() if module in modules), module)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Modules(config, log)
 
 
 @pytest.fixture(scope="session")
