@@ -9,8 +9,7 @@ import time
 import numpy as np
 import torch
 
-from sibcl_ray.problems.photonic import level_set_cells
-from sibcl_ray.problems.photonic_dos import PhotonicDOS
+from sibcl_ray.problems.photonic import PhotonicDOS, level_set_cells
 from sibcl_ray.symmetry import augment
 
 

@@ -21,9 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sibcl_ray.problems.photonic import disc_cells, level_set_cells
-from sibcl_ray.problems.photonic_gap import N_BANDS as GAP_BANDS
-from sibcl_ray.problems.photonic_gap import PhotonicGap, gap_grid
+from sibcl_ray.problems.photonic import GAP_BANDS, PhotonicGap, disc_cells, gap_grid, level_set_cells
 from sibcl_ray.solvers.density_of_states import N_BANDS, k_grid, normalised_dos, photonic_dos
 from sibcl_ray.solvers.fine_bands import fine_bands
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
 
-from sibcl_ray.problems.potentials import level_set_potentials
+from sibcl_ray.problems.schrodinger import level_set_potentials
 from sibcl_ray.solvers.schrodinger import lowest_eigenvalues
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the tests use the same reference

@@ -4,17 +4,13 @@ Requests that fail for a moment are sent again, for minutes; what obstore itself
 asynchronous calls are not used: a process that ends soon after one may be aborted.
 """
 
-from __future__ import annotations
-
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,8 @@ from obstore.exceptions import AlreadyExistsError, GenericError
 from obstore.fsspec import FsspecStore
 from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore, S3Store
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+
+from sibcl_ray.limits import Limit, within
 
 AT_ONCE = 32  # requests
 SILENCE = "30s"  # after which a request is sent again
@@ -143,19 +141,8 @@ def _side_by_side(work: Callable[[str], Any], items: Sequence[str]) -> list[Any]
 
 
 def _wait(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result of a call, from another thread where this is the one that hears signals."""
-    if threading.current_thread() is not threading.main_thread():
-        return call(*arguments, **options)
-    result: Future = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(call(*arguments, **options))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return result.result()
+    """The result of a call, from another thread, as this one may be the one that hears signals."""
+    return within(Limit(), partial(call, *arguments, **options), 0.0)
 
 
 def _insist(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

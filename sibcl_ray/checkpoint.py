@@ -1,7 +1,5 @@
 """The state of a training that is under way, so that another process can go on with it, bit for bit the same."""
 
-from __future__ import annotations
-
 import io
 import time
 from abc import ABC, abstractmethod

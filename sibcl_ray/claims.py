@@ -7,8 +7,6 @@ it and sees that its process is gone. Who takes over a dead session's claim writ
 generation, which only one of several can create, so that nothing is ever removed under somebody's feet.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import threading
@@ -16,11 +14,11 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sibcl_ray.store import Damaged, Store, StoreError, record_bytes
 
@@ -122,14 +120,12 @@ class Session:
         self._thread = threading.Thread(target=self._live, daemon=True)
         self.lost = threading.Event()  # others took this session for dead, and may have taken over its work
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         self._beat(0)
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -185,8 +181,7 @@ def _place() -> str | None:
 
 def _started(process: int) -> str | None:
     """When a process of this place began, in ticks since the machine did; None if it has ended."""
-    try:
+    with suppress(OSError):
         state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else rest[18]
+        return None if state == "Z" else rest[18]
+    return None

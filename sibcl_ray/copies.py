@@ -4,8 +4,6 @@ Only what its reader found whole is kept, and a copy that is no longer whole is 
 alone: where there is no room, or no place that only this user can write to, everything is read where it lies.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

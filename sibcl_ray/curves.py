@@ -8,8 +8,6 @@ the worst of them. In 150 planted studies each, a 95 % interval of a label savin
 3 seeds, 91 % with 5 and 96 % with 10 (tests/test_curves.py guards the first and the last).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -41,8 +39,8 @@ class LearningCurve:
 class LabelSaving:
     """How many labels `method` needs for `target_error`, and how many times fewer that is than `baseline`.
 
-    Numbers off the ends of the measured budgets are censored, and say so by their value: `labels` (and its
-    bounds) is 0 where the target is met at the `smallest` budget already, so that the need is at most
+    Numbers off the ends of the measured budgets are censored, and say so by their value: `labels` is
+    0 where the target is met at the `smallest` budget already, so that the need is at most
     `smallest`, and inf where it is not met by the `largest`. Accordingly `saving` is inf where it is at
     least `baseline_labels / smallest`, and 0 where it is less than `baseline_labels / largest`.
     Comparisons such as `low >= 4` are therefore never right by accident. `saving` is NaN where the baseline
@@ -56,8 +54,6 @@ class LabelSaving:
     smallest: int  # budgets at which the method was measured
     largest: int
     labels: float
-    labels_low: float
-    labels_high: float
     saving: float
     low: float
     high: float
@@ -121,8 +117,6 @@ def label_savings(
                 smallest=int(sizes[0]),
                 largest=int(sizes[-1]),
                 labels=float(labels[0]),
-                labels_low=quantile(labels[1:], (1 - level) / 2),
-                labels_high=quantile(labels[1:], (1 + level) / 2),
                 saving=float(point),
                 low=quantile(least[1:], (1 - level) / 2),
                 high=quantile(most[1:], (1 + level) / 2),

@@ -97,11 +97,7 @@ class Dataset:
         self, role: Role, index: int, sample: Sample, labels: np.ndarray | None, redrawn: Sequence[str] = ()
     ) -> None:
         """Store a shard; its Parquet metadata say what the numbers are, and why inputs were drawn anew."""
-        arrays = {
-            "input": sample.inputs,
-            **sample.parameters,
-            **({} if labels is None else {"label": labels}),
-        }
+        arrays = {"input": sample.inputs, **sample.parameters, **({} if labels is None else {"label": labels})}
         problem = self.problem
         about: dict[str, Any] = {
             "fingerprint": self.fingerprint,

@@ -1,7 +1,5 @@
 """Folders of a local disk or a shared file system, in which a name is whole or absent, and survives a loss of power."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import uuid

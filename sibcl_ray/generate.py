@@ -1,7 +1,5 @@
 """Makes the shards of a dataset on Ray tasks: only those that are missing or damaged, and each only once."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache

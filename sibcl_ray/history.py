@@ -4,8 +4,6 @@ Each line of the journal carries its checksum. What a torn or damaged journal ha
 cost: the same trials are proposed, and their results are in the ledger.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

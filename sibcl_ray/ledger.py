@@ -3,8 +3,6 @@
 A record is an entry: a pretraining, a trial or a cell that has come to an end. Searches' histories refer to them.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import time

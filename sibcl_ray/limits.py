@@ -1,7 +1,5 @@
 """Ends for work that may wait for others for ever."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -233,8 +233,4 @@ def dimensions(
 def constants(method: Method, space: Space) -> tuple[Any, ...]:
     """What of the space decides a trial's value besides its parameters."""
     augments = method.invariant and method.surrogate
-    return (
-        space.batch,
-        space.views * method.invariant,
-        space.label_probabilities[0] * augments,
-    )
+    return (space.batch, space.views * method.invariant, space.label_probabilities[0] * augments)

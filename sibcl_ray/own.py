@@ -5,10 +5,7 @@ workers on other machines nor the processes of solvers need the file; and it is 
 so that a changed solver makes labels anew.
 """
 
-from __future__ import annotations
-
 import copyreg
-import difflib
 import hashlib
 import linecache
 import math
@@ -28,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
+from sibcl_ray.problems.problem import BadProblem, Problem, Sample, SolverFailed
+from sibcl_ray.problems.tabulated.tables import nearest
 from sibcl_ray.solving import CallFailed, Solver
 from sibcl_ray.store import describe, source_version
 
@@ -38,13 +36,6 @@ MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start fr
 SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
 MISTAKES = ("NameError", "TypeError", "AttributeError", "NotImplementedError")  # of the program, not of an input
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")  # as Ray's options name them
-
-
-class BadProblem(ValueError):
-    """A file, or what is in it, that cannot be used: in one line what came, what was expected and what to do."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
 
 
 _loading = threading.RLock()
@@ -137,17 +128,11 @@ def _read(path: Path) -> _Text:
         return _Text(path.name, path.read_text("utf-8-sig"))
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise BadProblem(f"there is no file {path}; {_nearest(path.name, near)}") from None
+        raise BadProblem(f"there is no file {path}; {nearest(path.name, sorted(near))}") from None
     except UnicodeDecodeError:
         raise BadProblem(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise BadProblem(f"{path} cannot be read ({error.strerror}); give a Python file") from None
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
-        return f"did you mean {near[0]}?"
-    return f"there is {', '.join(sorted(known)[:8])}" if known else "give FILE.py:CLASS, with the path of the file"
 
 
 def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
@@ -157,7 +142,7 @@ def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
         advice = f"give {file}:{problems[0]}" if problems else "write a subclass of sibcl_ray's Simulation in it"
         raise BadProblem(f"{file} was given without the name of a class; {advice}")
     if wanted not in own:
-        raise BadProblem(f"{file} has no class {wanted!r}; {_nearest(wanted, problems or list(own))}")
+        raise BadProblem(f"{file} has no class {wanted!r}; {nearest(wanted, problems or own)}")
     if wanted not in problems:
         raise BadProblem(f"{file}: {wanted} is no Problem; derive it from sibcl_ray.problems.simulation.Simulation")
     kind: Any = own[wanted]

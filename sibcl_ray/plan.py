@@ -1,7 +1,5 @@
 """What a study would cost, from a few seconds of measurement on this machine."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -1,11 +1,9 @@
 """What a person sees while a study runs: live bars on a terminal, a line now and then in a log."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -35,12 +33,7 @@ class Snapshot:
 Watch = Callable[[Snapshot], None]
 
 
-ROWS = {
-    "shards": "label shards",
-    "pretrainings": "pretrainings",
-    "trials": "search trials",
-    "cells": "matrix cells",
-}
+ROWS = {"shards": "label shards", "pretrainings": "pretrainings", "trials": "search trials", "cells": "matrix cells"}
 UNFINISHED = {("trials", False), ("cells", False)}
 
 
@@ -69,14 +62,12 @@ class Display:
         self._tasks = {name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()}
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def __call__(self, snapshot: Snapshot) -> None:

@@ -3,8 +3,6 @@
 Apart from the jobs themselves, so that whoever only passes them on does without torch.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -3,8 +3,6 @@
 In doubt it takes out too much: a line that lost a word can be asked about, a published password has to be changed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from urllib.parse import quote

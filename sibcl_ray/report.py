@@ -1,7 +1,5 @@
 """Tables for the terminal and the learning-curve figure, from the matrix alone."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How many workers there is room for on a cluster, in which groups."""
 
-from __future__ import annotations
-
 import math
 
 import ray

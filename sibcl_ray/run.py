@@ -1,7 +1,5 @@
 """Runs what a study still lacks on a Ray cluster: labels on tasks, searches on Tune, training on Train."""
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -140,10 +138,7 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped, ledger.warn)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.
     run_searches(
-        searcher,
-        partial(submit_and_wait, workers.queue, TRIAL_PRIORITY),
-        2 * workers.resources.workers,
-        scratch,
+        searcher, partial(submit_and_wait, workers.queue, TRIAL_PRIORITY), 2 * workers.resources.workers, scratch
     )
     workers.check()
     if searcher.trials_left:

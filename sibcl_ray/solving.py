@@ -4,8 +4,6 @@ The process serves one problem, call by call. It ends with whoever uses it, and 
 together with all programs that its solver has started.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import math
 import os
@@ -18,7 +16,7 @@ import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -123,7 +121,7 @@ class Solver:
             self._process.wait()
         self._connection = self._process = None
 
-    def __enter__(self) -> Solver:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -3,8 +3,6 @@
 ``Study`` says what is wanted; ``ledger.Ledger`` finds what of it is there; ``run`` makes the rest on Ray.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Role
@@ -59,12 +57,7 @@ class Study:
     @property
     def sizes(self) -> dict[Role, int]:
         """Samples needed of each role."""
-        return {
-            TARGET: max(self.budgets),
-            TEST: self.test,
-            SURROGATE: self.surrogate,
-            UNLABELLED: self.unlabelled,
-        }
+        return {TARGET: max(self.budgets), TEST: self.test, SURROGATE: self.surrogate, UNLABELLED: self.unlabelled}
 
     def search_budget(self, budget: int) -> int:
         """The budget whose search chooses for ``budget``: the largest whose labels are all among its own."""

@@ -4,8 +4,6 @@ There is one for every trial that waits, so it imports neither torch nor Optuna,
 never opens the job: that halves its memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What MLflow shows of the ledger: one run per learning curve, per search and per trial, and two saved views."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

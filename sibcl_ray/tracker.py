@@ -1,13 +1,11 @@
 """MLflow kept up to date while a study runs."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Self
 
 import pandas as pd
 
@@ -46,13 +44,11 @@ class Tracker:
         self._shown = Shown()  # by the thread
         self._thread = threading.Thread(target=self._keep_up, name="tracker", daemon=True)
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
         self._thread.join(1.0)
 

@@ -30,16 +30,7 @@ import pandas as pd
 
 from sibcl_ray.limits import Limit, OutOfTime, within
 from sibcl_ray.redaction import redact
-from sibcl_ray.tracked_runs import (
-    CURVE_VIEW,
-    SEARCH_VIEW,
-    VIEW,
-    Point,
-    TrackedRun,
-    curve_runs,
-    search_runs,
-    trial_runs,
-)
+from sibcl_ray.tracked_runs import CURVE_VIEW, SEARCH_VIEW, VIEW, Point, TrackedRun, curve_runs, search_runs, trial_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,8 +5,6 @@ depend on which worker was faster; the first round is all trials that are random
 advance side by side.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -7,8 +7,6 @@ loss of a node costs little; and every group that has work asks the cluster for 
 autoscaler sees the whole demand.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import threading
@@ -17,8 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray._private.state import state as ray_state  # the public API does not tell who made a placement group
@@ -189,17 +186,15 @@ class Workers:
         self.failure: str | None = None
         self._closing = False
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._closing = True
         self.stop("the study has ended")
-        if kind is None:  # else nobody should wait: the driver's end takes all its processes along
+        if not error[0]:  # else nobody should wait: the driver's end takes all its processes along
             deadline = time.monotonic() + 30
             for thread in self._threads:  # some may still wait for their nodes
                 thread.join(timeout=max(0.1, deadline - time.monotonic()))

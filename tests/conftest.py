@@ -46,7 +46,6 @@ def pytest_unconfigure():
 
 
 SHARING = {  # modules whose tests share what is long in the making, such as a fixture; they run in one process
-    "machines": ("test_autoscaling", "test_submission"),
     "cluster": ("test_bad_input", "test_generate", "test_own", "test_s3", "test_search", "test_workers"),
     "ground states": ("test_magnet", "test_problems"),
 }
@@ -121,20 +120,3 @@ def azure(tmp_path_factory):
 def bucket(s3, tmp_path):
     """The URL of a place in it that nobody has used."""
     return s3.url(tmp_path.name)
-
-
-@pytest.fixture(scope="session")
-def machines():
-    """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
-    import autoscaling
-
-    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def submitted(machines, tmp_path_factory):
-    """A smoke study that was submitted to it and left alone, from no machines to no machines again."""
-    import autoscaling
-
-    return autoscaling.watched(machines, tmp_path_factory.mktemp("submitted") / "runs")

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sibcl_ray.problems.photonic import level_set_cells
-from sibcl_ray.problems.photonic_gap import gap_grid
+from sibcl_ray.problems.photonic import gap_grid, level_set_cells
 from sibcl_ray.solvers import fine_bands as solver
 from sibcl_ray.solvers.fine_bands import fine_bands
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sibcl_ray.problems.photonic import grid_bands
-from sibcl_ray.problems.photonic_bands import PhotonicBands
-from sibcl_ray.problems.photonic_gap import PhotonicGap, gap_grid
+from sibcl_ray.problems.photonic import PhotonicBands, PhotonicGap, gap_grid, grid_bands
 from sibcl_ray.solvers.density_of_states import GRID, k_grid
 from sibcl_ray.solvers.fine_bands import fine_bands
 from sibcl_ray.solvers.planewave import bands

@@ -10,8 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from sibcl_ray.problems.potentials import BLUR, FINE, harmonic_wells, level_set_potentials
-from sibcl_ray.problems.schrodinger import CoarseGrid, Density, Energies, HarmonicWells, Schrodinger2D, Schrodinger3D
+from sibcl_ray.problems.schrodinger import (
+    BLUR,
+    FINE,
+    CoarseGrid,
+    Density,
+    Energies,
+    HarmonicWells,
+    Schrodinger2D,
+    Schrodinger3D,
+    harmonic_wells,
+    level_set_potentials,
+)
 from sibcl_ray.solvers import schrodinger
 from sibcl_ray.solvers.schrodinger import NotConverged, empty_box_energies, lowest_eigenpairs, lowest_eigenvalues
 from sibcl_ray.store import fingerprint

@@ -1,4 +1,5 @@
-"""Studies as jobs: what the cluster says of their end, how they are stopped and followed, and what stays secret."""
+"""Studies as jobs on machines that come and go: what the cluster says of their end, how they are stopped and followed,
+what stays secret, and what becomes of a machine that is lost."""
 
 import signal
 import subprocess
@@ -6,13 +7,19 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import autoscaling
 import pandas as pd
 import pytest
 from autoscaling import DATABASE, JOB, PLANTED, Cluster
-from processes import ROOT, SCRIPT, environment
+from faults import fail, outcome
+from processes import NAME, ROOT, SCRIPT, environment
 from ray.job_submission import JobStatus
+from recipes import SCALES
 from servers import PASSWORD, wait_until
-from test_autoscaling import records, results
+
+from sibcl_ray.ledger import Ledger
+from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.store import Store
 
 GRACE = 60  # seconds that a driver may take to stop, on any machine
 
@@ -21,6 +28,28 @@ SECRETS = {
     "SIBCL_RAY_SEARCH_STORAGE": DATABASE,
     "MLFLOW_TRACKING_URI": f"http://study:{PASSWORD}@127.0.0.1:1",
 }
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """A cluster whose autoscaler starts up to two machines of one core, and nothing but its head at first."""
+    with autoscaling.cluster(worker=({"CPU": 1}, 2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def submitted(machines, tmp_path_factory):
+    """A smoke study that was submitted to it and left alone, from no machines to no machines again."""
+    return autoscaling.watched(machines, tmp_path_factory.mktemp("submitted") / "runs")
+
+
+def results(storage: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Matrix and trials of the study, all but times."""
+    return outcome(Ledger(SCALES["smoke"](PROBLEMS["photonic-dos"], 0), Store(str(storage)), warn=fail))
+
+
+def records(storage: Path) -> int:
+    return len(list(storage.glob("ledger/*/*.json")))
 
 
 def ledger(storage: Path) -> dict[str, bytes]:
@@ -109,3 +138,36 @@ def test_options_may_come_from_the_environment(tmp_path):
     assert done.returncode == 2
     assert REFUSED in done.stderr
     assert PASSWORD not in done.stdout + done.stderr and (tmp_path / "runs").is_dir()
+
+
+@pytest.mark.slow
+def test_machines_come_with_a_study_and_go_after_it(submitted):
+    assert submitted.code == 0, submitted.lines
+    assert submitted.numbers[0] == 0 and max(submitted.numbers) == 2 and submitted.numbers[-1] == 0
+    matrix = pd.read_parquet(submitted.storage / "studies" / NAME / "matrix.parquet")
+    assert len(matrix) == 5 * 2 * 2 and set(matrix.state) == {"done"}
+
+
+@pytest.mark.slow
+def test_the_autoscaler_hears_of_all_the_work_at_once(submitted):
+    assert submitted.demands[0] == 2  # and not of one more machine each time that the last one is busy
+
+
+@pytest.mark.thorough
+def test_a_machine_that_is_lost_changes_no_result(machines: Cluster, submitted, tmp_path):
+    storage, lost = tmp_path / "runs", []
+
+    def lose() -> bool:
+        if records(storage) < 6 or not (there := machines.alive()):
+            return False
+        lost.extend(there[:1])
+        return True
+
+    job = machines.study(storage, "--workers", "2")
+    wait_until(lose, JOB, lambda: machines.logs(job))
+    machines.lose(lost[0])
+    before = records(storage)
+    assert machines.exit_code(job) == 0, machines.logs(job)
+    assert 6 <= before < records(storage)
+    for mine, undisturbed in zip(results(storage), results(submitted.storage), strict=True):
+        pd.testing.assert_frame_equal(mine, undisturbed, check_exact=True)

@@ -45,6 +45,12 @@ def problem(tmp_path):
     return load(fill(tmp_path))
 
 
+def samples(problem, role, seed, index, size):
+    """A part of a role's samples, and their labels."""
+    ((_, sample, labels),) = problem.shards(role, seed, [index], size)
+    return sample, labels
+
+
 @pytest.mark.parametrize(("suffix", "write"), WRITERS)
 @pytest.mark.parametrize("block", [1, 3000, 2**22])
 def test_the_kind_of_file_and_the_size_of_blocks_change_nothing(suffix, write, block, problem, tmp_path, monkeypatch):
@@ -85,8 +91,8 @@ def test_the_reference_says_all_there_is_to_say():
     """The example in the module's text is read, and has every key of every table."""
     toml = tabulated.__doc__.split("::\n", 1)[1]
     said = tomllib.loads(toml.replace("# [test]", '[test]\nfile = "t.npz"\ninputs = "x"\nlabels = "y"\n#'))
-    for table, keys in declaration._TABLES.items():
-        assert set(said[table]) >= set(keys), table
+    for table, model in declaration._TABLES.items():
+        assert set(said[table]) >= set(model.model_fields), table
     declared = declaration.parse(toml.encode())
     assert declared.drawn == 200 and declared.parts["unlabelled"].file == "more.parquet"
     assert list(declared.symmetry) == ["translation", "point_group", "scaling"]
@@ -136,7 +142,7 @@ import pickle, sys, torch
 problem = pickle.load(sys.stdin.buffer)
 x, y = torch.arange(192.0).view(3, 8, 8), torch.arange(1.0, 7).view(3, 2)
 try:
-    problem.samples("target", 0, 0, 50)
+    list(problem.shards("target", 0, [0], 50))
 except ValueError as error:
     assert "data.npz" in str(error), error
 else:
@@ -159,7 +165,7 @@ sys.stdout.buffer.write(pickle.dumps((problem, out)))
     assert there == problem and np.array_equal(there.offset, problem.offset)
     assert all(torch.equal(a, b) for a, b in zip(numbers, here, strict=True))
     with pytest.raises(BadData, match="load their folder"):
-        replace(problem).samples("target", 0, 0, 50)
+        samples(replace(problem), "target", 0, 0, 50)
     assert "source" not in {f.name for f in fields(problem)}
 
 
@@ -201,7 +207,7 @@ def test_channels_are_moved_alike_and_scaled_each_by_itself(where, tmp_path):
     toml = ALL.replace("[input]", f'[input]\nchannels = "{where}"')
     problem = load(fill(tmp_path, toml, **stored))
     assert problem.input_shape == (2, 8, 8)
-    sample, _ = problem.samples("surrogate", 0, 0, 70)
+    sample, _ = samples(problem, "surrogate", 0, 0, 70)
     x = torch.from_numpy(sample.inputs)
     assert np.array_equal(x, channels["sx"][sample.parameters["row"]].astype(np.float32))
     features = problem.features(x)
@@ -220,7 +226,7 @@ def test_channels_are_moved_alike_and_scaled_each_by_itself(where, tmp_path):
 
 def test_scaling_has_the_declared_range(tmp_path):
     problem = load(fill(tmp_path, ALL.replace("point_group = true", "scaling = [1, 4.0]")))
-    x = torch.from_numpy(problem.samples("target", 0, 0, 50)[0].inputs)
+    x = torch.from_numpy(samples(problem, "target", 0, 0, 50)[0].inputs)
     group = problem.symmetries["scaling"]
     moved = group.act(group.draw(x, torch.Generator().manual_seed(0)), x)
     assert moved.min() >= 1 and moved.max() <= 4 and not torch.equal(moved, x)
@@ -257,7 +263,7 @@ def test_labels_are_learned_less_their_offset_and_over_their_scale(tmp_path):
     toml = ALL.replace("[label]", '[label]\nscale = 0.5\noffset = "surrogate mean"')
     problem = load(fill(tmp_path, toml))
     assert np.allclose(problem.offset, arrays()["sy"].mean(0) / 0.5)
-    sample, labels = problem.samples("target", 1, 0, 50)
+    sample, labels = samples(problem, "target", 1, 0, 50)
     assert labels.dtype == np.float32
     assert np.allclose(labels, arrays()["y"][sample.parameters["row"]] / 0.5)
     assert problem.label_units == "volt, divided by 0.5"
@@ -267,7 +273,7 @@ def test_labels_are_learned_less_their_offset_and_over_their_scale(tmp_path):
 
 def test_one_number_a_row_is_a_label_of_one(tmp_path):
     problem = load(fill(tmp_path, TARGET_ONLY, y=arrays()["y"][:, 0]))
-    labels = problem.samples("target", 0, 0, 50)[1]
+    labels = samples(problem, "target", 0, 0, 50)[1]
     assert problem.label_shape == (1,) and labels.shape == (50, 1) and problem.offset.shape == (1,)
 
 
@@ -275,14 +281,14 @@ def test_one_number_a_row_is_a_label_of_one(tmp_path):
 def test_numbers_of_any_real_type_are_read(dtype, scale, tmp_path):
     x = (arrays()["x"] * scale).astype(dtype)
     problem = load(fill(tmp_path, TARGET_ONLY, x=x))
-    sample, _ = problem.samples("target", 0, 0, 100)
+    sample, _ = samples(problem, "target", 0, 0, 100)
     assert sample.inputs.dtype == np.float32
     assert np.array_equal(sample.inputs, x[sample.parameters["row"]].astype(np.float32))
 
 
 def test_only_integers_have_to_be_exact(tmp_path):
     large = (arrays()["x"] * 1e9).astype(np.float32)
-    sample, _ = load(fill(tmp_path, TARGET_ONLY, x=large)).samples("target", 0, 0, 100)
+    sample, _ = samples(load(fill(tmp_path, TARGET_ONLY, x=large)), "target", 0, 0, 100)
     assert np.array_equal(sample.inputs, large[sample.parameters["row"]])
 
 
@@ -313,7 +319,7 @@ def test_test_and_target_part_the_rows(seed, problem):
 def test_an_own_test_takes_nothing_from_the_target(tmp_path):
     problem = load(fill(tmp_path, OWN_TEST))
     assert sorted(rows(problem, "target")) == list(range(130)) and sorted(rows(problem, "test")) == list(range(40))
-    sample, labels = problem.samples("test", 0, 0, 50)
+    sample, labels = samples(problem, "test", 0, 0, 50)
     assert np.allclose(labels, labels_of(sample.inputs), atol=1e-5)
     assert np.array_equal(sample.inputs, arrays()["tx"][sample.parameters["row"]].astype(np.float32))
 
@@ -341,7 +347,7 @@ def test_the_last_part_holds_what_is_left(problem):
     sizes = [len(sample.inputs) for _, sample, _ in problem.shards("surrogate", 0, range(2), 50)]
     assert sizes == [50, 20]
     with pytest.raises(BadData, match="70 surrogate samples, and those from 100 were asked for"):
-        problem.samples("surrogate", 0, 2, 50)
+        samples(problem, "surrogate", 0, 2, 50)
 
 
 def test_parts_become_shards(problem, tmp_path):
@@ -371,7 +377,7 @@ def test_files_that_changed_after_the_check_are_refused(change, problem, tmp_pat
     if change == "rewritten":
         np.savez(tmp_path / "data.npz", **arrays(seed=1))
     with pytest.raises(BadData, match="changed since" if change == "rewritten" else "is not in"):
-        problem.samples("target", 0, 0, 50)
+        samples(problem, "target", 0, 0, 50)
 
 
 NEEDS = [

@@ -1,9 +1,7 @@
 """The problems by name. A new problem is one file and one row here."""
 
 from sibcl_ray.problems.magnet import MagnetSign
-from sibcl_ray.problems.photonic_bands import PhotonicBands
-from sibcl_ray.problems.photonic_dos import PhotonicDOS
-from sibcl_ray.problems.photonic_gap import PhotonicGap
+from sibcl_ray.problems.photonic import PhotonicBands, PhotonicDOS, PhotonicGap
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.problems.schrodinger import Schrodinger2D, Schrodinger3D
 

@@ -14,8 +14,6 @@ The error is 1 for a wrong sign and 0 for a right one. As the test is drawn by |
 estimates Σ|ψ|² over the wrong ones, and the overlap Σ s ŝ |ψ|² / Σ |ψ|² is 1 − 2 · error.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,13 +223,6 @@ class MagnetSign(Problem):
         and products of a dozen spins, which networks do not find among a few hundred."""
         signs = torch.stack([self._marshall(inputs, pair) for pair in ALTERNATIONS], 1)
         return torch.cat([inputs.unsqueeze(1), signs[..., None, None].expand(-1, -1, *self.input_shape)], 1)
-
-    @property
-    def offset(self) -> np.ndarray:
-        return np.zeros(1, np.float32)
-
-    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        return losses.logistic(prediction, label)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return losses.logistic(prediction, label)

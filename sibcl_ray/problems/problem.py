@@ -7,8 +7,6 @@ and how wrong a prediction is. It knows nothing of networks' weights, of budgets
 A problem is a frozen dataclass, so that its fields name it, and it must be importable where workers run.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from sibcl_ray import losses
 from sibcl_ray.symmetry import Equivariance, Group
 
 
@@ -31,6 +30,13 @@ class Sample:
 
 class SolverFailed(RuntimeError):
     """The solver fails on too many inputs to be an accident."""
+
+
+class BadProblem(ValueError):
+    """A problem that cannot be used: in one line what came, what was expected and what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 class Problem(ABC):
@@ -78,7 +84,10 @@ class Problem(ABC):
         return None
 
     def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
-        """What a method that uses these needs and the problem does not have, in a few words; empty if nothing."""
+        """What a method that uses these needs and the problem does not have, in a few words; empty if nothing.
+
+        Pairs of views are of unlabelled and surrogate inputs; symmetries augment; delta-learning starts from estimates.
+        """
         return "a cheap estimate of the label" if delta and type(self).estimate is Problem.estimate else ""
 
     def estimate(self, inputs: np.ndarray) -> np.ndarray:
@@ -110,22 +119,24 @@ class Problem(ABC):
         """Labels of surrogate inputs, cheaper than target labels: by the same solver if not said otherwise."""
         return self.solve(sample.inputs)
 
-    @abstractmethod
     def features(self, inputs: Tensor) -> Tensor:
-        """What a network sees: (batch, *input_shape) -> (batch, channels, …), of order one."""
+        """What a network sees, (batch, *input_shape) -> (batch, channels, …), of order one: by default one channel."""
+        return inputs.unsqueeze(1)
 
     @property
-    @abstractmethod
     def offset(self) -> np.ndarray:
-        """What is known of every label beforehand, *label_shape: networks predict the difference to it."""
+        """What is known of every label beforehand, *label_shape: networks predict the difference to it. Zero, if not
+        said otherwise."""
+        return np.zeros(self.label_shape, np.float32)
 
-    @abstractmethod
-    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The loss, a scalar, where surrogate labels are fitted; both (batch, …) less the offset."""
-
-    @abstractmethod
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The loss, a scalar, where target labels are fitted; both (batch, …) less the offset."""
+        """The loss, a scalar, where target labels are fitted; both (batch, …) less the offset. By default the mean
+        square."""
+        return losses.squared(prediction, label)
+
+    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """The same where surrogate labels are fitted."""
+        return self.label_loss(prediction, label)
 
     @abstractmethod
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:

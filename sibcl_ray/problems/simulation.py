@@ -1,14 +1,11 @@
 """A problem in a few lines: how inputs are drawn, and what solves them. All the rest has a default."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray import losses
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.symmetry import Group
 
@@ -58,23 +55,6 @@ class Simulation(Problem):
         """Estimates, if there are any; else by the same solver."""
         estimated = type(self).estimate is not Problem.estimate
         return self.estimate(sample.inputs) if estimated else self.solve(sample.inputs)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """The input as one channel."""
-        return inputs.unsqueeze(1)
-
-    @property
-    def offset(self) -> np.ndarray:
-        """Zero."""
-        return np.zeros(self.label_shape, np.float32)
-
-    def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The mean square."""
-        return losses.squared(prediction, label)
-
-    def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The mean square."""
-        return losses.squared(prediction, label)
 
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Σ|Δ| / Σ|true|."""

@@ -5,8 +5,6 @@ then a trapezoid in ω, summed exactly (Liu, Joannopoulos, Johnson, Lu, J. Opt. 
 Frequencies are in 2πc/a, k in 2π/a, and the zone has area 1: a uniform cell has 2πε ω states per frequency.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

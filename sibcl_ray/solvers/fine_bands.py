@@ -10,23 +10,13 @@ Joannopoulos, Opt. Express 8, 173 (2001), to whose bands on the same pixels thes
    in which the problem is a small matrix, quadratic in k.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sibcl_ray.solvers.planewave import (
-    POLARIZATIONS,
-    Array,
-    checked_cells,
-    checked_k_points,
-    eigenmodes,
-    half_zone,
-    square,
-)
+from sibcl_ray.solvers.planewave import POLARIZATIONS, Array, as_given, checked, eigenmodes, half_zone
 
 ANCHORS = ((0.2, 0.0), (0.2, 0.4), (0.2, -0.4), (0.45, 0.22), (0.45, -0.22))  # spread over the half zone kx ≥ 0
 ANCHOR_MODES = 6  # modes of an anchor beyond the bands asked for
@@ -35,6 +25,7 @@ IMPROVEMENTS = {"tm": 2, "te": 6}  # steps of LOBPCG; for TM its preconditioner 
 CELLS_AT_ONCE = {"cpu": 1}  # what fits in a CPU's cache; other devices take OTHER_CELLS_AT_ONCE
 OTHER_CELLS_AT_ONCE = 16
 ELEMENTS_AT_ONCE = 2**24  # matrix elements diagonalised at once, at most: 256 MiB
+ALL_WAVES = 2**31  # a cutoff: as many as the pixels have
 
 
 class _Medium(NamedTuple):
@@ -62,22 +53,12 @@ def fine_bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, pola
     Raises:
         ValueError: a shape, value, number of bands or polarisation that cannot be used.
     """
-    cells = checked_cells(epsilon)
-    half, source, _ = half_zone(checked_k_points(k_points, cells.device))
-    waves = square((cells.shape[-1] - 1) // 2, cells.device)
-    if polarization not in POLARIZATIONS:
-        raise ValueError(f"polarization is {polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
-    if not 1 <= n_bands <= len(waves):
-        raise ValueError(
-            f"n_bands is {n_bands}; expected 1 to {len(waves)}, the plane waves of {tuple(cells.shape[-2:])} pixels: "
-            "ask for fewer bands or give more pixels"
-        )
+    cells, k, waves = checked(epsilon, k_points, n_bands, polarization, ALL_WAVES)
+    half, source, _ = half_zone(k)
     with torch.no_grad():
         chunks = cells.split(CELLS_AT_ONCE.get(cells.device.type, OTHER_CELLS_AT_ONCE))
         solved = [_solve(_quadratic(chunk, waves, n_bands, polarization), half, n_bands) for chunk in chunks]
-    frequencies = torch.cat(solved)[:, source]
-    frequencies = frequencies if epsilon.ndim == 3 else frequencies[0]
-    return frequencies if isinstance(epsilon, Tensor) else frequencies.numpy()
+    return as_given(torch.cat(solved)[:, source], epsilon)
 
 
 def _quadratic(cells: Tensor, waves: Tensor, n_bands: int, polarization: str) -> Tensor:

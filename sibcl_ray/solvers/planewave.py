@@ -13,8 +13,6 @@ k, so in any fixed basis the problem is quadratic in k, and it is made small in 
 Conventions: array axis 0 of ε is x and axis 1 is y; the cell is periodic with side a = 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -72,16 +70,7 @@ def bands(
     Opt. Express 8, 173 (2001)). TE takes W as the mean of [1/ε] and [ε]⁻¹, whose errors at an
     interface have opposite signs.
     """
-    cells = checked_cells(epsilon)
-    k = checked_k_points(k_points, cells.device)
-    waves = square(min(cutoff, (cells.shape[-1] - 1) // 2), cells.device)
-    if polarization not in POLARIZATIONS:
-        raise ValueError(f"polarization is {polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
-    if not 1 <= n_bands <= len(waves):
-        raise ValueError(
-            f"n_bands is {n_bands}; expected 1 to {len(waves)}, the plane waves of {tuple(cells.shape[-2:])} pixels: "
-            "ask for fewer bands or give more pixels"
-        )
+    cells, k, waves = checked(epsilon, k_points, n_bands, polarization, cutoff)
     half, source, sign = half_zone(k)
     make = POLARIZATIONS[polarization]
     with torch.no_grad():
@@ -89,11 +78,7 @@ def bands(
         solved = [_bands_of_half_zone(make(chunk, waves), waves, half, n_bands) for chunk in chunks]
     frequencies, velocities = (torch.cat(part)[:, source] for part in zip(*solved, strict=True))
     velocities = velocities * sign[:, None, None]
-    if epsilon.ndim == 2:
-        frequencies, velocities = frequencies[0], velocities[0]
-    if isinstance(epsilon, Tensor):
-        return frequencies, velocities
-    return frequencies.numpy(), velocities.numpy()
+    return as_given(frequencies, epsilon), as_given(velocities, epsilon)
 
 
 def checked_cells(epsilon: np.ndarray | Tensor) -> Tensor:
@@ -116,16 +101,32 @@ def checked_cells(epsilon: np.ndarray | Tensor) -> Tensor:
     return cells.reshape(-1, *cells.shape[-2:]).to(torch.float64)
 
 
-def checked_k_points(k_points: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """`k_points` (K, 2) as float64 on a device.
+def checked(
+    epsilon: np.ndarray | Tensor, k_points: np.ndarray | Tensor, n_bands: int, polarization: str, cutoff: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells (B, n, n) and k-points (K, 2) of float64, and the plane waves G ∈ {−cutoff…cutoff}², (N, 2), if they fit.
 
     Raises:
-        ValueError: they are not finite pairs.
+        ValueError: as `bands`.
     """
-    k = torch.as_tensor(k_points)
+    cells, k = checked_cells(epsilon), torch.as_tensor(k_points)
     if k.ndim != 2 or k.shape[1] != 2 or not len(k) or not bool(torch.isfinite(k).all()):
         raise ValueError(f"k_points has shape {tuple(k.shape)}; expected finite (K, 2): give kx, ky in 2π/a in rows")
-    return k.to(device, torch.float64)
+    waves = square(min(cutoff, (cells.shape[-1] - 1) // 2), cells.device)
+    if polarization not in POLARIZATIONS:
+        raise ValueError(f"polarization is {polarization!r}; expected one of {', '.join(POLARIZATIONS)}")
+    if not 1 <= n_bands <= len(waves):
+        raise ValueError(
+            f"n_bands is {n_bands}; expected 1 to {len(waves)}, the plane waves of {tuple(cells.shape[-2:])} pixels: "
+            "ask for fewer bands or give more pixels"
+        )
+    return cells, k.to(cells.device, torch.float64), waves
+
+
+def as_given(found: Tensor, epsilon: Array) -> Array:
+    """What was found of cells (B, …), without the batch and as an array where epsilon was so."""
+    found = found if epsilon.ndim == 3 else found[0]
+    return found if isinstance(epsilon, Tensor) else found.numpy()
 
 
 def half_zone(k: Tensor) -> tuple[Tensor, Tensor, Tensor]:

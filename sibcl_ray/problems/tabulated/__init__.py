@@ -45,8 +45,6 @@ except to give out rows. Of ``problem.toml`` only the name and [target] have to 
     scaling = [1.0, 20.0]             # times any factor that keeps inputs in this range
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
@@ -133,14 +131,6 @@ class Tabulated(Problem):
         }
 
     def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
-        """What a method needs and the folder does not give, in a few words; empty where nothing is missing.
-
-        Args:
-            contrastive: it pulls together views of unlabelled and surrogate inputs.
-            surrogate: it fits surrogate labels.
-            invariant: it moves the inputs that it fits by the symmetries.
-            delta: it starts from a cheap estimate of any label.
-        """
         have = self.available
         needs = (
             (surrogate and not have["surrogate"], "surrogate labels; give [surrogate]"),
@@ -152,11 +142,6 @@ class Tabulated(Problem):
             (delta, "a cheap solver that can be asked about every input, which arrays are not"),
         )
         return next((f"{what} in {FILE}" for lacking, what in needs if lacking), "")
-
-    def samples(self, role: str, seed: int, index: int, size: int) -> tuple[Sample, np.ndarray | None]:
-        """Part ``index`` of a role's samples; see `shards`."""
-        ((_, sample, labels),) = self.shards(role, seed, [index], size)
-        return sample, labels
 
     def shards(
         self, role: str, seed: int, indices: Sequence[int], size: int

@@ -1,20 +1,14 @@
-"""What ``problem.toml`` says of a folder of arrays: their names, units, losses, metric and symmetries.
+"""What ``problem.toml`` says of a folder of arrays: their names, units, losses, metric and symmetries."""
 
-A key is a row of a table here: what it may be, and what it is if it is not given.
-"""
-
-from __future__ import annotations
-
-import math
-import re
 import reprlib
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
 from sibcl_ray import losses
@@ -50,88 +44,7 @@ METRICS = {
 LOSSES = {loss.__name__: loss for loss in (losses.absolute, losses.squared, losses.log_absolute)}
 
 
-class _Unfit(Exception):
-    """A value that a key cannot have; says what it can have."""
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _Unfit("true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise _Unfit("text in quotes")
-    return value
-
-
-def _name(value: Any) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,59}", value):
-        raise _Unfit('a short name of small letters, digits and hyphens, such as "alloy-gap"')
-    return value
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise _Unfit("a whole number, 1 or more")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
-        raise _Unfit("a finite number")
-    return float(value)
-
-
-def _positive(value: Any) -> float:
-    if (number := _number(value)) < 1e-30:
-        raise _Unfit("a positive number")
-    return number
-
-
-def _several(kind: Callable[[Any], Any], expected: str) -> Callable[[Any], tuple]:
-    def check(value: Any) -> tuple:
-        values = value if isinstance(value, list) else [value]
-        try:
-            if values:
-                return tuple(map(kind, values))
-        except _Unfit:
-            pass
-        raise _Unfit(expected)
-
-    return check
-
-
-def _interval(value: Any) -> tuple[float, float] | None:
-    if value is False:
-        return None
-    try:
-        low, high = map(_positive, value)
-    except (_Unfit, TypeError, ValueError):
-        low = high = math.nan
-    if not low < high:
-        raise _Unfit("[smallest, largest] value of an input, both positive")
-    return low, high
-
-
-def _one_of(known: Mapping[str, Any] | tuple[str, ...]) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise _Unfit(f"one of {', '.join(map(repr, known))}")
-        return value
-
-    return check
-
-
 SURROGATE_MEAN = "surrogate mean"
-
-
-def _offset(value: Any) -> float | str:
-    try:
-        return value if value == SURROGATE_MEAN else _number(value)
-    except _Unfit:
-        raise _Unfit(f"a finite number, or {SURROGATE_MEAN!r}") from None
 
 
 @dataclass(frozen=True)
@@ -160,53 +73,113 @@ class EachChannel(Group):
 class Symmetry:
     """A transformation that can be declared to leave labels unchanged, and what it asks of inputs."""
 
-    accept: Callable[[Any], Any]  # what is said of it; falsy where it is not a symmetry
+    said: Any  # the type of what is said of it; falsy where it is not a symmetry
+    expected: str
     group: Callable[[int, Any], Group]  # of the side in pixels and of what was said
     square: bool = False  # acts on as many pixels along both axes
     periodic: bool = False  # acts on inputs without a boundary
 
 
+def _ascending(interval: tuple[float, float] | Literal[False]) -> tuple[float, float] | Literal[False]:
+    if interval and not interval[0] < interval[1]:
+        raise ValueError
+    return interval
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _one_of(known: Mapping[str, Any] | tuple[str, ...], **default: Any) -> Any:
+    return Field(pattern=f"^({'|'.join(known)})$", description=f"one of {', '.join(map(repr, known))}", **default)
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
+Positive = Annotated[float, Field(ge=1e-30, lt=1e30)]
+_LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,))
+_FLAG = "true or false"
+_INTERVAL = Annotated[
+    Literal[False] | tuple[Positive, Positive],
+    AfterValidator(_ascending),
+    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+]
+
 SYMMETRIES = {  # in the order in which they are applied
-    "translation": Symmetry(_flag, lambda side, _: Translations(side), square=True, periodic=True),
-    "point_group": Symmetry(_flag, lambda side, _: PointGroup(2), square=True),
-    "scaling": Symmetry(_interval, lambda side, interval: Scaling(*interval)),
+    "translation": Symmetry(bool, _FLAG, lambda side, _: Translations(side), square=True, periodic=True),
+    "point_group": Symmetry(bool, _FLAG, lambda side, _: PointGroup(2), square=True),
+    "scaling": Symmetry(
+        _INTERVAL, "[smallest, largest] value of an input, both positive", lambda side, interval: Scaling(*interval)
+    ),
 }
 
 
 # What was declared
 
 
-@dataclass(frozen=True)
-class Part:
-    """Where inputs, and their labels if they have any, are stored."""
+class _Table(BaseModel):
+    """A table: of each key its type and what it is if it is not given; ``description`` is what should have come."""
 
-    file: str
-    inputs: str
-    labels: str | None = None
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Input:
+class _Head(_Table):
+    name: str = Field(
+        pattern="^[a-z0-9][a-z0-9_-]{0,59}$",
+        description='a short name of small letters, digits and hyphens, such as "alloy-gap"',
+    )
+
+
+class Part(_Table):
+    """Where inputs are stored."""
+
+    file: Text = Field(description="text in quotes")
+    inputs: Text = Field(description="text in quotes")
+
+
+class Labelled(Part):
+    """Where inputs and their labels are stored."""
+
+    labels: Text = Field(description="text in quotes")
+
+
+class _Target(Labelled):
+    test: Count | None = Field(default=None, description="a whole number, 1 or more")
+
+
+class Input(_Table):
     """What inputs are. Features are (input − offset) / scale; by mean and deviation where neither is given."""
 
-    units: str
-    periodic: bool
-    shape: tuple[int, ...] | None  # of a row that is stored flat
-    channels: str  # "none", "first" or "last": the axis of a row that is no direction in space
-    offset: tuple[float, ...] | None  # one number, or one a channel
-    scale: tuple[float, ...] | None
+    units: Text = Field(default="not given", description="text in quotes")
+    periodic: bool = Field(default=False, description=_FLAG)
+    # of a row that is stored flat
+    shape: Annotated[tuple[Count, ...], Field(min_length=1), _LISTED] | None = Field(
+        default=None, description="a list of whole numbers, such as [32, 32]"
+    )
+    channels: str = _one_of(("none", "first", "last"), default="none")  # which axis is no direction in space
+    # one number, or one a channel
+    offset: Annotated[tuple[Number, ...], Field(min_length=1), _LISTED] | None = Field(
+        default=None, description="a finite number, or a list of one for each channel"
+    )
+    scale: Annotated[tuple[Positive, ...], Field(min_length=1), _LISTED] | None = Field(
+        default=None, description="a positive number, or a list of one for each channel"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label:
+class Label(_Table):
     """What labels are, how they are fitted and judged. Networks learn (label − offset) / scale."""
 
-    units: str
-    loss: str
-    surrogate_loss: str | None  # the same loss where not given
-    metric: str
-    offset: float | str
-    scale: float
+    units: Text = Field(default="not given", description="text in quotes")
+    loss: str = _one_of(LOSSES, default="absolute")
+    surrogate_loss: str | None = _one_of(LOSSES, default=None)  # the same loss where not given
+    metric: str = _one_of(METRICS, default="relative")
+    offset: Number | Literal["surrogate mean"] = Field(
+        default=0.0, description=f"a finite number, or {SURROGATE_MEAN!r}"
+    )
+    scale: Positive = Field(default=1.0, description="a positive number, less than 1e30")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,40 +194,15 @@ class Declaration:
     symmetry: Mapping[str, Any]  # what was said of each
 
 
-@dataclass(frozen=True)
-class _Key:
-    """What a key may be, and its value if it is not given."""
-
-    accept: Callable[[Any], Any]
-    default: Any = None
-    required: bool = False
-
-
-_FILE = {"file": _Key(_text, required=True), "inputs": _Key(_text, required=True)}
-_LABELLED = {**_FILE, "labels": _Key(_text, required=True)}
-
-_TABLES: dict[str, dict[str, _Key]] = {
-    "target": {**_LABELLED, "test": _Key(_count)},
-    "test": _LABELLED,
-    "surrogate": _LABELLED,
-    "unlabelled": _FILE,
-    "input": {
-        "units": _Key(_text, "not given"),
-        "periodic": _Key(_flag, False),
-        "shape": _Key(_several(_count, "a list of whole numbers, such as [32, 32]")),
-        "channels": _Key(_one_of(("none", "first", "last")), "none"),
-        "offset": _Key(_several(_number, "a finite number, or a list of one for each channel")),
-        "scale": _Key(_several(_positive, "a positive number, or a list of one for each channel")),
-    },
-    "label": {
-        "units": _Key(_text, "not given"),
-        "loss": _Key(_one_of(LOSSES), "absolute"),
-        "surrogate_loss": _Key(_one_of(LOSSES)),
-        "metric": _Key(_one_of(METRICS), "relative"),
-        "offset": _Key(_offset, 0.0),
-        "scale": _Key(_positive, 1.0),
-    },
-    "symmetry": {name: _Key(symmetry.accept) for name, symmetry in SYMMETRIES.items()},
+_SYMMETRY_KEYS: Any = {name: (s.said, Field(default=None, description=s.expected)) for name, s in SYMMETRIES.items()}
+_TABLES: dict[str, type[_Table]] = {
+    "target": _Target,
+    "test": Labelled,
+    "surrogate": Labelled,
+    "unlabelled": Part,
+    "input": Input,
+    "label": Label,
+    "symmetry": create_model("Symmetries", __base__=_Table, **_SYMMETRY_KEYS),
 }
 
 
@@ -279,30 +227,28 @@ def read(folder: Path) -> Declaration:
 def parse(content: bytes) -> Declaration:
     """The description in the bytes of a file."""
     raw = _toml(content)
-    name = _value("", "name", raw, _Key(_name, required=True))
+    name = _table(_Head, "", {key: raw[key] for key in ("name",) if key in raw}).name
     if unknown := [key for key in raw if key not in ("name", *_TABLES)]:
         raise BadData(f"{FILE}: {_shown(unknown[0])} is not known; {nearest(unknown[0], ('name', *_TABLES))}")
-    said = {table: _table(table, raw[table]) for table in _TABLES if table in raw}
+    said: dict[str, Any] = {table: _table(_TABLES[table], table, raw[table]) for table in _TABLES if table in raw}
     if "target" not in said:
         raise BadData(f"{FILE} has no [target]; say in it which file, inputs and labels are learned from")
-    drawn = said["target"].pop("test")
+    drawn, label = said["target"].test, said.get("label", Label())
     if (drawn is None) == ("test" not in said):
         came = "neither test in [target] nor" if drawn is None else "both test in [target] and"
         raise BadData(
             f"{FILE} has {came} a table [test]; give either test = 200 in [target], for as many of its rows, "
             "or arrays of their own in [test]"
         )
-    roles = ("target", "test", "surrogate", "unlabelled")
-    label = Label(**said.get("label", _table("label", {})))
     if label.offset == SURROGATE_MEAN and "surrogate" not in said:
         raise BadData(f"{FILE}: the label's offset is {SURROGATE_MEAN!r}, but there is no [surrogate]; give a number")
     return Declaration(
         name=name,
-        parts={role: Part(**said[role]) for role in roles if role in said},
+        parts={role: said[role] for role in ("target", "test", "surrogate", "unlabelled") if role in said},
         drawn=drawn or 0,
-        input=Input(**said.get("input", _table("input", {}))),
+        input=said.get("input", Input()),
         label=label,
-        symmetry={name: value for name, value in said.get("symmetry", {}).items() if value},
+        symmetry={name: value for name, value in said.get("symmetry", ()) if value},
     )
 
 
@@ -319,24 +265,19 @@ def _toml(content: bytes) -> dict[str, Any]:
         raise BadData(f"{FILE} has a number of thousands of digits, or endless brackets; mend it") from None
 
 
-def _table(table: str, raw: Any) -> dict[str, Any]:
-    """The values of a table, those that were not given too."""
+def _table(model: type[_Table], table: str, raw: Any) -> Any:
+    """What a table says."""
     if not isinstance(raw, dict):
         raise BadData(f"{FILE}: {table} is {_shown(raw)}; make it a table, [{table}], with the keys below")
-    keys = _TABLES[table]
-    if unknown := [key for key in raw if key not in keys]:
-        raise BadData(f"{FILE}: [{table}] has {_shown(unknown[0])}, which is not known; {nearest(unknown[0], keys)}")
-    return {key: _value(f" in [{table}]", key, raw, row) for key, row in keys.items()}
-
-
-def _value(where: str, key: str, raw: Mapping[str, Any], row: _Key) -> Any:
-    if key not in raw and not row.required:
-        return row.default
     try:
-        return row.accept(raw.get(key))
-    except _Unfit as unfit:
-        came = f"{key}{where} is {_shown(raw[key])}" if key in raw else f"{key}{where} is missing"
-        raise BadData(f"{FILE}: {came}; give {unfit}") from None
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    key, keys = str(first["loc"][0]), model.model_fields
+    if key not in keys:
+        raise BadData(f"{FILE}: [{table}] has {_shown(key)}, which is not known; {nearest(key, keys)}")
+    came = f"is {_shown(raw[key])}" if key in raw else "is missing"
+    raise BadData(f"{FILE}: {key}{f' in [{table}]' if table else ''} {came}; give {keys[key].description}")
 
 
 def _shown(value: Any) -> str:

@@ -4,8 +4,6 @@ What `problem.toml` says, names, shapes and counts are checked first, then the n
 each array.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from sibcl_ray.problems.tabulated.declaration import (
     Declaration,
     EachChannel,
     Input,
+    Labelled,
     Metric,
     Part,
 )
@@ -167,24 +166,25 @@ def _stamp(folder: Path, file: str) -> tuple[int, int]:
 
 
 def _open(folder: Path, part: Part) -> tuple[Stored, Stored | None]:
-    names = (part.inputs,) if part.labels is None else (part.inputs, part.labels)
+    names = (part.inputs, part.labels) if isinstance(part, Labelled) else (part.inputs,)
     numbered = [is_numbered(part.file, name) for name in names]
     if any(numbered) != all(numbered):
         raise BadData(
-            f"{declaration.FILE}: of {part.inputs!r} and {part.labels!r} one has a star, for the number that says "
+            f"{declaration.FILE}: of {names[0]!r} and {names[-1]!r} one has a star, for the number that says "
             "which label is whose; store both under numbers, or both as one array"
         )
     if all(numbered):
         stored = open_numbered(folder, part.file, names)
     else:
         stored = [open_array(folder, part.file, name) for name in names]
-    if part.labels is None:
-        return stored[0], None
-    inputs, labels = stored
+    inputs, *others = stored
+    if not others:
+        return inputs, None
+    (labels,) = others
     if labels.rows != inputs.rows:
         hint = ". Are its rows along the last axis? Then transpose it" if labels.rows in inputs.shape[-1:] else ""
         raise BadData(
-            f"{inputs.title} has {inputs.rows:,} rows and {part.labels!r} has {labels.rows:,}; each input needs one "
+            f"{inputs.title} has {inputs.rows:,} rows and {names[-1]!r} has {labels.rows:,}; each input needs one "
             f"label, row by row{hint}"
         )
     return inputs, labels

@@ -3,8 +3,6 @@
 The star stands for the number of a sample. Rows are ordered by it; numbers may begin anywhere and leave some out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from pathlib import Path

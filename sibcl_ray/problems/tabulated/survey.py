@@ -1,7 +1,5 @@
 """One pass through an array of a user: what it holds, and which of its rows cannot be used."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Only numbers are read. Whatever is wrong with a file ends in one kind of error, of one line.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -20,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sibcl_ray.problems.problem import BadProblem
+
 BLOCK = 4 * 2**20  # bytes of a block, about
 LARGEST_ROW = 2**24  # values; what is larger is no image but a mistake, and would not fit in a block
 
 
-class BadData(ValueError):
-    """Data that cannot be used: in one line what came, what was expected and what to do."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+class BadData(BadProblem):
+    """Arrays that cannot be used, or what is said of them."""
 
 
 @dataclass(frozen=True)
