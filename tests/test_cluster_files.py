@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import jsonschema
@@ -17,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import job_cli_group
@@ -306,6 +308,13 @@ def test_one_ray_everywhere_and_the_project_allows_it():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     [ray] = [Requirement(d) for d in project["dependencies"] if Requirement(d).name == "ray"]
     assert ray.specifier.contains(RAY)
+    fixed = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    versions = {canonicalize_name(f.name): next(iter(f.specifier)).version for f in fixed}
+    assert versions["ray"] == RAY
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "magnet"}
+    for wanted in map(Requirement, [*project["dependencies"], *chain(*extras.values())]):
+        if wanted.name != "sibcl_ray":
+            assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), wanted
     lists = [found for text in TEXTS.values() for found in re.findall(r"(?:package|\.)\[([\w,]+)\]", text)]
     assert lists and {extra for names in lists for extra in names.split(",")} <= set(project["optional-dependencies"])
 
