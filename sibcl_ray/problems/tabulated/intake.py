@@ -130,8 +130,8 @@ def take_in(folder: Path) -> Intake:
     grid = _common_shape(list(grids), grids.__getitem__, "inputs")
     if (rows := opened["target"][0].rows) <= declared.drawn:
         raise BadData(
-            f"{opened['target'][0].title} has {rows:,} rows, of which test = {declared.drawn:,} in [target] leaves none "
-            "to learn from; ask for fewer"
+            f"{opened['target'][0].title} has {rows:,} rows, of which test = {declared.drawn:,} in [target] "
+            "leaves none to learn from; ask for fewer"
         )
     groups = _groups(declared, grid)
     rules = [DISTINCT, *(_inside(group) for _, group in groups if isinstance(group, Scaling))]
