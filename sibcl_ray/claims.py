@@ -90,8 +90,10 @@ class Claims:
         generation, last = 0, None
         while (session := self._holder(name, generation)) is not None:
             generation, last = generation + 1, session
-        about = _read(self.store, _life(last)) if last else None
-        return f"process {about['process']} on {about['host']}" if about else "another process"
+        with suppress(Damaged):
+            if last and (about := self.store.read_record(_life(last))):
+                return f"process {about['process']} on {about['host']}"
+        return "another process"
 
     def wait(self, name: str, tell: Callable[[str], None], poll: float = 1.0) -> None:
         """Claim ``name`` as soon as nobody else does; ``tell`` is told once who does."""
@@ -160,13 +162,6 @@ def _life(session: str) -> str:
 
 def _tombstone(session: str) -> str:
     return f"sessions/{session}.dead"
-
-
-def _read(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        return store.read_record(name)
-    except Damaged:
-        return None
 
 
 @lru_cache

@@ -43,7 +43,9 @@ def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole
     copy = folder / copy_of(store, name)
     with _alone(copy):
         with suppress(Damaged, OSError):
-            return _used(copy, check)
+            whole = check(copy.read_bytes())
+            os.utime(copy)
+            return whole
         data = store.read(name)
         whole = check(data)
         with suppress(OSError):
@@ -54,12 +56,6 @@ def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole
 def copy_of(store: Store, name: str) -> str:
     """What the copy of a name is called."""
     return hashlib.sha256(f"{store.uri}/{name}".encode()).hexdigest()
-
-
-def _used(copy: Path, check: Callable[[bytes], Whole]) -> Whole:
-    whole = check(copy.read_bytes())
-    os.utime(copy)
-    return whole
 
 
 def _keep(copy: Path, data: bytes) -> None:

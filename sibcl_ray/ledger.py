@@ -21,7 +21,7 @@ from sibcl_ray.dataset import Dataset, Shard
 from sibcl_ray.history import load, names, open_history
 from sibcl_ray.history import set_aside as set_histories_aside
 from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
-from sibcl_ray.methods import Choice, Method, constants, dimensions, first_parameters, propose
+from sibcl_ray.methods import Choice, Method, constants, dimensions, propose
 from sibcl_ray.records import FAILED, Record, stands
 from sibcl_ray.search import Search
 from sibcl_ray.store import Damaged, Store, describe, fingerprint
@@ -122,6 +122,7 @@ class Ledger:
         """The search of a method at a budget; its family changes with whatever changes a trial's value."""
         study = self.study
         moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
+        offered, start = dimensions(method, study.space, *moves)
         decides = (
             TrialJob.code(),
             self.dataset.fingerprint,
@@ -138,8 +139,8 @@ class Ledger:
             trials=study.trials,
             at_once=study.at_once,
             seed=study.seed,
-            start=first_parameters(method, study.space, *moves),
-            dimensions=dimensions(method, study.space, *moves),
+            start=start,
+            dimensions=offered,
             propose=partial(propose, method=method, space=study.space, symmetries=moves[0], equivariances=moves[1]),
             job=partial(self.trial_job, method, budget),
         )

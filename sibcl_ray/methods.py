@@ -212,22 +212,13 @@ class _First(optuna.trial.FixedTrial):
         return self.taken.setdefault(name, math.sqrt(low * high))
 
 
-def first_parameters(
-    method: Method, space: Space, symmetries: Iterable[str], equivariances: Iterable[str] = ()
-) -> dict[str, Any]:
-    """The parameters of the trial that comes first when nothing is known."""
-    trial = _First()
-    propose(trial, method, space, symmetries, equivariances)
-    return trial.taken
-
-
 def dimensions(
     method: Method, space: Space, symmetries: Iterable[str], equivariances: Iterable[str] = ()
-) -> dict[str, BaseDistribution]:
-    """What a search of the method may choose, by parameter."""
+) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
+    """What a search of the method may choose, by parameter, and what it tries first when nothing is known."""
     trial = _First()
     propose(trial, method, space, symmetries, equivariances)
-    return trial.offered
+    return trial.offered, trial.taken
 
 
 def constants(method: Method, space: Space) -> tuple[Any, ...]:

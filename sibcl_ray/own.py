@@ -127,8 +127,9 @@ def _read(path: Path) -> _Text:
             raise BadProblem(f"{path} has more than {LARGEST:,} bytes; a problem is a page of Python, so keep data out")
         return _Text(path.name, path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise BadProblem(f"there is no file {path}; {nearest(path.name, sorted(near))}") from None
+        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        advice = nearest(path.name, there) if there else "give FILE.py:CLASS, with the path of the file"
+        raise BadProblem(f"there is no file {path}; {advice}") from None
     except UnicodeDecodeError:
         raise BadProblem(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:

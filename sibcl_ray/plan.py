@@ -63,7 +63,8 @@ def plan(study: Study, lacking: Missing) -> Plan:
         for m in counts
     }
     # A search or cell already done needs no pretraining either; what is left bounds it.
-    pending = min(1.0, (lacking.trials + lacking.cells) / max(1, _trials(study, searches) + _cells(study)))
+    all_of_it = len(study.methods) * (searches * study.trials + len(study.budgets) * study.seeds)
+    pending = min(1.0, (lacking.trials + lacking.cells) / max(1, all_of_it))
     return Plan(
         cells=lacking.cells,
         trials=lacking.trials,
@@ -84,14 +85,6 @@ def _label_seconds(problem: Problem) -> tuple[float, float]:
     rng = np.random.default_rng(0)
     sample, cheap = problem.sample(4, rng), problem.sample_surrogate(4, rng)
     return _seconds(lambda: problem.solve(sample.inputs)) / 4, _seconds(lambda: problem.solve_surrogate(cheap)) / 4
-
-
-def _trials(study: Study, searches: int) -> int:
-    return len(study.methods) * searches * study.trials
-
-
-def _cells(study: Study) -> int:
-    return len(study.methods) * len(study.budgets) * study.seeds
 
 
 def _pretrainings(study: Study, method: Method, searches: int) -> int:

@@ -124,9 +124,7 @@ def _common_uncertainty(matrix: pd.DataFrame) -> list[str]:
         return []
     half = np.nanmedian(np.concatenate([c.high - c.low for c in whole.values()])) / 2
     narrow = np.nanmedian(np.concatenate([c.high - c.low for c in compared.values()])) / 2
-    if not half > narrow:
-        return []
-    return [f"the test samples move all of them together by about ± {100 * half:.2f}"]
+    return [f"the test samples move all of them together by about ± {100 * half:.2f}"] if half > narrow else []
 
 
 def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
@@ -134,7 +132,8 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
     savings = label_savings(matrix, baseline)
     if not savings:
         return Table(f"No label saving: it needs finished cells of {baseline} and of another method")
-    target, largest = savings[0].target_error, _largest(matrix, baseline)
+    target = savings[0].target_error
+    largest = matrix.loc[(matrix["method"] == baseline) & (matrix["state"] == "done"), "budget"].max()
     table = Table(
         title=f"Labels for a test error of {100 * target:.2f} %, {baseline}'s at {largest} labels",
         caption=f"{baseline} itself needs {savings[0].baseline_labels:.0f}",
@@ -150,10 +149,6 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
 def _verdict(saving: LabelSaving) -> str:
     """Bold green for a saving whose whole interval is above 1, red for one wholly below."""
     return "bold green" if saving.low > 1 else "red" if saving.high < 1 or saving.saving == 0 else ""
-
-
-def _largest(matrix: pd.DataFrame, method: str) -> int:
-    return int(matrix.loc[(matrix["method"] == method) & (matrix["state"] == "done"), "budget"].max())
 
 
 def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:

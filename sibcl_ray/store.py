@@ -181,12 +181,9 @@ class Store:
             NewerStore: a later version of this library has written it.
             StoreError: it cannot be written, or lets one writer replace what another has created.
         """
-        replace(self, patience=OPENING)._open()
-
-    def _open(self) -> None:
-        trial = f"{DRAFTS}/{uuid.uuid4().hex}"
-        self.write(trial, b"first")
-        if self.create(trial, b"second"):
+        quick, trial = replace(self, patience=OPENING), f"{DRAFTS}/{uuid.uuid4().hex}"
+        quick.write(trial, b"first")
+        if quick.create(trial, b"second"):
             raise StoreError(
                 f"{self.uri} writes over what should only be created if it is not there, as some old S3-compatible "
                 "servers do; two drivers could do the same work"

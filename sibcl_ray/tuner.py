@@ -159,21 +159,17 @@ class BudgetSearcher(Searcher):
             search = self._chains[method].popleft()
             best = done.search.best(done.history, STARTS) if done else []
             done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
-            self._note_version(done)
+            before = search.note_version(done.history)  # others propose differently from the same seed
+            if before and before not in self._warned:
+                self._warned.add(before)
+                self._warn(
+                    f"searches that were begun with Optuna {before} go on with {optuna.__version__}, which may propose "
+                    "others; install the former for the same trials"
+                )
             if not done.finished:
                 self._active[method] = done
                 return
             self._on_finish(search)
-
-    def _note_version(self, rounds: _Rounds) -> None:
-        """Versions of Optuna propose differently from the same seed."""
-        before = rounds.search.note_version(rounds.history)
-        if before and before not in self._warned:
-            self._warned.add(before)
-            self._warn(
-                f"searches that were begun with Optuna {before} go on with {optuna.__version__}, which may propose "
-                "others; install the former for the same trials"
-            )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if not self._active or self._losses >= LOSSES or self._stopped():

@@ -106,13 +106,8 @@ def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, 
 
 def _serve(configuration: dict[str, Any]) -> None:
     """The train function of a group whose workers work alone: take jobs until there are none."""
-    import ray.train.torch
-
-    queue = configuration["queue"]
-    group = configuration["group"]
+    queue, group, device = configuration["queue"], configuration["group"], _device()
     me = group, ray.train.get_context().get_world_rank()
-    device = ray.train.torch.get_device()
-    _one_thread(device)
     while (job := ray.get(queue.next.remote(*me, NARROW))) is not None:
         try:
             record = execute(job, device, _throttled(queue, job.key))
@@ -128,12 +123,8 @@ def _serve_together(configuration: dict[str, Any]) -> None:
     One that fails ends the group, and so frees the others, which may wait for its part. Whether the job is to blame
     is found out by those who know which nodes are left.
     """
-    import ray.train.torch
-
-    queue, group = configuration["queue"], configuration["group"]
+    queue, group, device = configuration["queue"], configuration["group"], _device()
     first = ray.train.get_context().get_world_rank() == 0
-    device = ray.train.torch.get_device()
-    _one_thread(device)
     turns = itertools.count()
     with parallel.together():
         while (job := ray.get(queue.next_together.remote(group, next(turns)))) is not None:
@@ -147,11 +138,15 @@ def _serve_together(configuration: dict[str, Any]) -> None:
                 ray.get(queue.finish.remote(group, 0, record))
 
 
-def _one_thread(device: Any) -> None:
-    if device.type == "cpu":
-        import torch
+def _device() -> Any:
+    """That of this worker."""
+    import ray.train.torch
+    import torch
 
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
         torch.set_num_threads(1)  # a worker is one core; and the number of threads changes rounding
+    return device
 
 
 class Workers:

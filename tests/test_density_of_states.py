@@ -12,7 +12,6 @@ from sibcl_ray.solvers.density_of_states import (
     N_BINS,
     N_POINTS,
     SMOOTHING,
-    empty_lattice_dos,
     gilat_raubenheimer,
     k_grid,
     normalised_dos,
@@ -47,7 +46,6 @@ def test_uniform_cell_has_the_empty_lattice_dos(index):
     dos = photonic_dos(np.full((32, 32), index**2))
     assert dos.shape == (N_POINTS,)
     assert deviation(dos, EMPTY_LATTICE) < 2e-4
-    np.testing.assert_array_equal(empty_lattice_dos(), EMPTY_LATTICE)
 
 
 def test_the_dos_integrates_to_the_number_of_bands():

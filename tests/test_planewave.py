@@ -100,7 +100,9 @@ def test_a_cell_with_inversion_is_solved_in_real_numbers_with_the_same_bands():
     disc, _ = disc_cells(1, np.random.default_rng(2))
     waves = planewave.square(3, torch.device("cpu"))
     shifted = np.roll(disc, 5, 1)
-    real, complex_ = (planewave._tm(torch.tensor(x, dtype=torch.float64), waves).matrix for x in (disc, shifted))
+    real, complex_ = (
+        planewave.POLARIZATIONS["tm"](torch.tensor(x, dtype=torch.float64), waves).matrix for x in (disc, shifted)
+    )
     assert not real.is_complex() and complex_.is_complex()
     np.testing.assert_allclose(bands(disc, k_grid(), 10)[0], bands(shifted, k_grid(), 10)[0], atol=1e-9)
 

@@ -17,7 +17,7 @@ from optuna.trial import FixedTrial, TrialState
 from toy import ARCHITECTURE
 
 from sibcl_ray.history import Journal, load, open_history
-from sibcl_ray.methods import METHODS, Choice, Space, dimensions, first_parameters, propose
+from sibcl_ray.methods import METHODS, Choice, Space, dimensions, propose
 from sibcl_ray.search import FIXED, Search
 from sibcl_ray.store import Store
 from sibcl_ray.tuner import BudgetSearcher, run_searches, sampler
@@ -61,8 +61,8 @@ def a_search(budget=25, trials=6, method=METHOD, space=SPACE) -> Search:
         trials=trials,
         at_once=2,
         seed=0,
-        start=first_parameters(method, space, SYMMETRIES),
-        dimensions=dimensions(method, space, SYMMETRIES),
+        start=dimensions(method, space, SYMMETRIES)[1],
+        dimensions=dimensions(method, space, SYMMETRIES)[0],
         propose=partial(propose, method=method, space=space, symmetries=SYMMETRIES),
         job=lambda choice: Job(choice=choice, budget=budget),
     )
@@ -70,13 +70,11 @@ def a_search(budget=25, trials=6, method=METHOD, space=SPACE) -> Search:
 
 @pytest.mark.parametrize("method", [METHODS["SL-I"], METHODS["SIB-CL"], METHODS["SL"]], ids=lambda m: m.name)
 def test_equivariances_augment_labels_and_no_contrastive_view(method):
-    offered = dimensions(method, SPACE, SYMMETRIES, ("scaling",))
+    offered, first = dimensions(method, SPACE, SYMMETRIES, ("scaling",))
     assert ("augment_scaling" in offered) == method.invariant
     assert "view_scaling" not in offered
     assert ("view_translation" in offered) == method.contrastive
-    choice = propose(
-        FixedTrial(first_parameters(method, SPACE, SYMMETRIES, ("scaling",))), method, SPACE, SYMMETRIES, ("scaling",)
-    )
+    choice = propose(FixedTrial(first), method, SPACE, SYMMETRIES, ("scaling",))
     assert [name for name, _ in choice.finetuning.augmentation] == [*SYMMETRIES, "scaling"] * method.invariant
 
 
@@ -453,7 +451,7 @@ def test_the_winner_is_the_best_and_only_when_all_is_done(storage):
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_method_is_offered_only_what_it_uses(method):
-    params = first_parameters(method, SPACE, SYMMETRIES)
+    params = dimensions(method, SPACE, SYMMETRIES)[1]
     choice = propose(FixedTrial(params), method, SPACE, SYMMETRIES)
     assert ("temperature" in params) == method.contrastive
     assert ("epochs" in params) == method.pretrains == (choice.pretraining is not None)

@@ -118,6 +118,7 @@ class MagnetSign(Problem):
 
     name = "magnet-sign"
     version = 1
+    label_shape = (1,)
     input_units = "sign of a spin"
     label_units = "sign of an amplitude; the amplitude of the likeliest orbit's representative is positive"
 
@@ -146,10 +147,6 @@ class MagnetSign(Problem):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.rows, self.columns)
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        return (1,)
 
     @property
     def symmetries(self) -> Mapping[str, Group]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sibcl_ray import losses
 from sibcl_ray.problems.problem import Problem, Sample
-from sibcl_ray.solvers.density_of_states import GRID, empty_lattice_dos, has_square_symmetry, k_grid, photonic_dos
+from sibcl_ray.solvers.density_of_states import EMPTY_LATTICE, GRID, has_square_symmetry, k_grid, photonic_dos
 from sibcl_ray.solvers.fine_bands import fine_bands
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
 from sibcl_ray.symmetry import Equivariance, Group, PointGroup, Scaling, Translations
@@ -66,13 +66,7 @@ def level_set_cells(
     """Two-tone cells bounded by a level set of f(r) = Re Σ_G c_G exp(2πi G·r), G ∈ {−F…F}².
 
     |c| ~ U(0, 1), arg c ~ U(0, 2π), the inside fills U(0.01, 0.99) of the cell and both permittivities
-    are U(1, 20).
-
-    Args:
-        count: number of cells.
-        rng: source of every random number.
-        complexity: F, the largest component of G.
-        resolution: pixels along an axis.
+    are U(1, 20). ``complexity`` is F, ``resolution`` the pixels along an axis.
 
     Returns:
         ε, float32 (count, resolution, resolution), averaged inside each pixel, and the parameters
@@ -102,12 +96,7 @@ def level_set_cells(
 
 
 def disc_cells(count: int, rng: np.random.Generator, resolution: int = 32) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Cells with one centred disc of radius U(0, 0.5] and two permittivities U(1, 20).
-
-    Args:
-        count: number of cells.
-        rng: source of every random number.
-        resolution: pixels along an axis.
+    """Cells with one centred disc of radius U(0, 0.5] and two permittivities U(1, 20), ``resolution`` pixels wide.
 
     Returns:
         ε, float32 (count, resolution, resolution), averaged inside each pixel, and the parameters
@@ -170,7 +159,7 @@ class PhotonicDOS(Photonic):
 
     @property
     def offset(self) -> np.ndarray:
-        return np.asarray(empty_lattice_dos(), dtype=np.float32)
+        return EMPTY_LATTICE.astype(np.float32)
 
     def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return losses.log_absolute(prediction, label)

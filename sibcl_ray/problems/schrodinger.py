@@ -257,12 +257,8 @@ def level_set_potentials(
     |c| ~ U(0, 1), arg c ~ U(0, 2π); the plateau fills U(0.01, 0.99) of the cell and is as high as the larger of two
     U(0, 1), the rest is 0. The step is smoothed by a Gaussian, and the box is the central 60 % of the cell.
 
-    Args:
-        count: number of potentials.
-        rng: source of every random number.
-        dimensions: d.
-        complexity: F, the largest component of G.
-        resolution: interior points along an axis of the box. The potential itself does not depend on it.
+    ``dimensions`` are d, ``complexity`` is F, and ``resolution`` the interior points along an axis of the box, on which
+    the potential itself does not depend.
 
     Returns:
         V, float32 (count, resolution, …), and the parameters `coefficients` complex128 (count, 2F+1, …), `filling`

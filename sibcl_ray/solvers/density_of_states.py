@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibcl_ray.solvers.planewave import Array, bands, checked_cells
+from sibcl_ray.solvers.planewave import Array, as_given, bands, checked_cells
 
 GRID = 25  # k-points along an axis of the zone
 N_BANDS = 10
@@ -28,11 +28,6 @@ def k_grid(n: int = GRID) -> Tensor:
     """Cell-centred k-points (n², 2) in 2π/a, k = (i+½)/n − ½, kx slowest."""
     line = (torch.arange(n, dtype=torch.float64) + 0.5) / n - 0.5
     return torch.cartesian_prod(line, line)
-
-
-def empty_lattice_dos() -> np.ndarray:
-    """The normalised DOS 2πω (400,) of a uniform cell, a copy of `EMPTY_LATTICE`."""
-    return EMPTY_LATTICE.copy()
 
 
 def photonic_dos(epsilon: Array) -> Array:
@@ -57,8 +52,7 @@ def photonic_dos(epsilon: Array) -> Array:
     for members, (k, weights) in ((~symmetric, full), (symmetric, _irreducible_grid())):
         for some in members.nonzero()[:, 0].split(CELLS_AT_ONCE) if members.any() else ():
             dos[some] = normalised_dos(cells[some], *bands(cells[some], k, N_BANDS), weights)
-    dos = dos if epsilon.ndim == 3 else dos[0]
-    return dos if isinstance(epsilon, Tensor) else dos.numpy()
+    return as_given(dos, epsilon)
 
 
 def normalised_dos(epsilon: Tensor, frequencies: Tensor, velocities: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -159,15 +159,14 @@ def _toeplitz(cells: Tensor, waves: Tensor) -> Tensor:
     return coefficients[:, index[..., 0], index[..., 1]]
 
 
-def _tm(cells: Tensor, waves: Tensor) -> Medium:
-    return Medium(weight=None, mass=_toeplitz(cells, waves))
-
-
 def _te(cells: Tensor, waves: Tensor) -> Medium:
     return Medium(weight=(_toeplitz(1 / cells, waves) + torch.linalg.inv(_toeplitz(cells, waves))) / 2, mass=None)
 
 
-POLARIZATIONS: dict[str, Callable[[Tensor, Tensor], Medium]] = {"tm": _tm, "te": _te}
+POLARIZATIONS: dict[str, Callable[[Tensor, Tensor], Medium]] = {
+    "tm": lambda cells, waves: Medium(weight=None, mass=_toeplitz(cells, waves)),
+    "te": _te,
+}
 
 
 def _bands_of_half_zone(medium: Medium, waves: Tensor, k: Tensor, n_bands: int) -> tuple[Tensor, Tensor]:

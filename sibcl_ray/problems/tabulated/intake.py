@@ -128,7 +128,11 @@ def take_in(folder: Path) -> Intake:
     outputs = _common_shape([labels for _, labels in opened.values() if labels], lambda labels: labels.shape, "labels")
     grids = {inputs: arrangements[role].grid for role, (inputs, _) in opened.items()}
     grid = _common_shape(list(grids), grids.__getitem__, "inputs")
-    _refuse_too_few(opened["target"][0], declared.drawn)
+    if (rows := opened["target"][0].rows) <= declared.drawn:
+        raise BadData(
+            f"{opened['target'][0].title} has {rows:,} rows, of which test = {declared.drawn:,} in [target] "
+            "leaves none to learn from; ask for fewer"
+        )
     groups = _groups(declared, grid)
     rules = [DISTINCT, *(_inside(group) for _, group in groups if isinstance(group, Scaling))]
     scaled, judge = partial(over_scale, scale=declared.label.scale), _judged(declared.label.metric)
@@ -229,14 +233,6 @@ def _common_shape(arrays: Sequence[Stored], shape: Callable[[Stored], tuple[int,
                 "they must be of one shape"
             )
     return shape(first)
-
-
-def _refuse_too_few(target: Stored, drawn: int) -> None:
-    if drawn >= target.rows:
-        raise BadData(
-            f"{target.title} has {target.rows:,} rows, of which test = {drawn:,} in [target] leaves none to learn "
-            "from; ask for fewer"
-        )
 
 
 def _groups(declared: Declaration, grid: tuple[int, ...]) -> tuple[tuple[str, Group], ...]:
