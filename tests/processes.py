@@ -9,6 +9,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "studies" / "label_sweep.py")
@@ -65,6 +67,16 @@ def environment(**more: str) -> dict[str, str]:
         k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_ENABLE_", "MLFLOW_", "SIBCL_RAY_"))
     }
     return {**kept, "COLUMNS": "200", "PYTHONFAULTHANDLER": "1", **more}
+
+
+def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
+    """The exit code of `label_sweep.py`, run in this process, and what it printed, by pytest's `capfd`."""
+    import label_sweep
+
+    arguments = ["label_sweep.py", *options]
+    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
+        code = label_sweep.command_line()
+    return code, capture.readouterr()
 
 
 class Driver:

@@ -26,7 +26,7 @@ def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(size
     """While labels are made, and while networks are trained."""
     with small_disk(tmp_path / "disk", size) as disk:
         storage = disk / "runs"
-        driver = Driver(storage, tmp_path / "log", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+        driver = Driver(storage, tmp_path / "log", "--workers=1", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
         try:
             # Ray kills its node if that does not end at once, as on a busy machine.
             assert driver.wait() == 1 and not driver.leftovers(spared=AGENTS)

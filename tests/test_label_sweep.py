@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from faults import RECORDS, digest
-from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, of_session
+from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, of_session, told
 from servers import free_port, wait_until
 
 
@@ -115,7 +115,7 @@ def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_ser
 def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
     folder = Path(shutil.copytree(studied.folder, tmp_path / "runs"))
     before = ledger(folder)
-    driver = Driver(folder, tmp_path / "log", "--fresh")
+    driver = Driver(folder, tmp_path / "log", "--fresh", "--workers", "1")
     try:
         moved = (folder / "aside").glob
         wait_until(lambda: len(list(moved("*/ledger/*/*.json"))) == len(before), PATIENCE, driver.printed)
@@ -176,16 +176,16 @@ def test_a_submitted_job_is_stopped_and_submitted_again(head, tmp_path):
     assert (matrix_of(storage).state == "done").all()
 
 
-def test_a_dry_run_says_what_would_be_done(tmp_path):
-    done, _ = sweep(tmp_path / "runs", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"target labels\s+│\s+100 ", done.stdout) and re.search(r"cells\s+│\s+20 ", done.stdout)
-    assert "Estimated on this machine" in done.stdout
+def test_a_dry_run_says_what_would_be_done(tmp_path, capfd):
+    code, printed = told(capfd, "--scale", "smoke", "--storage", str(tmp_path / "runs"), "--dry-run")
+    assert code == 0, printed.err
+    assert re.search(r"target labels\s+│\s+100 ", printed.out) and re.search(r"cells\s+│\s+20 ", printed.out)
+    assert "Estimated on this machine" in printed.out
     assert not list((tmp_path / "runs").rglob("*.parquet"))
 
 
-def test_help_teaches():
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, env=environment())
-    assert done.returncode == 0
+def test_help_teaches(capfd):
+    code, printed = told(capfd, "--help")
+    assert code == 0
     for word in ("fewest labels", "ray job submit", "--dry-run", "SIB-CL", "paper"):
-        assert word in done.stdout
+        assert word in printed.out

@@ -2,7 +2,6 @@
 what stays secret, and what becomes of a machine that is lost."""
 
 import signal
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 from autoscaling import DATABASE, JOB, PLANTED, Cluster
 from faults import fail, outcome
-from processes import NAME, ROOT, SCRIPT, environment
+from processes import NAME, ROOT, told
 from ray.job_submission import JobStatus
 from recipes import SCALES
 from servers import PASSWORD, wait_until
@@ -131,13 +130,10 @@ def test_what_a_job_takes_along_is_small(tmp_path):
     assert (tmp_path / "package.zip").stat().st_size < 10 * 2**20  # Ray's limit is 512 MiB
 
 
-def test_options_may_come_from_the_environment(tmp_path):
-    variables = {"SIBCL_RAY_STORAGE": str(tmp_path / "runs"), **SECRETS}
-    command = [sys.executable, SCRIPT, "--scale", "smoke", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**variables), cwd=tmp_path)
-    assert done.returncode == 2
-    assert REFUSED in done.stderr
-    assert PASSWORD not in done.stdout + done.stderr and (tmp_path / "runs").is_dir()
+def test_options_may_come_from_the_environment(tmp_path, capfd):
+    code, printed = told(capfd, "--scale", "smoke", "--dry-run", SIBCL_RAY_STORAGE=str(tmp_path / "runs"), **SECRETS)
+    assert code == 2 and REFUSED in printed.err
+    assert PASSWORD not in printed.out + printed.err and (tmp_path / "runs").is_dir()
 
 
 @pytest.mark.slow
