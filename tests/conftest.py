@@ -28,9 +28,12 @@ import psutil
 import ray
 import torch
 from bucket_servers import azurite, gcs_server, s3_server
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
+settings.register_profile("the same every time", derandomize=True)
+settings.load_profile("the same every time")
 
 
 def pytest_unconfigure():
