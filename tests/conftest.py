@@ -40,11 +40,11 @@ def pytest_unconfigure():
     """Leave nothing behind, also after Ctrl-C: whatever tests have started has inherited their environment."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
-    for process in psutil.process_iter(["environ", "cmdline"]):
-        if (process.info["environ"] or {}).get("TMPDIR") == PLACE:
-            print(f"left behind: {process.pid} {' '.join(process.info['cmdline'])[:150]}")
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+    ours = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("TMPDIR") == PLACE]
+    for process in psutil.wait_procs(ours, timeout=3)[1]:
+        with suppress(psutil.NoSuchProcess):
+            print(f"left behind: {process.pid} {' '.join(process.cmdline())[:150]}")
+            process.kill()
     shutil.rmtree(PLACE, ignore_errors=True)
 
 
