@@ -141,14 +141,9 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
     for header in ("method", "labels needed", "label saving", "95 % interval"):
         table.add_column(header, justify="left" if header == "method" else "right")
     for s in savings:
-        words = saving_in_words(s)
-        table.add_row(s.method, labels_in_words(s), Text(words, _verdict(s)), interval_in_words(s))
+        verdict = "bold green" if s.low > 1 else "red" if s.high < 1 or s.saving == 0 else ""  # by its whole interval
+        table.add_row(s.method, labels_in_words(s), Text(saving_in_words(s), verdict), interval_in_words(s))
     return table
-
-
-def _verdict(saving: LabelSaving) -> str:
-    """Bold green for a saving whose whole interval is above 1, red for one wholly below."""
-    return "bold green" if saving.low > 1 else "red" if saving.high < 1 or saving.saving == 0 else ""
 
 
 def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shlex
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -28,6 +30,8 @@ from sibcl_ray.tuner import BudgetSearcher, run_searches
 from sibcl_ray.workers import Resources, Workers
 
 NOBODY = "http://127.0.0.1:9"  # refuses at once
+# Ray has a shell start its actors' interpreters, whose paths may have blanks.
+INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
 TRIAL_PRIORITY, CELL_PRIORITY = 0, 1  # a search that waits for a trial holds up everything after it
 
 
@@ -58,7 +62,7 @@ def connect() -> None:
         ValueError: there is no such cluster, in one line.
     """
     address = os.environ.get("RAY_ADDRESS")
-    alone: dict[str, Any] = {} if address else {"include_dashboard": False}
+    alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
     if alone:  # Ray Train asks it for its actors all the same, and would look for its address for 40 s at every end
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", NOBODY)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from ray._raylet import RpcError
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.job_submission import JobSubmissionClient
 from servers import PASSWORD, free_port, wait_until
+
+from sibcl_ray.run import INTERPRETER
 
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD_ID = "f" * 51 + "00000"  # Ray's fake machines are numbered from it
@@ -109,12 +112,12 @@ class Cluster:
 
     def submit(self, *command: str, **variables: str) -> str:
         """The number of a job that runs a command in a copy of this repository."""
-        runtime = {"working_dir": str(ROOT), "env_vars": {"COLUMNS": "200", **variables}}
+        runtime = {"working_dir": str(ROOT), "env_vars": {"COLUMNS": "200", **variables}, **INTERPRETER}
         return self.jobs.submit_job(entrypoint=" ".join(command), runtime_env=runtime)
 
     def study(self, storage: Path, *options: str, **variables: str) -> str:
         """The number of a job that runs the smoke study on a storage."""
-        script = (sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage))
+        script = (shlex.quote(sys.executable), "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage))
         return self.submit(*script, *options, **variables)
 
     def logs(self, job: str) -> str:

@@ -78,7 +78,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster of two cores on this machine."""
-    from sibcl_ray.run import NOBODY
+    from sibcl_ray.run import INTERPRETER, NOBODY
 
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     ray.init(
@@ -87,7 +87,7 @@ def cluster():
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "RAY_API_SERVER_ADDRESS": NOBODY}},
+        runtime_env={"env_vars": {"PYTHONPATH": paths, "RAY_API_SERVER_ADDRESS": NOBODY}, **INTERPRETER},
     )
     yield
     ray.shutdown()

@@ -1,6 +1,7 @@
 """Studies as jobs on machines that come and go: what the cluster says of their end, how they are stopped and followed,
 what stays secret, and what becomes of a machine that is lost."""
 
+import shlex
 import signal
 import sys
 from itertools import pairwise
@@ -73,7 +74,15 @@ def telling(machines: Cluster) -> set[str]:
 
 @pytest.mark.slow
 def test_secrets_reach_the_driver_and_no_log(machines: Cluster, tmp_path):
-    script = (sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(tmp_path), "--workers=2")
+    script = (
+        shlex.quote(sys.executable),
+        "studies/label_sweep.py",
+        "--scale",
+        "smoke",
+        "--storage",
+        str(tmp_path),
+        "--workers=2",
+    )
     # In the environment of the head, where an option's variable or the shell of the job finds it, it stays there.
     job = machines.submit(f"SIBCL_RAY_SEARCH_STORAGE=${next(iter(PLANTED))}", *script)
     assert machines.exit_code(job) == 2 and REFUSED in machines.logs(job)
