@@ -226,6 +226,6 @@ def _takes_jobs(made: Cluster) -> bool:
     try:
         made.jobs = made.jobs or JobSubmissionClient(made.dashboard)
         made.exit_code(made.jobs.submit_job(entrypoint="true"))
-    except (ConnectionError, RuntimeError):
+    except (OSError, RuntimeError):  # also those of requests
         return False
     return True
