@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,15 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import ROOT, Process, environment, of_session
+from processes import ROOT, Process, environment, interpreter, of_session, ray_program
 from ray._raylet import RpcError
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.job_submission import JobSubmissionClient
 from servers import PASSWORD, free_port, wait_until
 
-from sibcl_ray.run import INTERPRETER
-
-RAY = str(Path(sys.executable).parent / "ray")
 HEAD_ID = "f" * 51 + "00000"  # Ray's fake machines are numbered from it
 STORE = 100_000_000  # bytes of every node's object store
 DATABASE = f"postgresql+psycopg://study:{PASSWORD}@127.0.0.1:1/histories"
@@ -112,12 +107,12 @@ class Cluster:
 
     def submit(self, *command: str, **variables: str) -> str:
         """The number of a job that runs a command in a copy of this repository."""
-        runtime = {"working_dir": str(ROOT), "env_vars": {"COLUMNS": "200", **variables}, **INTERPRETER}
+        runtime = {"working_dir": str(ROOT), "env_vars": {"COLUMNS": "200", **variables}}
         return self.jobs.submit_job(entrypoint=" ".join(command), runtime_env=runtime)
 
     def study(self, storage: Path, *options: str, **variables: str) -> str:
         """The number of a job that runs the smoke study on a storage."""
-        script = (shlex.quote(sys.executable), "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage))
+        script = (interpreter(), "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage))
         return self.submit(*script, *options, **variables)
 
     def logs(self, job: str) -> str:
@@ -189,7 +184,14 @@ def cluster(**machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
     port, dashboard = free_port(), free_port()
     gcs = f"127.0.0.1:{port}"
     (folder / "machines.json").write_text(json.dumps(configuration(gcs, machines)))
-    command = [RAY, "start", "--head", "--block", "--num-cpus=0", f"--autoscaling-config={folder}/machines.json"]
+    command = [
+        *ray_program(),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=0",
+        f"--autoscaling-config={folder}/machines.json",
+    ]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}", f"--object-store-memory={STORE}"]
     variables = {

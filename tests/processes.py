@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -77,6 +78,21 @@ def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
     with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
         code = label_sweep.command_line()
     return code, capture.readouterr()
+
+
+def interpreter() -> str:
+    """This one; by a link where its path has blanks, which `ray start` does not bear."""
+    if " " not in sys.prefix:
+        return sys.executable
+    link = Path(tempfile.gettempdir()) / "environment"
+    if not link.is_symlink():
+        link.symlink_to(sys.prefix)
+    return str(link / "bin" / "python")
+
+
+def ray_program() -> list[str]:
+    """Ray's command, as it is typed."""
+    return [interpreter(), "-m", "ray.scripts.scripts"]
 
 
 class Driver:

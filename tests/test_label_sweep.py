@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from faults import RECORDS, digest
-from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, of_session, told
+from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, interpreter, of_session, ray_program, told
 from servers import free_port, wait_until
 
 
@@ -135,14 +135,13 @@ def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(stud
 def head(tmp_path):
     """A head node, as `ray start --head` makes it, on loopback; the address of its jobs."""
     port, dashboard = free_port(), free_port()
-    ray_program = str(Path(sys.executable).parent / "ray")
-    command = [ray_program, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+    command = [*ray_program(), "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-agent-listen-port={free_port()}"]  # another cluster here may have the usual one
     with open(tmp_path / "head.log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment(), start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
-    trial = [ray_program, "job", "submit", "--address", address, "--", "true"]
+    trial = [*ray_program(), "job", "submit", "--address", address, "--", "true"]
     for _ in range(20):  # the port answers some time before there is an agent that takes jobs
         if subprocess.run(trial, capture_output=True, env=environment()).returncode == 0:
             break
@@ -160,12 +159,12 @@ def test_a_submitted_job_is_stopped_and_submitted_again(head, tmp_path):
     storage = tmp_path / "runs"
 
     def job(action: str, *rest: str, code: int = 0) -> str:
-        command = [str(Path(sys.executable).parent / "ray"), "job", action, "--address", head, *rest]
+        command = [*ray_program(), "job", action, "--address", head, *rest]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(), cwd=ROOT)
         assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
-    study = [sys.executable, "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage)]
+    study = [interpreter(), "studies/label_sweep.py", "--scale", "smoke", "--storage", str(storage)]
     job("submit", "--working-dir", ".", "--submission-id", "first", "--no-wait", "--", *study)
     wait_until(lambda: len(ledger(storage)) > 10, PATIENCE, lambda: job("logs", "first"))
     job("stop", "first")

@@ -1,9 +1,7 @@
 """Studies as jobs on machines that come and go: what the cluster says of their end, how they are stopped and followed,
 what stays secret, and what becomes of a machine that is lost."""
 
-import shlex
 import signal
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 from autoscaling import DATABASE, JOB, PLANTED, Cluster
 from faults import fail, outcome
-from processes import NAME, ROOT, told
+from processes import NAME, ROOT, interpreter, told
 from ray.job_submission import JobStatus
 from recipes import SCALES
 from servers import PASSWORD, wait_until
@@ -75,7 +73,7 @@ def telling(machines: Cluster) -> set[str]:
 @pytest.mark.slow
 def test_secrets_reach_the_driver_and_no_log(machines: Cluster, tmp_path):
     script = (
-        shlex.quote(sys.executable),
+        interpreter(),
         "studies/label_sweep.py",
         "--scale",
         "smoke",
