@@ -51,9 +51,9 @@ class S3Server(Buckets):
         """Where it is, if asked by another port, such as a proxy's."""
         return {"AWS_ENDPOINT_URL": f"http://{self.host}:{port}"}
 
-    def requests(self, method, part="", client=""):
-        """The paths, with their queries, that a client has asked for so far and that contain a part."""
-        line = re.compile(rf'^{re.escape(client)}.*"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP', re.MULTILINE)
+    def requests(self, method, part="", client="", answer=""):
+        """The paths, with their queries, that a client has asked for so far and that contain a part; by the answer."""
+        line = re.compile(rf'^{re.escape(client)}.*"(?:\x1b\[[0-9;]*m)*{method} (\S+) HTTP\S*" {answer}', re.MULTILINE)
         return [path for path in map(unquote, line.findall(Path(self.log).read_text())) if part in path]
 
     def _serves(self):

@@ -34,7 +34,7 @@ print(sum(node.state == node.ALIVE for node in nodes))
 SUPERVISED = 'while true; do "$@"; sleep 1; done'
 TIMES = ["seconds", "finished"]
 PORT, DASHBOARD = 6379, 8265
-CUT_AFTER = 12  # records of 39
+CUT_AFTER = 4  # records of 37: whoever is left must not be done before the host is missed
 
 
 class Cluster:
@@ -135,7 +135,7 @@ def test_a_host_that_is_cut_off_changes_nothing_in_the_matrix(tmp_path, monkeypa
         printed = ray.printed("desk")
         assert there < len(set(s3.requests("PUT", "/hosts/ledger/"))), "it was over before the host was missed"
         for name in ("worker-1", "worker-2"):
-            fetched = s3.requests("GET", ".parquet", f"{ray.hosts[name].address} ")
+            fetched = s3.requests("GET", ".parquet", f"{ray.hosts[name].address} ", "200")
             fetched = [path for path in fetched if path.startswith(f"/{BUCKET}/hosts/datasets/")]
             assert 0 < len(fetched) == len(set(fetched)), "data reach a node once"
         assert not s3.requests("GET", f"{BUCKET}/hosts/datasets/", ray.hosts["head"].address), "nor the driver at all"
