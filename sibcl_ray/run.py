@@ -63,8 +63,8 @@ def connect() -> None:
     """
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
-    if alone:  # Ray Train asks it for its actors all the same, and would look for its address for 40 s at every end
-        os.environ.setdefault("RAY_API_SERVER_ADDRESS", NOBODY)
+    if alone:  # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's
+        os.environ["RAY_API_SERVER_ADDRESS"] = NOBODY
     try:
         _knock(address or "")
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)

@@ -186,10 +186,10 @@ class Workers:
             thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         self._closing = True
         self.stop("the study has ended")
-        if not error[0]:  # else nobody should wait: the driver's end takes all its processes along
+        if kind is None:  # else nobody should wait: the driver's end takes all its processes along
             deadline = time.monotonic() + 30
             for thread in self._threads:  # some may still wait for their nodes
                 thread.join(timeout=max(0.1, deadline - time.monotonic()))

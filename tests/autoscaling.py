@@ -184,14 +184,8 @@ def cluster(**machines: tuple[dict[str, float], int]) -> Iterator[Cluster]:
     port, dashboard = free_port(), free_port()
     gcs = f"127.0.0.1:{port}"
     (folder / "machines.json").write_text(json.dumps(configuration(gcs, machines)))
-    command = [
-        *ray_program(),
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=0",
-        f"--autoscaling-config={folder}/machines.json",
-    ]
+    command = [*ray_program(), "start", "--head", "--block", "--num-cpus=0"]
+    command += [f"--autoscaling-config={folder}/machines.json"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     command += [f"--ray-client-server-port={free_port()}", f"--temp-dir={folder}", f"--object-store-memory={STORE}"]
     variables = {

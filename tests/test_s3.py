@@ -156,13 +156,14 @@ store.exists("first")
 print("reached", flush=True)
 input()
 print("asking", flush=True)
-store.read("first")
+store.{}
 """
 
 
-def test_whoever_waits_for_a_bucket_can_be_interrupted(store, network):
+@pytest.mark.parametrize("call", ["read('first')", "read_records(['first', 'second'])", "write('first', b'')"])
+def test_whoever_waits_for_a_bucket_can_be_interrupted(call, store, network):
     with subprocess.Popen(
-        [sys.executable, "-c", WAITING, store.uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
+        [sys.executable, "-c", WAITING.format(call), store.uri], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
     ) as reader:
         assert reader.stdout.readline() == "reached\n"
         network.silent = True

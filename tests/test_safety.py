@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from sibcl_ray.run import NOBODY
+
 ROOT = Path(__file__).parents[1]
 
 LISTENERS = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, "studies")
 import label_sweep
 from sibcl_ray.run import connect
 connect()
 import ray
+where = ray.remote(lambda: sys.executable).options(runtime_env={"env_vars": {"LIKE": "an actor of Ray Train"}})
+print("INTERPRETER", ray.get(where.remote(), timeout=60))
+print("DASHBOARD", os.environ["RAY_API_SERVER_ADDRESS"])
 print("ADDRESS", ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -53,11 +58,16 @@ def listening(pids: set[int]) -> set[str]:
 def test_a_cluster_of_our_own_listens_on_loopback_and_asks_for_a_token(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    spaced = tmp_path / "my environment"
+    spaced.symlink_to(sys.prefix)
+    environment["RAY_API_SERVER_ADDRESS"] = "http://192.0.2.1:8265"  # of a cluster that jobs are submitted to
     driver = subprocess.Popen(
-        [sys.executable, "-c", LISTENERS],
+        [spaced / "bin" / "python", "-c", LISTENERS],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
     )  # fmt: skip
     try:
+        assert next(driver.stdout) == f"INTERPRETER {spaced}/bin/python\n"
+        assert next(driver.stdout) == f"DASHBOARD {NOBODY}\n", "another's dashboard, asked for actors, would know none"
         address = next(line.split()[1] for line in driver.stdout if line.startswith("ADDRESS"))
         found = listening(descendants(driver.pid))
         loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}

@@ -72,15 +72,7 @@ def telling(machines: Cluster) -> set[str]:
 
 @pytest.mark.slow
 def test_secrets_reach_the_driver_and_no_log(machines: Cluster, tmp_path):
-    script = (
-        interpreter(),
-        "studies/label_sweep.py",
-        "--scale",
-        "smoke",
-        "--storage",
-        str(tmp_path),
-        "--workers=2",
-    )
+    script = (interpreter(), "studies/label_sweep.py", "--scale=smoke", f"--storage={tmp_path}", "--workers=2")
     # In the environment of the head, where an option's variable or the shell of the job finds it, it stays there.
     job = machines.submit(f"SIBCL_RAY_SEARCH_STORAGE=${next(iter(PLANTED))}", *script)
     assert machines.exit_code(job) == 2 and REFUSED in machines.logs(job)

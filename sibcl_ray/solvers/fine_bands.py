@@ -25,7 +25,6 @@ IMPROVEMENTS = {"tm": 2, "te": 6}  # steps of LOBPCG; for TM its preconditioner 
 CELLS_AT_ONCE = {"cpu": 1}  # what fits in a CPU's cache; other devices take OTHER_CELLS_AT_ONCE
 OTHER_CELLS_AT_ONCE = 16
 ELEMENTS_AT_ONCE = 2**24  # matrix elements diagonalised at once, at most: 256 MiB
-ALL_WAVES = 2**31  # a cutoff: as many as the pixels have
 
 
 class _Medium(NamedTuple):
@@ -53,7 +52,7 @@ def fine_bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, pola
     Raises:
         ValueError: a shape, value, number of bands or polarisation that cannot be used.
     """
-    cells, k, waves = checked(epsilon, k_points, n_bands, polarization, ALL_WAVES)
+    cells, k, waves = checked(epsilon, k_points, n_bands, polarization)
     half, source, _ = half_zone(k)
     with torch.no_grad():
         chunks = cells.split(CELLS_AT_ONCE.get(cells.device.type, OTHER_CELLS_AT_ONCE))
