@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 import time
 import uuid
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from sibcl_ray.folders import private_folder
 from sibcl_ray.store import Damaged, Store
 
 UNUSED = 3 * 86_400.0  # seconds after which a copy that nobody has read is removed
@@ -82,12 +82,8 @@ def _alone(copy: Path) -> Iterator[None]:
 @lru_cache
 def _folder(place: str) -> Path | None:
     """Where copies are, cleared of those that are old; None if it is not this user's alone."""
-    folder = Path(place) / f"sibcl_ray-{os.getuid()}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        about = folder.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
-            return None
+        folder = private_folder(Path(place), "sibcl_ray")
         for copy in folder.iterdir():
             with suppress(FileNotFoundError):
                 if copy.suffix != ".lock" and copy.stat().st_mtime < time.time() - UNUSED:

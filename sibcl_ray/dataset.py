@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from sibcl_ray.store import Damaged, Store, StoreError, fingerprint
 
 FORMAT = 2  # of shards; part of every dataset's name
 READERS = 16  # requests to a distant store at a time
+SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
+RECORDS_READ = 20  # of these, at most, for an estimate
+CHECKED = "checked"  # the name of a record
 SHARD = 50  # samples of a shard, if they are no target labels; the last one of a finite role may hold fewer
 
 
@@ -49,7 +53,10 @@ ROLES = (TARGET, SURROGATE, UNLABELLED, TEST)
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs (count, *input_shape) and, where there are any, labels (count, *label_shape), float32."""
+    """Inputs (count, *input_shape), float32, and, where there are any, labels (count, *label_shape).
+
+    Labels are float32, or float64 where they were given so: far from zero a difference may be lost in float32.
+    """
 
     inputs: Tensor
     labels: Tensor | None
@@ -116,6 +123,49 @@ class Dataset:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         self.store.write(self.shard_name(role, index), buffer.getvalue())
+
+    def record_seconds(self, role: Role, index: int, seconds: float) -> None:
+        """Store beside a shard how long its labels took, in seconds of one core.
+
+        It is no part of the shard, whose bytes are the same however long they took.
+        """
+        self.store.write_record(self._seconds_name(role, index), {"seconds": seconds})
+
+    def label_seconds(self, surrogate: bool = False) -> float | None:
+        """Seconds of one core that a label took, of the target's solver or of the surrogate's; None if none is recorded.
+
+        The mean over some of the records, as a distant store takes a request for each.
+        """
+        roles = {role.name: role for role in ROLES if role.labelled and role.surrogate == surrogate}
+        there = [name for name in self.store.names(self.folder) if name.endswith(SECONDS) and _role_of(name) in roles]
+        some = there[:: max(1, -(-len(there) // RECORDS_READ))]
+        found = {name: record for name, record in self.store.read_records(some).items() if isinstance(record, dict)}
+        labels = sum(shard_size(self.problem, roles[_role_of(name)]) for name in found)
+        return sum(record["seconds"] for record in found.values()) / labels if labels else None
+
+    def _seconds_name(self, role: Role, index: int) -> str:
+        return f"{self.folder}/{role.name}-{index:05d}{SECONDS}"
+
+    def stored(self) -> list[Shard]:
+        """The shards that there are, whole or damaged, by role and number."""
+        found = (_SHARD.fullmatch(name) for name in self.store.names(self.folder))
+        roles = {role.name: role for role in ROLES}
+        return [Shard(roles[name["role"]], int(name["index"])) for name in found if name and name["role"] in roles]
+
+    def is_checked(self) -> bool:
+        """Whether the shards that there are have been compared with each other, and their labels looked at."""
+        try:
+            record = self.store.read_record(f"{self.folder}/{CHECKED}")
+        except Damaged:
+            return False
+        return record is not None and record["shards"] == self._names_all()
+
+    def note_checked(self) -> None:
+        """Say that they have."""
+        self.store.write_record(f"{self.folder}/{CHECKED}", {"shards": self._names_all()})
+
+    def _names_all(self) -> str:
+        return fingerprint([self.shard_name(shard.role, shard.index) for shard in self.stored()])
 
     def read_shard(self, role: Role, index: int) -> Split:
         """One shard, checked; Damaged where it is not what was written, FileNotFoundError if absent."""
@@ -203,6 +253,14 @@ def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     parts = [order[i::number] for i in range(number)]
     return [(torch.cat(parts[:i] + parts[i + 1 :]), held_out) for i, held_out in enumerate(parts)]
+
+
+_SHARD = re.compile(r".*/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")
+
+
+def _role_of(name: str) -> str:
+    """The role that the name of a file beside shards begins with."""
+    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def _column(array: np.ndarray) -> pa.Array:

@@ -1,16 +1,29 @@
 """Folders of a local disk or a shared file system, in which a name is whole or absent, and survives a loss of power."""
 
+import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 DRAFTS = "drafts"  # where files are written before they get their names
 DRAFTS_KEPT = 3600.0  # seconds; no write takes so long
+
+
+def private_folder(place: Path, name: str) -> Path:
+    """A folder in one that many write to, which is this user's alone; PermissionError where it is not."""
+    folder = place / f"{name}-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
+        raise PermissionError(f"{folder} is there, and not a folder of this user alone; remove it")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,14 @@ class Folder:
 
     def arrow(self, name: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), self.path(name)
+
+    def check_permission(self) -> None:
+        """OSError where the folder is none, or cannot be written or made, as far as that shows without trying."""
+        there = next(place for place in (Path(self.root), *Path(self.root).parents) if place.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
     def clear_drafts(self, clock: str) -> None:
         """Remove what writers that died have left, by the time of a draft that was just written."""

@@ -1,101 +1,192 @@
-"""Makes the shards of a dataset on Ray tasks: only those that are missing or damaged, and each only once."""
+"""Makes the shards of a dataset on Ray tasks: only those that are missing or damaged, and each only once.
 
+No input of the test is among those of the other roles, up to the symmetries that the problem declares. The test's
+inputs come first: what is drawn for another role and equals one of them is drawn again, in the worker, from the
+shard's own generator. What is stored never changes, so when more of the test is made later, or one of its inputs is
+replaced because the solver fails on it, the new one yields to all that are stored. So the number of workers changes
+nothing.
+"""
+
+import copy
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+from sibcl_ray import check, orbits
 from sibcl_ray.claims import Claims
-from sibcl_ray.dataset import Dataset, Role, Shard, shard_size
-from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
-from sibcl_ray.solving import CallFailed, Solver
+from sibcl_ray.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard, shard_size
+from sibcl_ray.problems.problem import BadProblem, Problem, Sample, SolverFailed
+from sibcl_ray.sandbox import CallFailed, call, draw
+from sibcl_ray.symmetry import Group
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 FAILURES = 5  # times that the solver may fail on inputs of a small shard, and half the times the size of a large one
+MISTAKES = ("NameError", "TypeError", "AttributeError", "NotImplementedError")  # of the program, not of an input
+REDRAWS = 20  # times that an input may be drawn again because the test has it
+STOPPING = 10.0  # seconds in which tasks that are cancelled should stop
+LOOKED_AT = 20  # stored shards that a task reads
 
 
-def make_shard(dataset: Dataset, shard: Shard) -> list[str]:
+@dataclass
+class Draft:
+    """A shard that is being made: its inputs, and labels as far as there are any, NaN where the solver failed."""
+
+    sample: Sample
+    rng: np.random.Generator
+    labels: np.ndarray | None = None
+    reasons: list[str] = field(default_factory=list)  # of failures
+    told: str = ""  # of the first failure, with what it left
+    seconds: float = 0.0  # that the solver took
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a shard: its failures and forms, or the draft of one whose replacements have to wait."""
+
+    forms: np.ndarray
+    failures: int = 0
+    told: str = ""
+    draft: Draft | None = None
+
+
+def make_shard(
+    dataset: Dataset, shard: Shard, apart: np.ndarray | None = None, draft: Draft | None = None, last: bool = True
+) -> Made:
     """Draw, solve and store one shard, unless it is there.
 
     An input that the solver fails on, or does not solve in time, is replaced by another draw; the shard's metadata
     say so.
 
-    Returns:
-        The reasons of such failures.
+    Args:
+        dataset, shard: what is to be made.
+        apart: the forms (see `orbits`) of inputs that must not be drawn.
+        draft: what an earlier call has given back.
+        last: whether replacements may be drawn now; if not, and some are needed, the draft is given back.
 
     Raises:
-        SolverFailed: they are too many for an accident.
+        SolverFailed: failures are too many for an accident.
+        BadProblem: the labels are of a wrong type or shape, or nothing else than what is in ``apart`` is drawn.
     """
     if dataset.holds(shard, lambda text: None):
-        return []
-    problem, rng = dataset.problem, dataset.rng(shard.role, shard.index)
-    draw = problem.sample_surrogate if shard.role.surrogate else problem.sample
-    solve = _solver(problem, shard.role)
-    size = shard_size(problem, shard.role)
-    sample, allowed = draw(size, rng), max(FAILURES, size // 2)  # more are no accident
-    labels, reasons = _solve(problem, solve, sample, allowed) if shard.role.labelled else (None, [])
-    while labels is not None and len(rows := np.flatnonzero(_failed(labels))):
-        if len(reasons) > allowed:
+        return Made(forms(dataset.problem, dataset.read_shard(shard.role, shard.index).inputs.numpy()))
+    problem, role, size = dataset.problem, shard.role, shard_size(dataset.problem, shard.role)
+    allowed = max(FAILURES, size // 2)  # more are no accident
+    if draft is None:
+        draft = Draft(*_drawn(problem, shard, size, dataset.rng(role, shard.index), apart))
+        if role.labelled:
+            draft.labels = _solve(problem, role, draft.sample, allowed, draft)
+    else:
+        draft = copy.deepcopy(draft)  # what Ray hands over cannot be written
+    while draft.labels is not None and len(rows := np.flatnonzero(_failed(draft.labels))):
+        mistaken = draft.reasons[0].startswith(MISTAKES) and len(rows) == size and len(draft.reasons) > 1
+        if len(draft.reasons) > allowed or mistaken:
             raise SolverFailed(
-                f"the solver of {problem.name} failed {len(reasons)} times on {size} input{'s' * (size > 1)} of "
-                f"{shard.role.name} shard {shard.index}, first with {reasons[0]}; mend it, or what it is asked to solve"
+                f"the solver of {problem.name} failed {len(draft.reasons)} times on {size} input{'s' * (size > 1)} of "
+                f"{role.name} shard {shard.index}, first with {draft.told}; mend it, or what it is asked to solve"
             )
-        again = draw(len(rows), rng)
-        sample.inputs[rows] = again.inputs
-        for name, values in again.parameters.items():
-            sample.parameters[name][rows] = values
-        labels[rows], more = _solve(problem, solve, again, allowed)
-        reasons += more
-    dataset.write(shard.role, shard.index, sample, labels, reasons)
-    return reasons
+        if not last:
+            return Made(forms(problem, draft.sample.inputs), draft=draft)
+        again, draft.rng = _drawn(problem, shard, len(rows), draft.rng, apart)
+        _replace(draft.sample, rows, again)
+        draft.labels[rows] = _solve(problem, role, again, allowed, draft)
+    dataset.write(role, shard.index, draft.sample, draft.labels, draft.reasons)
+    if role.labelled:
+        dataset.record_seconds(role, shard.index, draft.seconds * (problem.resources.get("num_cpus", 1) or 1))
+    return Made(forms(problem, draft.sample.inputs), len(draft.reasons), draft.told)
 
 
-Solve = Callable[[Sample], np.ndarray]
+def forms(problem: Problem, inputs: np.ndarray) -> np.ndarray:
+    """By which inputs are known that the problem's symmetries make equal; see `orbits.forms`."""
+    return orbits.forms(inputs, _groups(problem))
 
 
-def _solver(problem: Problem, role: Role) -> Solve:
-    """What solves a sample of the role: here, or apart if it may be ended."""
-    if problem.timeout is not None:
-        return lambda sample: _apart(problem, float(problem.timeout or 0))(sample, role.surrogate)
-    return problem.solve_surrogate if role.surrogate else lambda sample: problem.solve(sample.inputs)
+def _groups(problem: Problem) -> dict[str, Group]:
+    """All that moves inputs and leaves their labels, or moves them along."""
+    return {**problem.symmetries, **{name: moves.group for name, moves in problem.equivariances.items()}}
 
 
-_apart = lru_cache(maxsize=1)(Solver)  # a process of a worker, for all the shards that it makes
+def _drawn(
+    problem: Problem, shard: Shard, count: int, rng: np.random.Generator, apart: np.ndarray | None
+) -> tuple[Sample, np.random.Generator]:
+    """Inputs none of which is in ``apart``, and the generator afterwards."""
+    surrogate = shard.role.surrogate
+    what = f"{problem.name}.{'sample_surrogate' if surrogate else 'sample'}"
+
+    def drawn(count: int, rng: np.random.Generator) -> tuple[Sample, np.random.Generator]:
+        try:
+            sample, rng = draw(problem, surrogate, count, rng)
+        except CallFailed as failed:
+            raise SolverFailed(f"{what} raises {failed}{failed.left}; mend it") from None
+        return check.sample(problem, sample, count, what), rng
+
+    sample, rng = drawn(count, rng)
+    rows = np.arange(count)
+    for _ in range(REDRAWS + 1):
+        if apart is None or not len(apart):
+            return sample, rng
+        rows = rows[orbits.shared(forms(problem, sample.inputs[rows]), apart)]
+        if not len(rows):
+            return sample, rng
+        again, rng = drawn(len(rows), rng)
+        _replace(sample, rows, again)
+    others = "inputs of other roles" if shard.role == TEST else "test inputs"
+    raise BadProblem(
+        f"{what} draws {others} again and again: {len(rows)} of {count} in {shard.role.name} shard {shard.index} "
+        f"are among them, up to the declared symmetries, also after {REDRAWS} new draws; it has too few inputs that "
+        "differ: draw from a wider family, or ask for fewer samples"
+    )
 
 
-def _solve(problem: Problem, solve: Solve, sample: Sample, allowed: int) -> tuple[np.ndarray, list[str]]:
-    """Labels, NaN where the solver failed, and why it did.
+def _replace(sample: Sample, rows: np.ndarray, by: Sample) -> None:
+    sample.inputs[rows] = by.inputs
+    for name, values in by.parameters.items():
+        sample.parameters[name][rows] = values
 
-    All at once; or, where that fails or one of them may be ended, one by one.
+
+def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Draft) -> np.ndarray:
+    """Labels, NaN where the solver failed; the reasons go into the draft.
+
+    All at once; or, where that fails or takes longer than one of them may, one by one.
     """
     count = len(sample.inputs)
-    if count == 1 or problem.timeout is None:
-        for _ in range(1 + problem.retries if count == 1 else 1):
-            try:
-                labels = np.array(solve(sample), np.float32)
-            except SolverFailed:
-                raise
-            except Exception as error:
-                reason = str(error) if isinstance(error, CallFailed) else f"{type(error).__name__}: {error}"
-                continue
-            if labels.shape != (expected := (count, *problem.label_shape)):
-                raise SolverFailed(f"the solver of {problem.name} gave labels of shape {labels.shape}, not {expected}")
-            failed = _failed(labels)
-            labels[failed] = np.nan
-            return labels, ["a label that is not finite"] * int(failed.sum())
+    what = f"{problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
+    method, argument = ("solve_surrogate", sample) if role.surrogate else ("solve", sample.inputs)
+    began = time.perf_counter()
+    for _ in range(1 + problem.retries if count == 1 else 1):
+        try:
+            given = call(problem, method, argument, seconds=problem.timeout)
+        except CallFailed as error:
+            failed = error
+            continue
+        finally:
+            draft.seconds, began = draft.seconds + time.perf_counter() - began, time.perf_counter()
+        labels = check.labels(problem, np.asanyarray(given), count, what)
+        if bad := int(_failed(labels).sum()):
+            _note(draft, ["a label that is not finite"] * bad)
+        return labels
     if count == 1:
-        return np.full((1, *problem.label_shape), np.nan, np.float32), [reason]
-    labels = np.full((count, *problem.label_shape), np.nan, np.float32)
-    reasons: list[str] = []
+        _note(draft, [str(failed)], failed.left)
+        return np.full((1, *problem.label_shape), np.nan, np.float32)
+    parts = []
+    begun = len(draft.reasons)
     for row in range(count):
-        if len(reasons) <= allowed:  # more are not to be waited for
-            labels[row : row + 1], more = _solve(problem, solve, _row(sample, row), allowed)
-            reasons += more
-    return labels, reasons
+        if len(draft.reasons) - begun > allowed:  # more are not to be waited for
+            break
+        parts.append(_solve(problem, role, _row(sample, row), allowed, draft))
+    missing = np.full((count - len(parts), *problem.label_shape), np.nan, np.float32)
+    kind = next((part.dtype for part in parts if not _failed(part).all()), np.dtype(np.float32))
+    return np.concatenate([*parts, missing]).astype(kind)
+
+
+def _note(draft: Draft, reasons: list[str], left: str = "") -> None:
+    draft.told = draft.told or reasons[0] + left
+    draft.reasons += reasons
 
 
 def _failed(labels: np.ndarray) -> np.ndarray:
@@ -108,12 +199,25 @@ def _row(sample: Sample, row: int) -> Sample:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-def _make_on_ray(dataset: Dataset, shard: Shard) -> list[str]:
-    import torch
-
+def _make_on_ray(dataset: Dataset, shard: Shard, *how: Any) -> Made:
     # As many as the task has cores; and another number of threads would change rounding.
     torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
-    return make_shard(dataset, shard)
+    return make_shard(dataset, shard, *how)
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def _drawn_on_ray(dataset: Dataset, shard: Shard, apart: np.ndarray) -> np.ndarray:
+    """The forms of the inputs that a shard will have, if the solver does not fail."""
+    size = shard_size(dataset.problem, shard.role)
+    sample, _ = _drawn(dataset.problem, shard, size, dataset.rng(shard.role, shard.index), apart)
+    return forms(dataset.problem, sample.inputs)
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def _read_on_ray(dataset: Dataset, shards: list[Shard]) -> dict[Shard, np.ndarray]:
+    """The forms of shards that are stored."""
+    whole = (shard for shard in shards if dataset.holds(shard, lambda text: None))
+    return {s: forms(dataset.problem, dataset.read_shard(s.role, s.index).inputs.numpy()) for s in whole}
 
 
 def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
@@ -155,30 +259,147 @@ def generate(
 
     One that another driver is making is waited for, and made here if that driver dies. Samples that are given
     are read here, where their files are.
+
+    Raises:
+        SolverFailed: a label cannot be computed.
+        BadProblem: labels cannot be learned from, or the test is not apart from the rest. Nothing more is started then,
+            and what is under way is stopped.
     """
     if dataset.problem.available is not None:
         yield from _import(dataset, shards)
         return
+    if not shards and dataset.is_checked():
+        return
     if any(shard.role.labelled for shard in shards):
         _refuse_unavailable(dataset.problem)
-    elsewhere = sorted(shards, key=lambda s: not s.role.labelled)
-    pending: dict[ray.ObjectRef, Shard] = {}
-    while elsewhere or pending:
-        mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
-        elsewhere = [s for s in elsewhere if s not in mine]
-        pending |= {_make_on_ray.options(**_options(dataset, s)).remote(dataset, s): s for s in mine}
-        done, _ = ray.wait(list(pending), timeout=POLL if elsewhere else None) if pending else ([], None)
-        if not pending:
-            time.sleep(POLL)
-        for reference in done:
-            shard = pending.pop(reference)
-            if reasons := _result(reference):
-                warn(
-                    f"{shard.role.name} shard {shard.index}: the solver failed on {len(reasons)} of "
-                    f"{shard_size(dataset.problem, shard.role)} inputs, which were drawn anew; first with {reasons[0]}"
-                )
-            claims.release(_claim(dataset, shard))
-            yield shard
+    yield from _Generation(dataset, claims, warn).run(shards)
+
+
+class _Generation:
+    """One driver's making of shards."""
+
+    def __init__(self, dataset: Dataset, claims: Claims, warn: Callable[[str], None]) -> None:
+        self.dataset, self.problem, self.claims, self.warn = dataset, dataset.problem, claims, warn
+        self.pending: dict[ray.ObjectRef, Any] = {}
+        self.forms: dict[Shard, np.ndarray] = {}  # of stored shards
+        self.labels: dict[Shard, np.ndarray] = {}  # the first of the target and the test
+        self.judged = False
+
+    def run(self, shards: list[Shard]) -> Iterator[Shard]:
+        if unchecked := orbits.unchecked(_groups(self.problem), self.problem.input_shape):
+            self.warn(
+                f"whether inputs of the test are images of others under {' and '.join(unchecked)} is not checked: "
+                "the elements of such a group are not known"
+            )
+        try:
+            self._look([shard for shard in self.dataset.stored() if shard not in set(shards)])
+            self._refuse_shared()
+            self._judge_first()
+            yield from self._make(shards)
+            self._look([shard for shard in self.dataset.stored() if shard not in self.forms])  # by other drivers
+            self._refuse_shared()
+            self._judge_all()
+        finally:
+            for reference in self.pending:  # after an error or an interrupt
+                ray.cancel(reference)
+            ray.wait(list(self.pending), num_returns=len(self.pending), timeout=STOPPING) if self.pending else None
+        self.dataset.note_checked()
+
+    def _look(self, shards: list[Shard]) -> None:
+        parts = [shards[i : i + LOOKED_AT] for i in range(0, len(shards), LOOKED_AT)]
+        for found in self._each(_read_on_ray.remote(self.dataset, part) for part in parts):
+            self.forms |= found
+
+    def _each(self, references: Any) -> Iterator[Any]:
+        """The results of some tasks, in their order."""
+        references = list(references)
+        self.pending |= dict.fromkeys(references)
+        for reference in references:
+            yield _result(reference)
+            del self.pending[reference]
+
+    def _of(self, test: bool) -> np.ndarray:
+        """The forms of what is stored of the test, or of all other roles."""
+        return np.concatenate(
+            [forms(self.problem, np.zeros((0, *self.problem.input_shape), np.float32))]
+            + [found for shard, found in self.forms.items() if (shard.role == TEST) == test]
+        )
+
+    def _make(self, shards: list[Shard]) -> Iterator[Shard]:
+        tests = [shard for shard in shards if shard.role == TEST]
+        others = ray.put(self._of(test=False))
+        drawn = [_drawn_on_ray.remote(self.dataset, shard, others) for shard in tests]
+        apart = ray.put(np.concatenate([self._of(test=True), *self._each(drawn)]))
+        waiting: dict[Shard, tuple] = {
+            shard: (others, None, False) if shard.role == TEST else (apart,)
+            for shard in sorted(shards, key=lambda s: not s.role.labelled)
+        }
+        drafts: dict[Shard, Draft] = {}
+        yield from self._make_each(waiting, drafts)
+        others = ray.put(self._of(test=False))
+        yield from self._make_each({shard: (others, draft) for shard, draft in drafts.items()}, {})
+
+    def _make_each(self, waiting: dict[Shard, tuple], drafts: dict[Shard, Draft]) -> Iterator[Shard]:
+        dataset, claims = self.dataset, self.claims
+        elsewhere = list(waiting)
+        while elsewhere or self.pending:
+            mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
+            elsewhere = [s for s in elsewhere if s not in mine]
+            self.pending |= {
+                _make_on_ray.options(**_options(dataset, s)).remote(dataset, s, *waiting[s]): s for s in mine
+            }
+            done: list[ray.ObjectRef] = []
+            if self.pending:
+                done, _ = ray.wait(list(self.pending), timeout=POLL if elsewhere else None)
+            else:
+                time.sleep(POLL)
+            for reference in done:
+                made, shard = _result(reference), self.pending.pop(reference)
+                claims.release(_claim(dataset, shard))
+                if made.draft is not None:
+                    drafts[shard] = made.draft
+                    continue
+                if made.failures:
+                    self.warn(
+                        f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
+                        f"{shard_size(self.problem, shard.role)} inputs, which were drawn anew; first with {made.told}"
+                    )
+                self.forms[shard] = made.forms
+                yield shard
+                self._judge_first()
+
+    def _refuse_shared(self) -> None:
+        test, others = self._of(test=True), self._of(test=False)
+        if len(rows := orbits.shared(test, others)):
+            raise BadProblem(
+                f"{len(rows)} of the {len(test)} stored test inputs of {self.problem.name} are also learned from, up "
+                "to the declared symmetries; an earlier version did not look: give another --seed"
+            )
+
+    def _judge_first(self) -> None:
+        """Look at labels as soon as there are enough."""
+        if self.judged:
+            return
+        for shard in self.forms:
+            if shard.role in (TARGET, TEST) and shard not in self.labels:
+                self.labels[shard] = self._stored_labels(shard)
+        first = [*self.labels.values()]
+        if sum(map(len, first)) >= check.ENOUGH:
+            check.several(self.problem, np.concatenate(first), f"{self.problem.name}.solve", "target")
+            self.judged = True
+
+    def _judge_all(self) -> None:
+        for role in (TARGET, TEST, SURROGATE):
+            shards = sorted((s for s in self.forms if s.role == role), key=lambda s: s.index)
+            if shards:
+                given = np.concatenate([self._stored_labels(shard) for shard in shards])
+                what = f"{self.problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
+                check.several(self.problem, given, what, role.name)
+
+    def _stored_labels(self, shard: Shard) -> np.ndarray:
+        labels = self.dataset.read_shard(shard.role, shard.index).labels
+        assert labels is not None
+        return labels.numpy()
 
 
 def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
@@ -191,7 +412,7 @@ def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
             yield Shard(role, index)
 
 
-def _result(reference: ray.ObjectRef) -> list[str]:
+def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sibcl_ray import check
 from sibcl_ray.problems.problem import Problem
+from sibcl_ray.sandbox import call
 
 
 def known(problem: Problem, inputs: Tensor, delta: bool) -> Tensor:
@@ -21,8 +23,8 @@ def moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem
     difference = difference.view(-1, *problem.label_shape)
     if delta:
         return move(difference).flatten(1)
-    offset = torch.from_numpy(problem.offset).to(difference)
-    return (move(difference + offset) - offset).flatten(1)
+    offset = torch.from_numpy(problem.offset).to(difference.device)
+    return (move(difference + offset) - offset).flatten(1).to(difference.dtype)
 
 
 def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
@@ -31,9 +33,9 @@ def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
     keys = [hashlib.sha256(x.numpy().tobytes()).digest() for x in inputs]
     new = [row for row, key in enumerate(keys) if key not in kept]
     if new:
-        kept.update(
-            zip([keys[row] for row in new], torch.from_numpy(problem.estimate(inputs[new].numpy())), strict=True)
-        )
+        given = call(problem, "estimate", inputs[new].numpy())
+        estimates = check.labels(problem, given, len(new), f"{problem.name}.estimate")
+        kept.update(zip([keys[row] for row in new], torch.from_numpy(estimates), strict=True))
     return torch.stack([kept[key] for key in keys])
 
 

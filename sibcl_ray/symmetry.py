@@ -15,13 +15,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sibcl_ray.guest import guard
+
 
 class Group(ABC):
     """A group acting sample by sample. Elements of a batch are one tensor, (batch, …)."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        guard(cls, ("draw", "identity", "compose", "inverse", "act"))
 
     @abstractmethod
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,6 +49,11 @@ class Group(ABC):
     @abstractmethod
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         """``g·x``, of the shape of ``x``."""
+
+    @property
+    def shifted_axes(self) -> int:
+        """Over how many of an input's last axes its elements are all the periodic shifts; 0 of other groups."""
+        return 0
 
 
 class GridGroup(Group):
@@ -82,6 +94,10 @@ class Translations(GridGroup):
 
     size: int
     dimension: int = 2
+
+    @property
+    def shifted_axes(self) -> int:
+        return self.dimension
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(x), self.dimension)

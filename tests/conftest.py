@@ -38,6 +38,8 @@ settings.load_profile("the same every time")
 
 def pytest_unconfigure():
     """Leave nothing behind, also after Ctrl-C: whatever tests have started has inherited their environment."""
+    if "sibcl_ray.sandbox" in sys.modules:
+        sys.modules["sibcl_ray.sandbox"].end()
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     ours = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("TMPDIR") == PLACE]
@@ -49,7 +51,7 @@ def pytest_unconfigure():
 
 
 SHARING = {  # modules whose tests share what is long in the making, such as a fixture; they run in one process
-    "cluster": ("test_bad_input", "test_generate", "test_own", "test_s3", "test_search", "test_workers"),
+    "cluster": tuple(f"test_{name}" for name in ["bad_input", "generate", "own", "s3", "sandbox", "search", "workers"]),
     "ground states": ("test_magnet", "test_problems"),
 }
 

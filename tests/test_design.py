@@ -12,7 +12,9 @@ ORDER = (
     "randomness",
     "redaction",
     "limits",
+    "guest",
     "symmetry",
+    "orbits",
     "parallel",
     "losses",
     "checkpoint",
@@ -29,8 +31,15 @@ ORDER = (
     "problems.magnet",
     "problems.tabulated.tables",
     "problems.tabulated.declaration",
+    "problems.tabulated.arrangement",
+    "problems.tabulated.packing",
+    "problems.tabulated.npz",
+    "problems.tabulated.hdf5",
+    "problems.tabulated.parquet",
+    "problems.tabulated.files",
     "problems.tabulated.numbered",
     "problems.tabulated.survey",
+    "problems.tabulated.labels",
     "problems.tabulated.intake",
     "problems.tabulated",
     "problems",
@@ -39,7 +48,10 @@ ORDER = (
     "store",
     "copies",
     "records",
-    "solving",
+    "forks",
+    "sandbox",
+    "user_module",
+    "check",
     "own",
     "claims",
     "dataset",
@@ -59,6 +71,7 @@ ORDER = (
     "tuner",
     "study",
     "ledger",
+    "screen",
     "progress",
     "run",
     "plan",
@@ -68,7 +81,7 @@ ORDER = (
     "tracking",
     "tracker",
 )
-VIEWS = ("curves", "report", "tracked_runs", "tracking", "tracker", "progress")
+VIEWS = ("curves", "report", "tracked_runs", "tracking", "tracker", "screen", "progress")
 LEARNING = set(ORDER[ORDER.index("folders") :]) - set(VIEWS)
 
 
@@ -149,8 +162,10 @@ def reads_of_the_test_split(tree):
 
 
 def test_only_evaluate_reads_the_test_split():
-    """Study says how many samples of it there are to be; nothing else even knows its name."""
-    assert {name for name, tree in SOURCES.items() if any(reads_of_the_test_split(tree))} == {"evaluate"}
+    """Study says how many samples of it there are to be, and generate makes them, and keeps them apart from the others;
+    nothing else even knows its name."""
+    assert {name for name, tree in SOURCES.items() if any(reads_of_the_test_split(tree))} == {"evaluate", "generate"}
+    assert not own("generate") & {"training", "networks", "evaluate", "jobs"}
     named = {
         name
         for name, tree in SOURCES.items()
@@ -159,7 +174,7 @@ def test_only_evaluate_reads_the_test_split():
         or (isinstance(node, ast.Attribute) and node.attr == "TEST")
         or (isinstance(node, ast.alias) and node.name == "TEST")
     }
-    assert named == {"dataset", "evaluate", "study"}
+    assert named == {"dataset", "evaluate", "generate", "study"}
 
 
 def test_no_name_hides_the_test_split():

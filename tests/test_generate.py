@@ -1,14 +1,12 @@
 """Shards made on a real Ray cluster: the same bytes whoever makes them, only those missing, damage mended."""
 
-import os
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import Moments
+from toy import Fragile, Moments
 
 from sibcl_ray.claims import Session
 from sibcl_ray.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
@@ -21,32 +19,13 @@ SHARDS = {TARGET: 3, TEST: 1, SURROGATE: 2, UNLABELLED: 1}
 ONE = {TARGET: SHARD}
 
 
-@dataclass(frozen=True)
-class Fragile(Moments):
-    """Moments whose solver cannot do every input; ``worse`` is how it ends where it cannot."""
-
-    name = "fragile"
-    worse: str = "raises"
-    above: float = 0.48  # of the mean
-
-    def solve(self, inputs: np.ndarray) -> np.ndarray:
-        labels = super().solve(inputs)
-        bad = labels[:, 0] > self.above
-        if bad.any() and self.worse == "raises":
-            raise ArithmeticError("no convergence")
-        if bad.any() and self.worse == "dies":
-            os._exit(9)
-        labels[bad] = np.nan
-        return labels
-
-
 def a_dataset(folder: Path, problem: Moments | None = None) -> Dataset:
     return Dataset(problem or Moments(), 7, Store(str(folder)))
 
 
 def contents(dataset: Dataset) -> dict[str, bytes]:
-    folder = dataset.shard_name(TARGET, 0).rsplit("/", 1)[0]
-    return {name: dataset.store.read(name) for name in dataset.store.names(folder)}
+    names = (dataset.shard_name(shard.role, shard.index) for shard in dataset.stored())
+    return {name: dataset.store.read(name) for name in names}
 
 
 def make(dataset: Dataset, sizes: dict, warn=print) -> list[Shard]:

@@ -1,5 +1,6 @@
 """A problem that costs nothing: the mean and the spread of a small image, to test what surrounds the physics."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,3 +68,22 @@ class Moments(Problem):
 
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
         return (prediction - label).abs().sum(1) / label.abs().sum(1).clamp(min=torch.finfo().eps)
+
+
+@dataclass(frozen=True)
+class Fragile(Moments):
+    """Moments whose solver cannot do every input; ``worse`` is how it ends where it cannot."""
+
+    name = "fragile"
+    worse: str = "raises"
+    above: float = 0.48  # of the mean
+
+    def solve(self, inputs: np.ndarray) -> np.ndarray:
+        labels = super().solve(inputs)
+        bad = labels[:, 0] > self.above
+        if bad.any() and self.worse == "raises":
+            raise ArithmeticError("no convergence")
+        if bad.any() and self.worse == "dies":
+            os._exit(9)
+        labels[bad] = np.nan
+        return labels

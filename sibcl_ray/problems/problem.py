@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from sibcl_ray import losses
+from sibcl_ray.guest import guard
 from sibcl_ray.symmetry import Equivariance, Group
 
 
@@ -26,6 +27,9 @@ class Sample:
 
     inputs: np.ndarray
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+FRACTION = "fraction"  # units of errors that are relative, or a share: they are shown in %
 
 
 class SolverFailed(RuntimeError):
@@ -46,6 +50,7 @@ class Problem(ABC):
     version: ClassVar[int]  # raise it when samples or labels change: their shards are named by it
     input_units: ClassVar[str]
     label_units: ClassVar[str]
+    error_units: ClassVar[str] = ""  # of what `error` gives: FRACTION, or a unit, or the metric's name; empty: not said
 
     spread: ClassVar[float] = 1.0  # typical size of a label less the offset: networks predict it in units of this
 
@@ -53,6 +58,16 @@ class Problem(ABC):
     labels_per_task: ClassVar[int] = 50  # target labels that a task solves and stores together; 1 if one takes minutes
     timeout: ClassVar[float | None] = None  # seconds the solver may take for an input, in a process that is then ended
     retries: ClassVar[int] = 0  # how often an input that the solver failed on is tried again before another is drawn
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        judges = ("features", "label_loss", "surrogate_loss", "error")
+        guard(cls, (*judges, "offset", "symmetries", "equivariances"))  # the rest runs in a process of its own
+
+    # Seconds of one core that a label of either kind takes if no field is changed, for the plan of a study that has none
+    # yet; None: not known.
+    label_seconds: ClassVar[float | None] = None
+    surrogate_seconds: ClassVar[float | None] = None
 
     @property
     @abstractmethod
@@ -125,8 +140,8 @@ class Problem(ABC):
 
     @property
     def offset(self) -> np.ndarray:
-        """What is known of every label beforehand, *label_shape: networks predict the difference to it. Zero, if not
-        said otherwise."""
+        """What is known of every label beforehand, *label_shape, float32 or float64: networks predict the difference
+        to it, which is taken in the wider of its type and the labels'. Zero, if not said otherwise."""
         return np.zeros(self.label_shape, np.float32)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""Keeps what a user's code does to its process away from everything else there.
+
+A user's module may, when it is imported or called, set torch's default type, switch gradients off, change the
+working directory, an environment variable, a signal's handler. In a process of its own (see `sandbox`) it may do so.
+In all others such state is put back after each call, and the module gets copies of tensors and arrays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, wraps
+from typing import Any
+
+import numpy as np
+import torch
+
+LIBRARY = __name__.partition(".")[0] + "."
+HANDLED = ("INT", "TERM", "HUP", "ALRM", "CHLD", "USR1", "USR2", "PIPE", "FPE")
+SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in HANDLED)
+CPU = torch.device("cpu")
+
+paths: list[str] = []  # where a user's modules find each other: first in sys.path while one of them runs
+_within = threading.local()
+_at_home = False
+
+
+def at_home() -> None:
+    """This process is for a user's code alone: its state is its own, and stays."""
+    global _at_home
+    _at_home = True
+
+
+def is_guest(kind: type) -> bool:
+    """Whether a class is none of the library."""
+    return not kind.__module__.startswith(LIBRARY)
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def _handle(handlers: dict[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # no other can have changed one
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _environment(variables: dict[bytes, bytes]) -> None:
+    for name in os.environb.keys() - variables.keys():
+        del os.environb[name]
+    os.environb.update(variables)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return None
+
+
+def _go_back(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+def _logging() -> tuple:
+    root = logging.root
+    return root.level, tuple(root.handlers), tuple(root.filters), root.disabled, logging.root.manager.disable
+
+
+def _log(state: tuple) -> None:
+    root = logging.root
+    root.setLevel(state[0])
+    root.handlers[:], root.filters[:] = state[1:3]
+    root.disabled, root.manager.disable = state[3:]
+
+
+def _streams(streams: tuple) -> None:
+    sys.stdout, sys.stderr, sys.excepthook = streams
+
+
+STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, lambda device: torch.set_default_device(None if device == CPU else device)),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (np.geterr, lambda handling: np.seterr(**handling)),
+    (_logging, _log),
+    (_folder, _go_back),
+    (lambda: os.environ._data.copy(), _environment),  # type: ignore[attr-defined]  # the public way takes 40 times as long
+    (_handlers, _handle),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (lambda: (sys.stdout, sys.stderr, sys.excepthook), _streams),
+)
+
+
+@contextmanager
+def kept_apart() -> Iterator[None]:
+    """What a user's code does to this process meanwhile is undone at the end."""
+    if _at_home or getattr(_within, "call", False):
+        yield
+        return
+    before = [get() for get, _ in STATE]
+    path = list(sys.path)
+    sys.path[:0] = paths
+    _within.call = True
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        _within.call = False
+        sys.path[:] = path
+        for (get, put), state in zip(STATE, before, strict=True):
+            if get() != state:
+                put(state)
+
+
+def guard(kind: type, names: tuple[str, ...]) -> None:
+    """Have those of a user's class's methods and properties that are not the library's run `kept_apart`, on copies."""
+    for name in names:
+        owner = next((k for k in kind.__mro__ if name in vars(k)), None)
+        if owner is not None and is_guest(owner) and (guarded := _guarded(vars(owner)[name])) is not None:
+            setattr(kind, name, guarded)
+            if isinstance(guarded, cached_property):
+                guarded.__set_name__(kind, name)
+
+
+def _guarded(found: Any) -> Any:
+    if isinstance(found, (staticmethod, classmethod)):
+        return type(found)(_apart(found.__func__))
+    if isinstance(found, property):
+        return property(_apart(found.fget), found.fset, found.fdel, found.__doc__) if found.fget else None
+    if isinstance(found, cached_property):
+        return cached_property(_apart(found.func))
+    return _apart(found) if callable(found) and not isinstance(found, type) else None
+
+
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    if getattr(function, "_kept_apart", False) or not hasattr(function, "__name__"):
+        return function
+
+    @wraps(function)
+    def apart(*arguments: Any, **named: Any) -> Any:
+        if _at_home or getattr(_within, "call", False):
+            return function(*arguments, **named)
+        with kept_apart():
+            result = function(*map(_copy, arguments), **{name: _copy(value) for name, value in named.items()})
+            return np.array(result) if isinstance(result, np.ndarray) else result
+
+    apart._kept_apart = True  # type: ignore[attr-defined]
+    return apart
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,270 @@
+"""A user's Python file as a module that is importable by its name in every process, wherever that runs.
+
+The file is read once, with the modules beside it that it imports and the small files that it names. All of them are
+unpacked into a folder of this user's on each machine, named by its content, and imported from there: so workers
+elsewhere need no file, the pools of processes that a solver starts can import it, what is changed meanwhile changes
+nothing, and no bytecode or cache is written beside the file. What else lies there is linked to, where it is seen.
+"""
+
+import ast
+import contextlib
+import copyreg
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from sibcl_ray import guest
+from sibcl_ray.folders import private_folder
+from sibcl_ray.problems.problem import Problem
+from sibcl_ray.store import fingerprint, source_version
+
+LARGEST = 2**20  # bytes of what goes along with every job
+UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has imported is removed
+FOLDER = "sibcl_ray-modules"
+
+_loading = threading.RLock()
+_modules: dict["UserModule", ModuleType] = {}
+
+
+class TooLarge(ValueError):
+    """More than should go along with every job; the text says how much."""
+
+
+@dataclass(frozen=True)
+class UserModule:
+    """A module, and what it needs of what lies beside it."""
+
+    file: str  # its name, as the user has it
+    name: str  # by which it is imported
+    files: tuple[tuple[str, bytes], ...]  # by path below the folder that is first in sys.path; the module's own first
+    data: tuple[tuple[str, str], ...]  # path and checksum of the files that it names in a text
+    origin: str  # that folder, on the machine where the files were read
+
+    @property
+    def version(self) -> int:
+        """Names what its code and data compute."""
+        sources = [importlib.util.decode_source(content) for path, content in self.files if path.endswith(".py")]
+        code = source_version(*sources)
+        return int(fingerprint(code, list(self.data)) if self.data else code, 16)
+
+    def module(self) -> ModuleType:
+        """The module, imported once in a process; raises whatever it raises."""
+        with _loading:
+            if self not in _modules:
+                root = self._unpacked()
+                _forget_others(root.parent)
+                guest.paths[:] = [str(root)]
+                importlib.invalidate_caches()
+                here = contextlib.chdir(root) if os.path.isdir(root) else contextlib.nullcontext()
+                with guest.kept_apart(), here:
+                    if str(root) not in sys.path:  # in a process of its own it stays there, for those that it starts
+                        sys.path.insert(0, str(root))
+                    module = importlib.import_module(self.name)
+                for kind in classes(module).values():
+                    if issubclass(kind, Problem):
+                        kind.version = self.version
+                    if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
+                        copyreg.pickle(kind, self._reduce)
+                _modules[self] = module
+            return _modules[self]
+
+    def _reduce(self, thing: Any) -> tuple:
+        reduced: Any = object.__reduce_ex__(thing, 2)
+        _, (kind, *arguments), *state = reduced
+        return _remade, (self, kind.__qualname__, *arguments), *state
+
+    def _unpacked(self) -> Path:
+        """The folder, below one that is this user's alone, with all that belongs to the module."""
+        place = private_folder(Path(tempfile.gettempdir()), FOLDER)
+        root = place / hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        if root.is_dir():
+            os.utime(root)
+            return root
+        for old in place.iterdir():
+            with suppress(OSError):
+                if old.stat().st_mtime < time.time() - UNUSED:
+                    shutil.rmtree(old, ignore_errors=True)
+        draft = place / f"{uuid.uuid4().hex}.draft"
+        for path, content in self.files:
+            (draft / path).parent.mkdir(parents=True, exist_ok=True)
+            (draft / path).write_bytes(content)
+        for folder in {PurePosixPath(path).parent for path, _ in self.files}:
+            for beside in _beside(Path(self.origin) / folder):
+                if not os.path.lexists(draft / folder / beside.name):
+                    (draft / folder / beside.name).symlink_to(beside)
+        try:
+            draft.rename(root)
+        except OSError:  # another process was first
+            shutil.rmtree(draft, ignore_errors=True)
+        return root
+
+
+def classes(module: ModuleType) -> dict[str, type]:
+    """The classes that a module defines, by name."""
+    return {n: k for n, k in vars(module).items() if isinstance(k, type) and k.__module__ == module.__name__}
+
+
+def _remade(module: UserModule, name: str, *arguments: Any) -> Any:
+    """In whichever process: an object of a class in the module, still without its state."""
+    kind = attrgetter(name)(module.module())
+    return kind.__new__(kind, *arguments)
+
+
+def _forget_others(place: Path) -> None:
+    """Have no module that was imported from another user's file answer to a name."""
+    for name, module in list(sys.modules.items()):
+        if any(where.startswith(f"{place}{os.sep}") for where in _places(module)):
+            del sys.modules[name]
+
+
+def _places(module: ModuleType) -> list[str]:
+    """Where the module's file is, or where the folders of a package without one are."""
+    file = getattr(module, "__file__", None)
+    return [file] if file else list(map(str, getattr(module, "__path__", ())))
+
+
+def _beside(folder: Path) -> Iterator[Path]:
+    try:
+        yield from (p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__pycache__")
+    except OSError:
+        return
+
+
+def read(path: Path) -> UserModule:
+    """The module of a file.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is no text.
+        TooLarge: it, and what goes along with it, is larger than a page of Python.
+    """
+    path = path.absolute()
+    content = path.read_bytes()
+    if len(content) > LARGEST:
+        raise TooLarge(f"{path} has more than {LARGEST:,} bytes; a problem is a page of Python, so keep data out")
+    importlib.util.decode_source(content)
+    levels = _levels(path, content)
+    root, package = path.parents[levels], path.parent.relative_to(path.parents[levels])
+    stem = re.sub(r"\W", "_", path.stem)
+    if stem != path.stem or (not levels and _is_taken(stem, path)):
+        stem = f"own_{stem}"
+    own = (package / f"{stem}.py").as_posix()
+    files, named = {own: content}, {}
+    waiting = [own, *((parent / "__init__.py").as_posix() for parent in (package, *package.parents) if levels)]
+    while waiting:
+        each = waiting.pop()
+        if each not in files:
+            if not (root / each).is_file():
+                continue
+            files[each] = (root / each).read_bytes()
+        imported, texts = _asks_for(files[each], each)
+        waiting += [found for name in imported for found in _found(root, name) if found not in files]
+        for text in texts:
+            beside = (PurePosixPath(each).parent / text).as_posix()
+            if _is_file(root / beside) and not beside.endswith(".py"):
+                named[beside] = root / beside
+    for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
+        inside = not PurePosixPath(beside).is_absolute() and ".." not in PurePosixPath(beside).parts
+        if inside and sum(map(len, files.values())) + where.stat().st_size <= LARGEST:  # others stay where they are
+            files[beside] = where.read_bytes()
+    if (size := sum(map(len, files.values()))) > LARGEST:
+        raise TooLarge(f"{path} and the modules that it imports have {size:,} bytes; {LARGEST:,} go with every job")
+    data = tuple((beside, _checksum(where)) for beside, where in sorted(named.items()))
+    name = ".".join((*package.parts, stem))
+    return UserModule(path.name, name, tuple(files.items()), data, str(root))
+
+
+def _levels(path: Path, content: bytes) -> int:
+    """How many folders up its package begins."""
+    levels = 0
+    while (path.parents[levels] / "__init__.py").is_file() and levels < len(path.parents) - 1:
+        levels += 1
+    with suppress(SyntaxError, ValueError):
+        relative = [node.level for node in ast.walk(ast.parse(content)) if isinstance(node, ast.ImportFrom)]
+        levels = max(levels, *relative, 0)
+    return min(levels, len(path.parents) - 1)
+
+
+def _is_taken(stem: str, path: Path) -> bool:
+    """Whether a module of Python, or one that is installed, has the name."""
+    if stem in sys.stdlib_module_names:
+        return True
+    there = _places(sys.modules[stem]) if stem in sys.modules else []
+    if not there:
+        try:
+            spec = importlib.util.find_spec(stem)
+        except (ImportError, ValueError):
+            return False
+        there = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    others = (place for place in there if f"{os.sep}{FOLDER}-" not in place)
+    return any(not (os.path.exists(place) and os.path.samefile(place, path)) for place in others)
+
+
+def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str]]:
+    """The modules that a source imports, by full names, and the texts in it that could name a file."""
+    try:
+        tree = ast.parse(content) if path.endswith(".py") else ast.Module([], [])
+    except (SyntaxError, ValueError):  # told when it is imported
+        return [], []
+    package = PurePosixPath(path).parent.parts
+    names: list[str] = []
+    texts: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            whole = ".".join([*base, *([node.module] if node.module else [])])
+            names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
+            texts.append(node.value)
+    return names, texts
+
+
+def _found(root: Path, name: str) -> Iterator[str]:
+    """The files, below a folder, that importing a module of this full name runs."""
+    parts = name.split(".") if name else []
+    for end in range(1, len(parts) + 1):
+        path = PurePosixPath(*parts[:end])
+        yield from (p.as_posix() for p in (path.with_suffix(".py"), path / "__init__.py") if _is_file(root / p))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text that is no name
+        return False
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def line_of(error: BaseException, module: UserModule) -> str:
+    """` in line 12`, or nothing: where in the module's own file an exception came from."""
+    own = f"{os.sep}{module.files[0][0]}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(own) and f"{os.sep}{FOLDER}-" in frame.filename
+    ]
+    if isinstance(error, SyntaxError) and (error.filename or "").endswith(own):
+        lines.append(error.lineno)
+    return f" in line {lines[-1]}" if lines else ""

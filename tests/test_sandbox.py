@@ -1,0 +1,386 @@
+"""A solver is alone: in a process and a folder of its own, with copies; and its labels are looked at as they come."""
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from own_files import before, written
+from test_generate import make
+
+from sibcl_ray import own, sandbox
+from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.generate import make_shard
+from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
+from sibcl_ray.sandbox import CallFailed, Sandbox, call
+from sibcl_ray.store import Store
+
+DEAR = ("labels_per_task = 50", "labels_per_task = 1")
+TIMEOUT = ("labels_per_task = 50", "labels_per_task = 1\n    timeout = 20.0")
+INPUTS = np.random.default_rng(0).uniform(0.1, 1, (4, 8, 8)).astype(np.float32)
+
+
+def loaded(folder: Path, *changes: tuple[str, str]) -> Problem:
+    return own.load(written(folder, *changes))
+
+
+def a_dataset(folder: Path, *changes: tuple[str, str]) -> Dataset:
+    folder.mkdir(exist_ok=True)
+    return Dataset(loaded(folder / "user", *changes), 3, Store(str(folder / "runs")))
+
+
+# Alone
+
+FIXED = """
+        import subprocess
+        labels = []
+        for x in inputs:
+            assert not os.listdir()
+            np.savetxt("input.dat", x)
+            program = "read first rest < input.dat; sleep 0.02; echo $first > output.dat; mkdir -p scratch/deep"
+            subprocess.run(["sh", "-c", program], check=True)
+            labels.append([float(open("output.dat").read())])
+            import shutil; shutil.rmtree("scratch"); os.remove("input.dat"); os.remove("output.dat")
+        return np.array(labels, np.float32)
+""".strip()
+
+
+@pytest.mark.parametrize("how", ["one by one", "with a timeout", "together"])
+def test_programs_with_fixed_names_of_files_get_their_own(how, cluster, tmp_path, monkeypatch):
+    """Two at a time on one machine; nothing is left where the driver, the workers or the folders of calls were."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"one by one": [DEAR], "with a timeout": [TIMEOUT], "together": []}[how]
+    dataset = a_dataset(tmp_path, before(FIXED), *changes)
+    sizes = {TARGET: 12, TEST: 4} if how != "together" else {TARGET: 100}
+    make(dataset, sizes)
+    for role, count in sizes.items():
+        split = dataset.read(role, count)
+        np.testing.assert_allclose(split.labels[:, 0], split.inputs[:, 0, 0], rtol=1e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "user"]
+
+
+def test_calls_leave_no_folder_and_a_failed_one_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    body = "open('scf.log', 'w').write('no convergence'); print('step 7', flush=True); os.system('echo energy -3.2')"
+    problem = loaded(tmp_path, before(body + "\n        if inputs[0, 0, 0] > 0.5: raise ArithmeticError('diverged')"))
+    with Sandbox(problem) as apart:
+        good, bad = np.full((1, 8, 8), 0.4, np.float32), np.full((1, 8, 8), 0.6, np.float32)
+        apart("solve", good)
+        for _ in range(sandbox.KEPT + 2):
+            with pytest.raises(CallFailed, match=r"^ArithmeticError: diverged \(line \d+ of mine.py\)$") as failed:
+                apart("solve", bad)
+        assert "step 7" in failed.value.left and "energy -3.2" in failed.value.left
+        kept = Path(re.search(r"kept in (\S+)", failed.value.left)[1])
+        assert (kept / "scf.log").read_text() == "no convergence"
+        assert "energy" in kept.with_suffix(".log").read_text()
+        assert len([p for p in kept.parent.iterdir() if p.is_dir()]) == sandbox.KEPT
+        apart("solve", good)
+    there = {p.name.split("-")[1].split(".")[0] for p in (tmp_path / "tmp").iterdir()}
+    assert there <= {"modules", "failed"}, there
+
+
+def test_what_a_solver_prints_before_it_dies_is_told(tmp_path):
+    problem = loaded(tmp_path, before("import sys; print('licence expired', file=sys.stderr, flush=True); os._exit(5)"))
+    with pytest.raises(CallFailed, match="exit code 5") as failed, Sandbox(problem) as apart:
+        apart("solve", INPUTS)
+    assert "licence expired" in failed.value.left
+
+
+def test_a_file_of_the_user_is_not_found_by_a_relative_name_and_that_is_told(tmp_path):
+    with pytest.raises(CallFailed, match=r"table.npy.*calls run in an empty folder: name a file beside yours by Path"):
+        call(loaded(tmp_path, before("np.load('table.npy')")), "solve", INPUTS)
+
+
+def test_an_interrupted_call_is_not_answered_later(tmp_path):
+    """By its answer to the next one."""
+    problem = loaded(tmp_path, before("time.sleep(3 * (len(inputs) > 1))"))
+    with Sandbox(problem) as apart:
+        threading.Timer(0.5, os.kill, (os.getpid(), 2)).start()
+        with pytest.raises(KeyboardInterrupt):
+            apart("solve", INPUTS)
+        assert apart("solve", INPUTS[:1]).shape == (1, 1)
+
+
+# Copies
+
+IN_PLACE = {
+    "solve": before("labels = inputs.mean((1, 2))[:, None]; inputs -= labels[:, None]; return labels"),
+    "sample kept": (
+        "        return Sample(rng",
+        "        kept = globals().setdefault('KEPT', [])\n"
+        "        for old in kept: old *= 0\n"
+        "        kept.append(rng.uniform(0.1, 1, (count, 8, 8)).astype(np.float32)); return Sample(kept[-1])\n"
+        "        return Sample(rng",
+    ),
+    "labels kept": before(
+        "kept = globals().setdefault('LABELS', [])\n"
+        "        for old in kept: old *= 0\n"
+        "        kept.append(inputs.mean((1, 2))[:, None]); return kept[-1]"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_what_a_solver_changes_in_place_is_not_what_is_stored(change, tmp_path):
+    """With and without a timeout the same numbers are stored, those of a solver that changes nothing."""
+    stored = []
+    for name, changes in {"plain": [], "together": [change], "timeout": [change, TIMEOUT]}.items():
+        dataset = a_dataset(tmp_path / name, *changes)
+        for shard in dataset.missing({TARGET: 50}):
+            make_shard(dataset, shard)
+        if name != "timeout":  # shards of one are drawn from other generators
+            stored.append(dataset.read(TARGET, 50))
+        split = dataset.read(TARGET, 50)
+        assert split.inputs.min() >= 0.1
+        np.testing.assert_array_equal(split.labels[:, 0], split.inputs.numpy().mean((1, 2)))
+    assert stored[0].inputs.equal(stored[1].inputs) and stored[0].labels.equal(stored[1].labels)
+
+
+def test_a_timeout_changes_no_byte(tmp_path):
+    columns = []
+    for name, changes in {
+        "without": [],
+        "with": [("labels_per_task = 50", "labels_per_task = 50; timeout = 20")],
+    }.items():
+        dataset = a_dataset(tmp_path / name, *changes)
+        make_shard(dataset, dataset.missing({TARGET: 50})[0])
+        table = pq.read_table(dataset.store.path(dataset.shard_name(TARGET, 0)))
+        columns.append([table[name].combine_chunks().flatten().to_numpy().tobytes() for name in ("input", "label")])
+    assert columns[0] == columns[1]
+
+
+# Labels are looked at as they come
+
+WRONG = {
+    "complex": ("return (inputs.mean((1, 2)) * 1j)[:, None]", "complex64, complex numbers: give real and"),
+    "objects": ("return np.array([[None]] * len(inputs))", "object, Python objects"),
+    "decimals": ("import decimal; return np.array([[decimal.Decimal(1)]] * len(inputs))", "object, Python objects"),
+    "masked": ("return np.ma.masked_less(inputs.mean((1, 2))[:, None], 9)", "masked: fill in"),
+    "text": ("return np.array([['1.5']] * len(inputs))", "text: give numbers"),
+    "truth": ("return inputs.mean((1, 2))[:, None] > 0.5", "bool, truth values"),
+    "records": ("return np.zeros((len(inputs), 1), 'f4,f4')", "records: give their numbers"),
+    "dates": ("return np.array([['2020-01-01']] * len(inputs), 'M8[D]')", "dates: give numbers"),
+    "no axis": ("return inputs.mean((1, 2))", r"of shape \(1,\); give \(1, 1\), or mend label_shape"),
+    "two": ("return np.ones((len(inputs), 2))", r"of shape \(1, 2\); give \(1, 1\)"),
+    "a number": ("return 3.0", r"of shape \(\); give"),
+    "nothing": ("return None", r"object, Python objects"),
+}
+
+
+@pytest.mark.parametrize(("body", "says"), WRONG.values(), ids=WRONG)
+def test_labels_of_a_wrong_type_or_shape_are_refused_at_the_first(body, says, tmp_path):
+    dataset = a_dataset(tmp_path, DEAR, before(body))
+    with pytest.raises(BadProblem, match=f"what mean.solve gives is .*{says}") as refused:
+        make_shard(dataset, dataset.missing({TARGET: 1})[0])
+    assert "\n" not in str(refused.value) and not dataset.stored()
+
+
+@pytest.mark.parametrize("type_", ["float16", "float32", "float64", "int8", "int64", "longdouble", "torch", "list"])
+def test_labels_of_any_real_type_are_taken(type_, tmp_path):
+    how = {
+        "torch": "import torch; return torch.ones(len(inputs), 1, requires_grad=False)",
+        "list": "return [[1.0]] * len(inputs)",
+    }
+    dataset = a_dataset(tmp_path, DEAR, before(how.get(type_, f"return np.ones((len(inputs), 1), np.{type_})")))
+    make_shard(dataset, dataset.missing({TARGET: 1})[0])
+    assert dataset.read(TARGET, 1).labels.tolist() == [[1.0]]
+
+
+def test_after_a_wrong_label_nothing_is_started_and_what_runs_is_stopped(cluster, tmp_path):
+    """One of two workers gives a complex number at once, the other would take a minute for its own."""
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    body = (
+        f"import tempfile, pathlib; tempfile.mkstemp(dir={str(begun)!r})\n"
+        f"        while len(os.listdir({str(begun)!r})) < 2: time.sleep(0.05)\n"
+        "        time.sleep(0.2 if 'first' in os.listdir('..') else 0)\n"
+        f"        try: os.mkdir({str(tmp_path / 'second')!r})\n"
+        "        except FileExistsError: time.sleep(60)\n"
+        "        return (inputs.mean((1, 2)) * 1j)[:, None]"
+    )
+    dataset = a_dataset(tmp_path, DEAR, before(body))
+    began = time.monotonic()
+    with pytest.raises(BadProblem, match="complex64"):
+        make(dataset, {TARGET: 30})
+    assert time.monotonic() - began < 40 and len(list(begun.iterdir())) <= 4
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return np.full((len(inputs), 1), 2.5)", "the 10 target labels that mean.solve gave are all equal; there is"),
+        (
+            "return np.maximum(0, inputs.mean((1, 2)) - 0.55)[:, None]",
+            r"Mean.error is not finite for \d+ of the 10 target labels .*zero, and the error divides.*give it an error",
+        ),
+        ("return 1e6 * inputs.mean((1, 2))[:, None]", r"networks learn numbers of order one: give an? .*spread near"),
+        (
+            "return (inputs.mean((1, 2)).astype(float) - 97208.0)[:, None]",
+            r"an offset near -97207\.\d, their mean, and a spread near 0.0\d",
+        ),
+        (
+            "return (inputs.mean((1, 2)) * 0.2 - 97208.0)[:, None].astype(np.float32)",
+            "are float32 and deviate by 0.00.*from -97207.9, where float32 has steps of about as much; give float64",
+        ),
+        (
+            "return 1e-9 * inputs.mean((1, 2))[:, None]",
+            r"an offset near 5\.\d*e-10, their mean, and a spread near 3e-11",
+        ),
+    ],
+    ids=["equal", "zero", "large", "far off", "steps", "small"],
+)
+def test_what_only_several_labels_show_is_told_at_ten(body, says, cluster, tmp_path):
+    dataset = a_dataset(tmp_path, DEAR, before(body))
+    with pytest.raises(BadProblem, match=says) as refused:
+        make(dataset, {TARGET: 40, TEST: 20})
+    assert "\n" not in str(refused.value) and 10 <= len(dataset.stored()) <= 15
+    with pytest.raises(BadProblem):  # also by whoever comes next, who makes no more
+        make(dataset, {TARGET: 40, TEST: 20})
+    assert len(dataset.stored()) <= 15
+
+
+def test_what_all_labels_show_is_told_before_training(cluster, tmp_path):
+    """Also by a command that finds all labels there."""
+    last, _ = sandbox.draw(loaded(tmp_path / "plain"), False, 1, a_dataset(tmp_path).rng(TARGET, 59))
+    body = f"x = inputs.mean((1, 2))[:, None]; return np.where(inputs[:, 0, :1] == {last.inputs[0, 0, 0]!r}, 1e4, x)"
+    dataset = a_dataset(tmp_path, DEAR, before(body))
+    for _ in range(2):
+        with pytest.raises(BadProblem, match=r"are .* in root mean square"):
+            make(dataset, {TARGET: 60, TEST: 10})
+    assert len(dataset.stored()) == 70
+
+
+# The test is apart
+
+FEW = (
+    "        return Sample(",
+    "        few = rng.integers(1, VALUES, (count, 2, 2)).repeat(4, 1).repeat(4, 2).astype('f4')\n"
+    "        return Sample(few)\n        return Sample(",
+)
+SYMMETRIC = (
+    "(8, 8), (1,)",
+    "(8, 8), (1,)\n    from sibcl_ray.symmetry import PointGroup, Translations\n"
+    "    symmetries = {'translation': Translations(8), 'point_group': PointGroup(2)}",
+)
+SIZES = {TARGET: 30, TEST: 15, SURROGATE: 20, UNLABELLED: 20}
+ALL = (TARGET, TEST, SURROGATE, UNLABELLED)
+
+
+def orbit(x: np.ndarray) -> bytes:
+    """The smallest of all images of 2 × 2 blocks: the independent check."""
+    small = x[::4, ::4]
+    turned = [np.rot90(m, k) for m in (small, small[:, ::-1]) for k in range(4)]
+    return min(np.roll(t, s, (0, 1)).tobytes() for t in turned for s in ((0, 0), (0, 1), (1, 0), (1, 1)))
+
+
+def orbits_of(dataset: Dataset, sizes: dict) -> dict:
+    return {role: [orbit(x) for x in dataset.read(role, sizes[role]).inputs.numpy()] for role in sizes}
+
+
+def few(folder: Path, values: int, *changes: tuple[str, str]) -> Dataset:
+    return a_dataset(folder, FEW, SYMMETRIC, ("SHIFT = 0.0", f"SHIFT, VALUES = 0.0, {values}"), *changes)
+
+
+def bytes_of(dataset: Dataset) -> dict[str, bytes]:
+    names = [dataset.shard_name(shard.role, shard.index) for shard in dataset.stored()]
+    return {name: dataset.store.read(name) for name in names}
+
+
+def test_no_image_of_a_test_input_is_anywhere_else(cluster, tmp_path):
+    dataset = few(tmp_path, 7, DEAR)
+    make(dataset, SIZES)
+    found = orbits_of(dataset, SIZES)
+    for role in (TARGET, SURROGATE, UNLABELLED):
+        assert not set(found[role]) & set(found[TEST])
+    assert len(set(found[TARGET])) < len(found[TARGET]), "repeats in a role are allowed, and there are some here"
+    undisturbed = [
+        orbit(x)
+        for shard in dataset.missing({}) or dataset.stored()
+        for x in [sandbox.draw(dataset.problem, False, 1, dataset.rng(shard.role, shard.index))[0].inputs[0]]
+        if shard.role == TARGET
+    ]
+    assert set(undisturbed) & set(found[TEST]), "nothing had to be drawn again, so nothing was shown"
+
+
+def test_too_few_designs_are_refused_with_their_count(cluster, tmp_path):
+    with pytest.raises(
+        BadProblem, match=r"mean.sample draws test inputs again and again: \d+ of 1 in target shard"
+    ) as no:
+        make(few(tmp_path, 3, DEAR), SIZES)
+    assert "\n" not in str(no.value)
+
+
+def test_a_larger_test_yields_to_what_is_stored(cluster, tmp_path):
+    dataset = few(tmp_path, 7, DEAR)
+    make(dataset, {**SIZES, TEST: 5})
+    before_ = bytes_of(dataset)
+    make(dataset, SIZES)
+    assert before_.items() <= bytes_of(dataset).items()
+    found = orbits_of(dataset, SIZES)
+    assert not set(found[TEST]) & {o for role in (TARGET, SURROGATE, UNLABELLED) for o in found[role]}
+
+
+FRAGILE = before("assert (inputs[:, 0, 0] != 3).all(), 'no three'")
+
+
+def test_a_replaced_test_input_yields_to_what_is_stored(cluster, tmp_path):
+    dataset = few(tmp_path, 7, DEAR, FRAGILE)
+    make(dataset, SIZES)
+    found = orbits_of(dataset, SIZES)
+    assert not set(found[TEST]) & {o for role in (TARGET, SURROGATE, UNLABELLED) for o in found[role]}
+    assert any(b"no three" in data and "/test-" in name for name, data in bytes_of(dataset).items()), (
+        "no test input was replaced, so nothing was shown"
+    )
+
+
+def test_nothing_depends_on_who_makes_what_when(cluster, tmp_path):
+    """By two drivers of two workers each, and by one that makes one shard after the other, in another order."""
+    both, alone = few(tmp_path / "both", 7, DEAR, FRAGILE), few(tmp_path / "alone", 7, DEAR, FRAGILE)
+    drivers = [threading.Thread(target=make, args=(both, SIZES, lambda text: None)) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+    make(alone, SIZES, lambda text: None)
+    assert bytes_of(both) == bytes_of(alone)
+
+
+def test_what_an_earlier_version_stored_with_copies_is_refused(cluster, tmp_path):
+    dataset = few(tmp_path, 7, DEAR)
+    for role in (TEST, TARGET):
+        for shard in dataset.missing({role: 30}):
+            make_shard(dataset, shard)  # without regard to the others
+    with pytest.raises(BadProblem, match=r"\d+ of the 30 stored test inputs of mean are also learned from"):
+        make(dataset, {TARGET: 31, TEST: 30})
+
+
+def test_a_group_whose_elements_are_not_known_is_named(cluster, tmp_path):
+    group = """
+import torch
+from sibcl_ray.symmetry import Group
+class Blur(Group):
+    def draw(self, x, generator): return torch.rand(len(x), generator=generator)
+    def identity(self, x): return torch.zeros(len(x))
+    def compose(self, g, h): return g + h
+    def inverse(self, g): return -g
+    def act(self, g, x): return x * g.exp()[:, None, None]
+"""
+    said: list[str] = []
+    declared = ("(8, 8), (1,)", "(8, 8), (1,)\n    symmetries = {'blur': Blur()}")
+    dataset = a_dataset(tmp_path, ("SHIFT = 0.0", f"SHIFT = 0.0\n{group}"), declared)
+    make(dataset, {TARGET: 50, TEST: 50}, said.append)
+    assert len(said) == 1 and "images of others under blur is not checked" in said[0]
+
+
+def test_a_mistake_of_the_program_ends_the_study_at_once(cluster, tmp_path):
+    dataset = a_dataset(tmp_path, DEAR, before("nonsense()"))
+    with pytest.raises(
+        SolverFailed, match=r"failed 2 times .* NameError: name 'nonsense' is not defined \(line \d+ of"
+    ):
+        make(dataset, {TARGET: 3})
