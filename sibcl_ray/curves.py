@@ -9,7 +9,7 @@ the worst of them. In 150 planted studies each, a 95 % interval of a label savin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,7 +23,7 @@ Array = np.ndarray
 class LearningCurve:
     """Test error of one method against its number of labels; all arrays are (B,), budgets ascending.
 
-    `error`, `low` and `high` are mean relative errors as fractions. `low` and `high` are NaN where nothing
+    `error`, `low` and `high` are means, in the unit of the matrix's errors. `low` and `high` are NaN where nothing
     can be resampled (one seed and no errors per test sample).
     """
 
@@ -33,6 +33,10 @@ class LearningCurve:
     low: Array
     high: Array
     seeds: Array  # finished seeds per budget
+
+    def scaled(self, factor: float) -> "LearningCurve":
+        """The same with errors in another unit."""
+        return replace(self, error=factor * self.error, low=factor * self.low, high=factor * self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class LabelSaving:
 
     method: str
     baseline: str
-    target_error: float  # the baseline's mean error at its largest budget, a fraction
+    target_error: float  # the baseline's mean error at its largest budget
     baseline_labels: float  # labels the baseline needs for it, by the same rule
     smallest: int  # budgets at which the method was measured
     largest: int

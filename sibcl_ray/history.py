@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 from sibcl_ray.store import Store, StoreError
 
@@ -27,6 +30,8 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets = [0]  # of each line read so far
+        if path.exists():
+            return
         with _doing("made", path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -96,7 +101,7 @@ def open_history(store: Store, folder: str, url: str | None, warn: Callable[[str
     """Optuna's storage of a study.
 
     Args:
-        store: where the journal is, if it is local.
+        store: where the journal is, if it is local. If it is read only nothing is made, a database's tables neither.
         folder: of the study in the store.
         url: of a database, instead.
         warn: given by the one driver that writes, to whom damage that was mended is told.
@@ -108,7 +113,7 @@ def open_history(store: Store, folder: str, url: str | None, warn: Callable[[str
     if url:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         try:
-            return RDBStorage(url)
+            return InMemoryStorage() if store.read_only and not _begun(url) else RDBStorage(url)
         except Exception as error:  # of the database's driver, each its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
@@ -120,10 +125,21 @@ def open_history(store: Store, folder: str, url: str | None, warn: Callable[[str
             f"the store {store.uri} is not a local folder, where a search's journal could be; "
             "give --search-storage with a database URL"
         )
-    journal = Journal(Path(store.path(f"{folder}/search.journal")))
+    path = Path(store.path(f"{folder}/search.journal"))
+    if store.read_only and not path.exists():
+        return InMemoryStorage()
+    journal = Journal(path)
     if warn:
         journal.mend(warn)
     return JournalStorage(journal)
+
+
+def _begun(url: str) -> bool:
+    """Whether a database has Optuna's tables; SQLite would make a file to find out."""
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
+        return False
+    return inspect(create_engine(address, poolclass=NullPool)).has_table("alembic_version")
 
 
 def load(storage: BaseStorage, name: str) -> optuna.Study | None:

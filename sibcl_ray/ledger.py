@@ -175,7 +175,7 @@ class Ledger:
         history = load(self.storage, search.name)
         winner = search.winner(history)
         failed = not (winner or search.missing(history))
-        reason = "every trial of its search failed" if failed else "" if winner else "its search is not finished"
+        reason = search.failure(history) if failed else "" if winner else "its search is not finished"
         method = next(m for m in self.study.methods if m.name == search.method)
         cells = [
             Cell(
@@ -288,6 +288,7 @@ MATRIX_SCHEMA = pa.schema(
         "budget": pa.int64(),
         "seed": pa.int64(),
         "error": pa.float64(),
+        "error_units": pa.string(),
         "state": pa.string(),
         "reason": pa.string(),
         "seconds": pa.float64(),
@@ -314,6 +315,7 @@ def _row(study: Study, cell: Cell, record: Record) -> dict[str, Any]:
         "budget": cell.budget,
         "seed": cell.seed,
         "error": record.get("error", float("nan")),
+        "error_units": " ".join(study.problem.error_units.split()),
         "state": record.get("state", cell.state),
         "reason": record.get("reason", cell.reason),
         "seconds": record.get("seconds", float("nan")),

@@ -1,14 +1,18 @@
-"""What a study would cost, from a few seconds of measurement on this machine."""
+"""What a study would cost: its training from a few steps on this machine, its labels from those that there are.
+
+A label may be a day of work, so nothing here computes one.
+"""
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sibcl_ray.dataset import Split, shard_size
+from sibcl_ray.dataset import Dataset, Split, shard_size
 from sibcl_ray.ledger import Missing
 from sibcl_ray.methods import Method
 from sibcl_ray.networks import Architecture
@@ -26,29 +30,25 @@ class Plan:
     pretrainings: int  # at most: trials that agree share one
     target_labels: int
     surrogate_labels: int
-    label_seconds: float
+    target_seconds: float | None  # None: not known before the first label
+    surrogate_seconds: float | None
     pretraining_seconds: float
     trial_seconds: float
     cell_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Estimated core seconds in all."""
-        return self.label_seconds + self.pretraining_seconds + self.trial_seconds + self.cell_seconds
+        """Estimated core seconds in all, but for labels of which it is not known."""
+        labels = (self.target_seconds or 0.0) + (self.surrogate_seconds or 0.0)
+        return labels + self.pretraining_seconds + self.trial_seconds + self.cell_seconds
 
 
-def plan(study: Study, lacking: Missing) -> Plan:
-    """Measure each kind of work briefly, and multiply."""
-    target, surrogate = (
-        sum(
-            shard_size(study.problem, s.role)
-            for s in lacking.shards
-            if s.role.labelled and s.role.surrogate == is_surrogate
-        )
-        for is_surrogate in (False, True)
-    )
+def plan(study: Study, dataset: Dataset, lacking: Missing) -> Plan:
+    """Count what is lacking, time steps of training on made-up data, and multiply."""
     problem, space = study.problem, study.space
-    per_target, per_surrogate = _label_seconds(problem)
+    labels = Counter[bool]()  # by whether they are the surrogate's
+    for shard in lacking.shards:
+        labels[shard.role.surrogate] += shard.role.labelled * shard_size(problem, shard.role)
     fit = _mean(_step(problem, a, space.batch) for a in space.architectures)
     steps = _mean(space.steps)
     searches = len({study.search_budget(b) for b in study.budgets})
@@ -69,22 +69,25 @@ def plan(study: Study, lacking: Missing) -> Plan:
         cells=lacking.cells,
         trials=lacking.trials,
         pretrainings=math.ceil(pending * sum(counts.values())),
-        target_labels=target,
-        surrogate_labels=surrogate,
-        label_seconds=target * per_target + surrogate * per_surrogate,
+        target_labels=labels[False],
+        surrogate_labels=labels[True],
+        target_seconds=_label_seconds(dataset, labels[False], surrogate=False),
+        surrogate_seconds=_label_seconds(dataset, labels[True], surrogate=True),
         pretraining_seconds=pending * sum(counts[m] * per_pretraining[m] for m in counts),
         trial_seconds=lacking.trials * study.folds * steps * fit,
         cell_seconds=lacking.cells * steps * fit * _mean(math.sqrt(b / study.search_budget(b)) for b in study.budgets),
     )
 
 
-def _label_seconds(problem: Problem) -> tuple[float, float]:
-    """Of a target and of a surrogate label; none where they are given."""
-    if problem.available is not None:
-        return 0.0, 0.0
-    rng = np.random.default_rng(0)
-    sample, cheap = problem.sample(4, rng), problem.sample_surrogate(4, rng)
-    return _seconds(lambda: problem.solve(sample.inputs)) / 4, _seconds(lambda: problem.solve_surrogate(cheap)) / 4
+def _label_seconds(dataset: Dataset, count: int, surrogate: bool) -> float | None:
+    """Core seconds of so many labels: as long as those took that there are, else as declared; None if neither."""
+    problem = dataset.problem
+    if not count or problem.available is not None:
+        return 0.0
+    if (recorded := dataset.label_seconds(surrogate)) is not None:
+        return count * recorded
+    declared = problem.surrogate_seconds if surrogate else problem.label_seconds
+    return None if declared is None else count * declared
 
 
 def _pretrainings(study: Study, method: Method, searches: int) -> int:

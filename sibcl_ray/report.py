@@ -1,6 +1,9 @@
 """Tables for the terminal and the learning-curve figure, from the matrix alone."""
 
+import math
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sibcl_ray.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+from sibcl_ray.problems.problem import FRACTION
 
 # Okabe & Ito's colours, distinguishable with every common colour vision; a method keeps its own for ever
 COLOURS = {
@@ -29,10 +33,43 @@ COLOURS = {
 OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
 MARKERS = "os^Dvp*XP"
 
+REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters of each
+
 
 def colour(method: str) -> str:
     """The method's colour, #RRGGBB: the same in every figure and in MLflow."""
     return COLOURS.get(method, OTHERS[sum(method.encode()) % len(OTHERS)])
+
+
+@dataclass(frozen=True)
+class Units:
+    """How the errors of a matrix are shown: as they are, with their unit if it is known, or fractions in %."""
+
+    name: str  # empty: not known
+    scale: float = 1.0
+    decimals: int = 0  # at least
+
+    @property
+    def bracketed(self) -> str:
+        """` (%)`: for titles."""
+        return f" ({self.name})" if self.name else ""
+
+    def number(self, error: float, like: float | None = None) -> str:
+        """`4.72`: the error to three digits, or to as many decimals as those of another."""
+        size = abs(self.scale * (error if like is None else like))
+        if size and not 1e-4 <= size < 1e6:
+            return f"{self.scale * error:.{3 if like is None else 2}g}"
+        return f"{self.scale * error:.{max(self.decimals, 2 - math.floor(math.log10(size)) if size else 0)}f}"
+
+    def in_words(self, error: float) -> str:
+        """`4.72 %`"""
+        return f"{self.number(error)} {self.name}".strip()
+
+
+def units_of(matrix: pd.DataFrame) -> Units:
+    """The units of a matrix's errors, which its column `error_units` says."""
+    name = str(matrix["error_units"].iloc[0]) if len(matrix) else ""
+    return Units("%", scale=100.0, decimals=2) if name == FRACTION else Units(name)
 
 
 def labels_in_words(saving: LabelSaving) -> str:
@@ -67,13 +104,13 @@ def _times(ratio: float) -> str:
 
 
 def matrix_table(matrix: pd.DataFrame) -> Table:
-    """Methods by budgets: mean test error in % ± half the 95 % interval; the best of a budget in bold.
+    """Methods by budgets: mean test error ± half the 95 % interval; the best of a budget in bold.
 
     Cells that are not finished are counted under the number, or stand in its place.
     """
     curves = learning_curves(matrix, compared=True)
-    budgets = sorted(matrix["budget"].unique())
-    table = Table(title="Test error in % by labels", caption=_caption(matrix))
+    budgets, units = sorted(matrix["budget"].unique()), units_of(matrix)
+    table = Table(title=Text(f"Test error{units.bracketed} by labels"), caption=Text(_caption(matrix, units)))
     table.add_column("method")
     for budget in budgets:
         table.add_column(str(budget), justify="right")
@@ -81,19 +118,22 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
     best = {n: min(values, default=np.inf) for n, values in errors.items()}
     for method in matrix["method"].unique():
         cells = matrix[matrix["method"] == method]
-        row = [_entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget]) for budget in budgets]
+        row = [
+            _entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget], units)
+            for budget in budgets
+        ]
         table.add_row(str(method), *row)
     return table
 
 
-def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.DataFrame) -> Text:
+def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.DataFrame, units: Units) -> Text:
     """One entry of the matrix: the number, and what is not finished."""
     entry = Text()
     if curve is not None and budget in curve.budgets:
         i = int(np.flatnonzero(curve.budgets == budget)[0])
-        half = 50 * (curve.high[i] - curve.low[i])
-        number = f"{100 * curve.error[i]:.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
-        entry.append(number, "bold green" if curve.error[i] == best else "")
+        error, half = curve.error[i], (curve.high[i] - curve.low[i]) / 2
+        number = units.number(error) + (f" ± {units.number(half, like=error)}" if np.isfinite(half) else "")
+        entry.append(number, "bold green" if error == best else "")
     for state, style in (("failed", "red"), ("diverged", "red"), ("missing", "yellow")):
         count = int((cells["state"] == state).sum())
         if count:
@@ -101,7 +141,7 @@ def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.Data
     return entry or Text("–", "dim")
 
 
-def _caption(matrix: pd.DataFrame) -> str:
+def _caption(matrix: pd.DataFrame, units: Units) -> str:
     """What a reader must know before trusting the numbers."""
     done = matrix[matrix["state"] == "done"]
     seeds = done.groupby(["method", "budget"])["seed"].nunique()
@@ -109,22 +149,32 @@ def _caption(matrix: pd.DataFrame) -> str:
     notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval for comparing methods"]
     if most == 1:
         notes = ["one seed: ± shows the spread over test samples only, not between repetitions"]
-    notes += _common_uncertainty(matrix)
+    notes += _common_uncertainty(matrix, units)
     if len(seeds) and seeds.min() < most:
         notes.append(f"some entries have fewer seeds (at least {seeds.min()})")
-    reasons = matrix.loc[matrix["state"].isin(["failed", "diverged"]), "reason"].value_counts()
-    notes += [f"{count} failed: {reason}" for reason, count in reasons.head(3).items()]
     return "\n".join(notes)
 
 
-def _common_uncertainty(matrix: pd.DataFrame) -> list[str]:
+def failures_in_words(matrix: pd.DataFrame) -> Iterator[str]:
+    """`4 cells failed: OSError: …`: the most frequent reasons why cells have no result, a line each."""
+    ended = matrix[matrix["state"].isin(["failed", "diverged"])]
+    counts = ended.groupby(["state", "reason"], sort=False).size().sort_values(ascending=False, kind="stable")
+    for (state, reason), count in counts.head(REASONS).items():
+        words = " ".join(str(reason).split())
+        cut = f"{words[:REASON_LENGTH]}…" if len(words) > REASON_LENGTH else words
+        yield f"{count} cell{'s' * (count > 1)} {state}: {cut}"
+    if len(counts) > REASONS:
+        yield f"the matrix has {len(counts) - REASONS} more reasons"
+
+
+def _common_uncertainty(matrix: pd.DataFrame, units: Units) -> list[str]:
     """How far the finite test split may move all methods together."""
     whole, compared = learning_curves(matrix), learning_curves(matrix, compared=True)
     if len(whole) < 2:
         return []
     half = np.nanmedian(np.concatenate([c.high - c.low for c in whole.values()])) / 2
     narrow = np.nanmedian(np.concatenate([c.high - c.low for c in compared.values()])) / 2
-    return [f"the test samples move all of them together by about ± {100 * half:.2f}"] if half > narrow else []
+    return [f"the test samples move all of them together by about ± {units.number(half)}"] if half > narrow else []
 
 
 def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
@@ -134,8 +184,9 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
         return Table(f"No label saving: it needs finished cells of {baseline} and of another method")
     target = savings[0].target_error
     largest = matrix.loc[(matrix["method"] == baseline) & (matrix["state"] == "done"), "budget"].max()
+    error = units_of(matrix).in_words(target)
     table = Table(
-        title=f"Labels for a test error of {100 * target:.2f} %, {baseline}'s at {largest} labels",
+        title=Text(f"Labels for a test error of {error}, {baseline}'s at {largest} labels"),
         caption=f"{baseline} itself needs {savings[0].baseline_labels:.0f}",
     )
     for header in ("method", "labels needed", "label saving", "95 % interval"):
@@ -149,19 +200,21 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
 def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:
     """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
 
-    Test error in % over labels (log), a band for the 95 % interval, and the largest label saving as an
+    Test error over labels (log), a band for the 95 % interval, and the largest label saving as an
     arrow at the target error. A matrix without finished cells gives empty axes that say so.
     """
-    curves = learning_curves(matrix, compared=True)
+    units = units_of(matrix)
+    curves = {m: curve.scaled(units.scale) for m, curve in learning_curves(matrix, compared=True).items()}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for i, method in enumerate(sorted(curves)):
         _draw(axes, curves[method], MARKERS[i % len(MARKERS)])
-    axes.set(title=title, xlabel="labels", ylabel="mean test error (%)")
+    axes.set(title=title, xlabel="labels")
+    axes.set_ylabel(f"mean test error{units.bracketed}", parse_math=False)
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        _mark_saving(axes, curves, [s for s in label_savings(matrix, baseline) if s.saving > 1])
+        _mark_saving(axes, curves, [s for s in label_savings(matrix, baseline) if s.saving > 1], units.scale)
     else:
         axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
     return _write(figure, Path(path_stem))
@@ -170,10 +223,10 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: st
 def _draw(axes: Axes, curve: LearningCurve, marker: str) -> None:
     tint = colour(curve.method)
     strong = curve.method == "SIB-CL"
-    axes.fill_between(curve.budgets, 100 * curve.low, 100 * curve.high, color=tint, alpha=0.12, linewidth=0)
+    axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
     axes.plot(
         curve.budgets,
-        100 * curve.error,
+        curve.error,
         color=tint,
         marker=marker,
         markersize=5,
@@ -201,7 +254,7 @@ def _scale(axes: Axes, curves: dict[str, LearningCurve]) -> None:
 
 def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
     """Each method's name beside the end of its curve, pushed apart where they would touch."""
-    ends = sorted((100 * curve.error[-1], method) for method, curve in curves.items())
+    ends = sorted((curve.error[-1], method) for method, curve in curves.items())
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = np.array([to_axes.transform((curves[method].budgets[-1], end))[1] for end, method in ends])
     gap = 0.05  # of the axes' height: one line of text
@@ -213,13 +266,13 @@ def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
         axes.text(1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold")
 
 
-def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[LabelSaving]) -> None:
+def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[LabelSaving], scale: float) -> None:
     """An arrow at the target error from the baseline's labels to those of the method that saves most."""
     if not savings:
         return
     # Beyond measure are several alike: then the one with the smallest error at its fewest labels.
     best = max(savings, key=lambda s: (s.saving, -curves[s.method].error[0]))
-    height, end = 100 * best.target_error, best.labels or best.smallest
+    height, end = scale * best.target_error, best.labels or best.smallest
     axes.axhline(height, color="0.5", linewidth=0.8, linestyle=":")
     arrow = {"arrowstyle": "-|>", "color": "0.25", "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=(end, height), xytext=(best.baseline_labels, height), arrowprops=arrow)

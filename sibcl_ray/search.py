@@ -82,6 +82,10 @@ class Search:
         best = self.best(history)
         return self.choice(best[0]) if best and not self.missing(history) else None
 
+    def failure(self, history: optuna.Study | None) -> str:
+        """Why a search that has ended has no winner: the reason of its first trial."""
+        return f"{self.ended(history)[0].user_attrs[REASON]} (in the first trial of its search; all failed)"
+
     def retry_failures(self, storage: BaseStorage) -> list[FrozenTrial]:
         """Have the trials that failed, but did not diverge, tried again; which those are."""
         if (history := load(storage, self.name)) is None:

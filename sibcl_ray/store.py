@@ -18,7 +18,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -55,10 +55,13 @@ class Store:
 
     Whatever the storage cannot do raises `StoreError`, if it is a bucket after trying for ``patience`` seconds; only a
     name that is not there raises FileNotFoundError.
+
+    A store that is ``read_only`` changes nothing, and refuses to: what is damaged stays where it is.
     """
 
     uri: str
     patience: float = field(default=180.0, compare=False, repr=False)
+    read_only: bool = field(default=False, compare=False, repr=False)
 
     @property
     def _place(self) -> Folder | Bucket:
@@ -94,6 +97,11 @@ class Store:
         except Exception as error:
             raise StoreError(f"{name} cannot be {what} in {self.uri}: {_reason(error)}") from error
 
+    def _changing(self, what: str, name: str) -> AbstractContextManager[Folder | Bucket]:
+        if self.read_only:
+            raise StoreError(f"{name} cannot be {what} in {self.uri}: it was opened to be read only")
+        return self._doing(what, name)
+
     def exists(self, name: str) -> bool:
         """Whether ``name`` has been written, whole."""
         with self._doing("looked up", name) as place:
@@ -106,7 +114,7 @@ class Store:
 
     def write(self, name: str, data: bytes) -> None:
         """Write ``name`` whole or not at all, and so that it survives a loss of power."""
-        with self._doing("written", name) as place:
+        with self._changing("written", name) as place:
             place.write(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -114,7 +122,7 @@ class Store:
 
         What they write must differ: a request whose answer is lost is sent again, and then finds what it has written.
         """
-        with self._doing("written", name) as place:
+        with self._changing("written", name) as place:
             return place.create(name, data)
 
     def names(self, folder: str) -> list[str]:
@@ -125,21 +133,23 @@ class Store:
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
         _inside(target)
-        with self._doing("moved", source) as place, suppress(FileNotFoundError):  # somebody else has moved it
+        with self._changing("moved", source) as place, suppress(FileNotFoundError):  # somebody else has moved it
             place.move(source, target)
 
     def remove(self, name: str) -> None:
         """Forget ``name``, if it is there."""
-        with self._doing("removed", name) as place, suppress(FileNotFoundError):
+        with self._changing("removed", name) as place, suppress(FileNotFoundError):
             place.remove(name)
 
     def clear(self, folder: str) -> None:
         """Forget all that is in a folder, if it is there."""
-        with self._doing("removed", folder) as place, suppress(FileNotFoundError):
+        with self._changing("removed", folder) as place, suppress(FileNotFoundError):
             place.clear(folder)
 
     def set_aside(self, name: str) -> str:
-        """Move what is damaged out of the way, keeping it; its new name."""
+        """Move what is damaged out of the way, keeping it; its new name. In a store that is read only it stays."""
+        if self.read_only:
+            return name
         target = f"aside/damaged/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}/{name}"
         self.move(name, target)
         return target
@@ -177,32 +187,42 @@ class Store:
     def open(self) -> None:
         """Prepare the store for use: check its version and that it takes what is written; clear forgotten drafts.
 
+        Of one that is read only the version is checked, and a folder's permissions.
+
         Raises:
             NewerStore: a later version of this library has written it.
             StoreError: it cannot be written, or lets one writer replace what another has created.
         """
-        quick, trial = replace(self, patience=OPENING), f"{DRAFTS}/{uuid.uuid4().hex}"
-        quick.write(trial, b"first")
-        if quick.create(trial, b"second"):
-            raise StoreError(
-                f"{self.uri} writes over what should only be created if it is not there, as some old S3-compatible "
-                "servers do; two drivers could do the same work"
-            )
-        if isinstance(self._place, Folder):
-            self._place.clear_drafts(trial)
-        quick.remove(trial)
+        quick = replace(self, patience=OPENING)
+        if not self.read_only:
+            quick._try_to_write()
+        elif isinstance(self._place, Folder):
+            self._place.check_permission()
         try:
             there = quick.read_record(VERSION_NAME)
         except Damaged:
             quick.set_aside(VERSION_NAME)
             there = None
         if there is None:
-            quick.write_record(VERSION_NAME, {"version": VERSION})
+            if not self.read_only:
+                quick.write_record(VERSION_NAME, {"version": VERSION})
         elif there.get("version", 0) > VERSION:
             raise NewerStore(
                 f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
                 f"{VERSION}; install a newer sibcl_ray, or give another storage"
             )
+
+    def _try_to_write(self) -> None:
+        trial = f"{DRAFTS}/{uuid.uuid4().hex}"
+        self.write(trial, b"first")
+        if self.create(trial, b"second"):
+            raise StoreError(
+                f"{self.uri} writes over what should only be created if it is not there, as some old S3-compatible "
+                "servers do; two drivers could do the same work"
+            )
+        if isinstance(self._place, Folder):
+            self._place.clear_drafts(trial)
+        self.remove(trial)
 
 
 @lru_cache

@@ -12,7 +12,7 @@ import pandas as pd
 
 from sibcl_ray.curves import LabelSaving, LearningCurve, label_savings, learning_curves
 from sibcl_ray.redaction import redact
-from sibcl_ray.report import colour, interval_in_words, labels_in_words, saving_in_words
+from sibcl_ray.report import Units, colour, interval_in_words, labels_in_words, saving_in_words, units_of
 
 VIEW = "sibcl"  # key of the saved view in either experiment
 STATES = ("done", "failed", "diverged", "missing")  # of cells
@@ -78,11 +78,11 @@ def _curve_run(
         for n, value, time in zip(curve.budgets, values, times, strict=True)
         if np.isfinite(value)
     ]
-    tags = {"mlflow.runColor": colour(curve.method)}
+    tags = {"mlflow.runColor": colour(curve.method), "error_units": str(cells["error_units"].iloc[0]) or "not given"}
     tags |= {f"cells_{state}": str((cells["state"] == state).sum()) for state in STATES}
     if saving:
         metrics += [(name, value, max(times), 0) for name, value in _bounded(saving).items()]
-        tags |= _in_words(saving)
+        tags |= _in_words(saving, units_of(cells))
     return TrackedRun(
         key=f"curve/{curve.method}",
         name=curve.method,
@@ -104,9 +104,9 @@ def _bounded(s: LabelSaving) -> dict[str, float]:
     return {name: value for name, value in shown.items() if np.isfinite(value)}
 
 
-def _in_words(s: LabelSaving) -> dict[str, str]:
+def _in_words(s: LabelSaving, units: Units) -> dict[str, str]:
     saving, labels, interval = saving_in_words(s), labels_in_words(s), interval_in_words(s)
-    note = f"{s.method} needs {labels} labels for {s.baseline}'s error of {100 * s.target_error:.2f} %"
+    note = f"{s.method} needs {labels} labels for {s.baseline}'s error of {units.in_words(s.target_error)}"
     return {
         "label_saving": saving,
         "labels_needed": labels,

@@ -1,10 +1,11 @@
 """MLflow as a view of the ledger: written as often as one likes, showing exactly what the ledger says.
 
-Experiment `{study}` holds one run per method, whose metric `test_error` (a fraction, with `test_error_low`
-and `test_error_high`) over step = number of labels is the learning curve; `{study}/trials` holds one run per
-(method, budget) search with its trials nested below. A run is found again by its tag `sibcl.key`. One whose
-tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not enough, since MLflow
-can add to a metric but not correct it. Runs of other origin, and runs the ledger does not mention, are left alone.
+Experiment `{study}` holds one run per method, whose metric `test_error` (with `test_error_low` and
+`test_error_high`, in the unit that its tag `error_units` says) over step = number of labels is the learning curve;
+`{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by its
+tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
+enough, since MLflow can add to a metric but not correct it. Runs of other origin, and runs the ledger does not
+mention, are left alone.
 
 Nothing here may hold a study up: every wait has an end, and what is cut off is completed by the next sync.
 """
@@ -20,6 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.error import HTTPError
@@ -49,9 +51,28 @@ for _name, _value in {
 
 KEY, CONTENT, PARENT = "sibcl.key", "sibcl.content", "mlflow.parentRunId"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+SCHEMES = ("http", "https", "sqlite", *PORTS)
 
 # One for each store and study. Its thread may be left behind, so a sync waits for the last one's request to end.
 _WRITING: dict[tuple[str, str], threading.Lock] = {}
+
+
+def takes(tracking_uri: str) -> bool:
+    """Whether this is a place that MLflow writes to: a server, a database, Databricks, or one with a plugin's scheme.
+
+    A folder is one only where MLFLOW_ALLOW_FILE_STORE is true, without which MLflow refuses it.
+    """
+    scheme, rest = tracking_uri.partition(":")[0], tracking_uri.partition("://")[2]
+    if _is_databricks(tracking_uri) or (rest and scheme.split("+")[0] in SCHEMES):
+        return True
+    if tracking_uri.startswith(("file:", "/", "./", "../")):
+        return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    return scheme in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
+
+
+def _is_databricks(tracking_uri: str) -> bool:
+    """Whether it is a workspace of Databricks, the default one or that of a profile."""
+    return tracking_uri == "databricks" or tracking_uri.startswith("databricks://")
 
 
 class TrackingUnavailable(RuntimeError):
@@ -102,14 +123,17 @@ def sync(
     new = trials[~trials["key"].isin(shown.ended)] if len(trials) else trials
     searches = [*search_runs(trials), *trial_runs(new)]
     done: list[str] = []  # keys
+    names = (study, f"{study}/trials")
+    if _is_databricks(tracking_uri):  # there names are paths, and an experiment is no folder
+        names = (f"/Shared/{study}", f"/Shared/{study}-trials")
 
     def write() -> str:
         with _alone(tracking_uri, study, limit):
             client = cast("MlflowClient", _LimitedClient(_connect(tracking_uri), limit))
-            experiment = _experiment(client, tracking_uri, study, CURVE_VIEW)
+            experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
             _mirror(client, experiment, curves, done, shown)
             if searches:
-                trials_experiment = _experiment(client, tracking_uri, f"{study}/trials", SEARCH_VIEW)
+                trials_experiment = _experiment(client, tracking_uri, names[1], SEARCH_VIEW)
                 _mirror(client, trials_experiment, searches, done, shown)
                 shown.ended.update(new["key"][new["state"] != "running"])
             return experiment
@@ -175,6 +199,10 @@ def _address(tracking_uri: str, experiment: str) -> str:
     page = f"#/experiments/{experiment}/runs?{view}"
     if tracking_uri.startswith("http"):
         return redact(f"{_without_credentials(tracking_uri).rstrip('/')}/{page}")
+    if _is_databricks(tracking_uri):
+        from mlflow.utils.databricks_utils import get_databricks_host_creds
+
+        return redact(f"{get_databricks_host_creds(tracking_uri).host.rstrip('/')}/ml/experiments/{experiment}")
     server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri '{tracking_uri}'"
     return redact(f"{server}  and open  http://127.0.0.1:5000/{page}")
 
@@ -187,10 +215,10 @@ def _without_credentials(uri: str) -> str:
 def _connect(tracking_uri: str) -> MlflowClient:
     """A client of a store that answers."""
     _probe(tracking_uri)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the errors that they raise as well
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic", "databricks"):  # now, as they set up their logging themselves
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the errors that they raise as well
     client = MlflowClient(tracking_uri)
     if urlsplit(tracking_uri).scheme.split("+")[0] in PORTS:
         with suppress(Exception):  # its pool may hold connections from before a restart; the first error empties it

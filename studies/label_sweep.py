@@ -6,8 +6,10 @@ python studies/label_sweep.py --help
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -23,14 +25,17 @@ import pandas as pd
 import psutil
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # where Python may not look by itself
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's cluster may not have us installed
 if "RAY_ADDRESS" not in os.environ:
     # Read when Ray is imported: a cluster that is started here has the address 127.0.0.1, on any system.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # as that of a container's user
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would keep one there
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # which says at length that it does without
 
 from recipes import SCALES
 
@@ -45,22 +50,24 @@ from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.progress import Display
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
-from sibcl_ray.report import learning_curve_figure, matrix_table, saving_table
+from sibcl_ray.report import failures_in_words, learning_curve_figure, matrix_table, saving_table
+from sibcl_ray.screen import Screen, take_any_letter
 from sibcl_ray.store import NewerStore, Store, StoreError
 from sibcl_ray.study import Study
 from sibcl_ray.tracker import Tracker
-from sibcl_ray.tracking import TrackingUnavailable
+from sibcl_ray.tracking import TrackingUnavailable, takes
 from sibcl_ray.training import new_network
 
 TABULATED = "tabulated"
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 BAD_INPUT, SOME_FAILED = 2, 1  # exit codes; 128 and the signal's number where one ended the run
 ANSWER = 15.0  # seconds in which a storage has to
 AGAIN = "the same command continues where it stopped"
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
+LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
 
-console = Console()
+console = Screen()
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
@@ -87,6 +94,11 @@ def _say(text: str, style: str = "") -> None:
 
 
 _warn = partial(_say, style="yellow")
+
+
+def _would_warn(text: str) -> None:
+    """A run would do what a dry run only finds to be done."""
+    _warn(f"a run would find: {text}")
 
 
 def _named(kind: str, name: str, table: dict[str, Any]) -> Any:
@@ -121,11 +133,11 @@ def _problem(name: str, data: Path | None) -> Problem:
     if data is not None and name != TABULATED:
         raise BadInput(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
     if own.is_own(name):
-        problem, where = own.load(name), name
+        problem, where = own.load(_home(name)), name
     elif name == TABULATED:
         if data is None:
             raise BadInput(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml naming them")
-        problem, where = tabulated.load(data), "problem.toml"
+        problem, where = tabulated.load(Path(_home(str(data)))), "problem.toml"
     else:
         return _named("problem", name, {**PROBLEMS, TABULATED: None})
     if problem.name in (*PROBLEMS, TABULATED):
@@ -172,15 +184,23 @@ def _study(
 
 def _here() -> Path:
     """Where relative names begin: a job's working folder is thrown away with the job."""
-    return Path.home() if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+    return Path(_home("~")) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
 
 
-def _storage(uri: str) -> Store:
-    """The store, if it can be written."""
+def _home(path: str) -> str:
+    """The path with ~ as a shell has it, which leaves it alone inside of --option=~/path."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise BadInput(f"{path} is in a home folder that is not known; give the whole path")
+    return whole
+
+
+def _storage(uri: str, read_only: bool) -> Store:
+    """The store, if it can be written, or if it could be."""
     if not uri.strip():
         raise BadInput("--storage is empty; give a folder")
-    uri = uri.removeprefix("file://")
-    store = Store(uri if "://" in uri else str((_here() / uri).resolve()))
+    uri = _home(uri.removeprefix("file://"))
+    store = Store(uri if "://" in uri else str((_here() / uri).resolve()), read_only=read_only)
     try:
         within(Limit(ANSWER), store.open, grace=0)
     except NewerStore:
@@ -196,22 +216,32 @@ def _storage(uri: str) -> Store:
     return store
 
 
-def _show_plan(study: Study, lacking: Missing) -> None:
-    p = plan(study, lacking)
+def _show_plan(ledger: Ledger, lacking: Missing) -> None:
+    study = ledger.study
+    if not lacking:
+        _say(f"Nothing is left to do for {study.name}; nothing was computed or written.")
+        return
+    p = plan(study, ledger.dataset, lacking)
     table = Table(title=f"Plan of {study.name}: what is still to be done", title_justify="left")
     for column in ("work", "number", "core time"):
         table.add_column(column, justify="left" if column == "work" else "right")
-    table.add_row("target labels", str(p.target_labels), "")
-    table.add_row("surrogate labels", str(p.surrogate_labels), _time(p.label_seconds))
+    table.add_row("target labels", str(p.target_labels), _label_time(p.target_seconds))
+    table.add_row("surrogate labels", str(p.surrogate_labels), _label_time(p.surrogate_seconds))
     table.add_row("pretrainings", f"at most {p.pretrainings}", _time(p.pretraining_seconds))
     table.add_row(f"trials, {study.folds} folds each", str(p.trials), _time(p.trial_seconds))
     table.add_row("cells", str(p.cells), _time(p.cell_seconds))
     console.print(table)
     cores = os.cpu_count() or 1
-    console.print(
+    without = ", labels of unknown cost not" if None in (p.target_seconds, p.surrogate_seconds) else ""
+    _say(
         f"Estimated on this machine: about {_time(p.seconds)} of one core, {_time(p.seconds / cores + 30)} "
-        f"on {cores} cores, start-up included. Nothing was run."
+        f"on {cores} cores, start-up included{without}. For this a few training steps were timed on made-up data; "
+        "no label was computed and nothing was written."
     )
+
+
+def _label_time(seconds: float | None) -> str:
+    return "not known before the first label" if seconds is None else _time(seconds)
 
 
 def _time(seconds: float) -> str:
@@ -245,8 +275,10 @@ def _finish(ledger: Ledger, tracker: Tracker) -> tuple[bool, bool]:
 def _all_done(matrix: pd.DataFrame) -> bool:
     """Whether there is a result in every cell; says what is to be done about the others."""
     states = matrix.state.value_counts()
+    for line in failures_in_words(matrix):
+        _warn(line)
     if failed := states.get("failed", 0):
-        _warn(f"{failed} cells failed for good, for the reason in the matrix; --retry-failed tries them again")
+        _warn(f"{failed} cells failed for good; --retry-failed tries them again")
     if diverged := states.get("diverged", 0):
         _warn(f"{diverged} cells diverged; the same would happen again, so smaller learning rates are needed")
     return states.get("done", 0) == len(matrix)
@@ -255,13 +287,34 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
     folder = store.uri if store.is_local else _here()
-    uri = option if option is not None else os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
-    scheme, _, rest = uri.partition("://")
-    if scheme.split("+")[0] not in TRACKING_SCHEMES or not rest:
+    said = "--tracking-uri" if option is not None else "MLFLOW_TRACKING_URI"
+    uri = option if option is not None else os.environ.get(said) or f"sqlite:///{folder}/mlflow.db"
+    if not takes(uri):
         raise BadInput(
-            f"--tracking-uri {uri} is neither a server nor a database; give http://HOST:PORT or sqlite:////FILE"
+            f"{said} {uri} is neither a server nor a database, and MLflow writes to folders only if "
+            "MLFLOW_ALLOW_FILE_STORE is true; give http://HOST:PORT or sqlite:////FILE"
         )
     return uri
+
+
+def _check_temporary_folder() -> None:
+    """Whether a cluster that is started here has room for its sockets."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)  # as Ray looks at them
+    name = next((n for n in names if n in os.environ), "RAY_TMPDIR")
+    place = os.environ.get(name, "/tmp")
+    if (length := len(os.fsencode(place))) + len(SOCKET) > LONGEST:
+        raise BadInput(
+            f"{name} is a path of {length} letters, too long for Ray's sockets; set RAY_TMPDIR to a folder with at "
+            f"most {LONGEST - len(SOCKET)}, such as /tmp"
+        )
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
+        ) from None
 
 
 def _check_shares(study: Study, sharing: int) -> None:
@@ -441,11 +494,11 @@ def main(
     study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes)
     _check_shares(study, pretraining_workers)
     _check_networks(study)
-    store = _storage(storage)
+    store = _storage(storage, read_only=dry_run)
     tracking_uri = _tracking_uri(store, tracking_uri)
-    ledger = Ledger(study, store, search_storage, _warn)
+    ledger = Ledger(study, store, search_storage, _would_warn if dry_run else _warn)
     if dry_run:
-        _show_plan(study, ledger.missing())
+        _show_plan(ledger, ledger.missing())
         return
     tracker = Tracker(tracking_uri, study.name, lambda: (ledger.matrix(), ledger.trials()), warn=_warn)
     if sync_tracking:
@@ -461,6 +514,7 @@ def main(
         _run(ledger, lacking, session, workers, gpus_per_worker, pretraining_workers)
 
     if not resume or retry_failed or ledger.missing():
+        _check_temporary_folder()
         with tracker:
             _complete(ledger, prepare, work)
     if not _finish(ledger, tracker)[0]:
@@ -470,6 +524,7 @@ def main(
 def command_line() -> int:
     """Run, and turn whatever is the user's to mend into one line and an exit code."""
     _obey_signals()
+    take_any_letter()
     try:
         code = app(standalone_mode=False) or 0
     except UsageError as error:
@@ -478,8 +533,10 @@ def command_line() -> int:
         return _complain(str(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
         return _complain(f"{error}; {AGAIN}", SOME_FAILED)
-    except SystemExit:  # Ray answers SIGTERM in its own way while it starts
-        _signals.append(signal.SIGTERM)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # whoever read --help has read enough
+            return 0
+        _signals.append(signal.SIGTERM)  # Ray answers it in its own way while it starts
         code = SOME_FAILED
     except (KeyboardInterrupt, typer.Abort):
         code = SOME_FAILED
@@ -493,7 +550,8 @@ def _end_at_once(code: int) -> NoReturn:
 
     Ray is not shut down, as it ends a process, with a code of its own, whose threads still talk to it then.
     """
-    sys.stdout.flush()
+    with suppress(OSError, AttributeError):  # nobody reads it any more, or ever did
+        sys.stdout.flush()
     for _ in range(2):  # whatever is started meanwhile
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
@@ -509,7 +567,8 @@ def _given(error: Any) -> str:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"error: {redact(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more
+        print(f"error: {redact(' '.join(text.split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -192,14 +192,11 @@ REFUSED = [
     (own(("SHIFT = 0.0", "SHIFT = = 0")), MEAN, r"mine.py raises SyntaxError in line 9: invalid syntax"),
     (own(("SHIFT = 0.0", "SHIFT = 1 / 0")), MEAN, r"mine.py raises ZeroDivisionError in line 9"),
     (own(("SHIFT = 0.0", "exit()")), MEAN, r"mine.py raises SystemExit in line 9"),
-    (own(("SHIFT = 0.0", "open(__file__)")), MEAN, r"mine.py raises NameError in line 9: name '__file__'"),
     (own(('name = "mean"', "")), MEAN, r"Mean.name is None; give small letters"),
     (own(('"mean"', '"../mean"')), MEAN, r"Mean.name is '../mean'; give small letters"),
     (own(('"mean"', '"photonic-dos"')), MEAN, r"the name 'photonic-dos' in mine.py:Mean is that of another problem"),
-    (own(("(1,)", "(2,)")), MEAN, r"Mean.solve gives for two inputs is float32 of shape \(2, 1\); give .* \(2, 2\)"),
     (own(("(1,)", "1")), MEAN, r"Mean.label_shape is 1; give a tuple of whole numbers"),
     (own(("(8, 8), ", "(4, 4), ")), MEAN, r"Mean.sample draws is float32 of shape \(2, 8, 8\); .* \(2, 4, 4\)"),
-    (own(own_files.before("nonsense()")), MEAN, r"Mean.solve raises NameError: name 'nonsense'.*; mend it"),
     (own(), MEAN, r"does not take inputs of shape \(8, 8\).*at least 32"),
     (
         own(("8, 8", "32, 32")),
@@ -243,6 +240,30 @@ def test_what_the_cluster_can_never_give_is_refused(cluster, tmp_path, monkeypat
         printed = capfd.readouterr().err
         assert re.search(expected, printed) and printed.count("error: ") == 1, printed
         assert not (tmp_path / "datasets").exists()
+
+
+LARGE = ("8, 8", "32, 32")
+FIRST = [  # what only a label shows, and the line that says so
+    ((("(1,)", "(2,)"),), r"labels? .*shape \(1,\).*\(2,\)|shape \(\d+, 1\).* \(\d+, 2\)"),
+    ((own_files.before("nonsense()"),), r"NameError: name 'nonsense'"),
+    ((own_files.before("return inputs.mean((1, 2))[:, None] * 1j"),), r"complex"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), FIRST)
+def test_what_the_first_label_shows_ends_the_study_in_one_line(
+    changes, expected, cluster, tmp_path, monkeypatch, capfd
+):
+    import label_sweep
+
+    problem = own_files.written(tmp_path, LARGE, *changes)
+    monkeypatch.setattr("sibcl_ray.run.connect", lambda: None)
+    options = ["--scale", "smoke", "--methods", "SL", "--problem", problem, "--storage", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["label_sweep.py", *options])
+    assert label_sweep.command_line() in (1, 2)
+    printed = capfd.readouterr().err
+    assert re.search(expected, printed) and printed.count("error: ") == 1 == printed.count("\n"), printed
+    assert not (tmp_path / "runs" / "ledger").exists()
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path):

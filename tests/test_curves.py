@@ -11,11 +11,12 @@ from sibcl_ray.curves import label_savings, labels_needed, learning_curves
 BUDGETS = (25, 50, 100, 200, 400)
 
 
-def cell(method, budget, seed, error, samples=None, state="done"):
+def cell(method, budget, seed, error, samples=None, state="done", units="fraction"):
     return {
         "problem": "planted", "method": method, "encoder": "reference", "budget": budget, "seed": seed,
-        "error": error if state == "done" else np.nan, "state": state, "reason": "", "seconds": 1.0,
-        "finished": 1.7e9, "configuration": "{}", "sample_errors": samples,
+        "error": error if state == "done" else np.nan, "error_units": units,
+        "state": state, "reason": "", "seconds": 1.0, "finished": 1.7e9, "configuration": "{}",
+        "sample_errors": samples,
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from sibcl_ray.dataset import (
     Dataset,
     Shard,
     folds,
+    shard_size,
 )
 from sibcl_ray.store import Damaged, Store, StoreError
 
@@ -299,3 +300,41 @@ def test_folds_are_a_function_of_their_seed():
     first, again, other = (folds(30, 3, seed) for seed in (1, 1, 2))
     assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
+
+
+@dataclass(frozen=True)
+class ByOne(Moments):
+    """Moments whose labels are a task each."""
+
+    labels_per_task = 1
+
+
+def test_how_long_labels_took_is_kept_beside_them_and_is_no_part_of_them(tmp_path):
+    dataset = Dataset(ByOne(), 0, Store(str(tmp_path)))
+    sizes = {TARGET: 3, SURROGATE: SHARD}
+    assert dataset.label_seconds() is None and dataset.label_seconds(surrogate=True) is None
+    for shard in dataset.missing(sizes):
+        count = shard_size(dataset.problem, shard.role)
+        sample = dataset.problem.sample(count, dataset.rng(shard.role, shard.index))
+        dataset.write(shard.role, shard.index, sample, dataset.problem.solve(sample.inputs))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    for index, seconds in enumerate((10.0, 20.0, 60.0)):
+        dataset.record_seconds(TARGET, index, seconds)
+    dataset.record_seconds(TEST, 0, 30.0)  # by the same solver
+    dataset.record_seconds(SURROGATE, 0, 5.0)
+    assert dataset.label_seconds() == pytest.approx(30.0)
+    assert dataset.label_seconds(surrogate=True) == pytest.approx(5.0 / SHARD)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == before
+    assert dataset.missing(sizes) == [] and len(dataset.missing({**sizes, TEST: 1})) == 1
+    damaged = next(tmp_path.rglob("target-00002.seconds"))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert dataset.label_seconds() == pytest.approx(20.0), "of those that can be read"
+
+
+def test_few_of_many_records_are_read(tmp_path, monkeypatch):
+    dataset = Dataset(ByOne(), 0, Store(str(tmp_path)))
+    for index in range(90):
+        dataset.record_seconds(TARGET, index, float(index))
+    read, asked = Store.read_records, []
+    monkeypatch.setattr(Store, "read_records", lambda self, names: asked.extend(names) or read(self, names))
+    assert dataset.label_seconds() == pytest.approx(44.5, abs=3) and len(asked) <= 20

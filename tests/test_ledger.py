@@ -322,8 +322,59 @@ def test_cells_whose_search_has_no_winner_have_failed(place):
     ledger = place.open()
     matrix = ledger.matrix().query("method == 'SSL'")
     assert not ledger.missing() and set(matrix.state) == {FAILED}
-    assert set(matrix.reason) == {"every trial of its search failed"}
+    assert set(matrix.reason) == {"nan (in the first trial of its search; all failed)"}
     assert Counter(ledger.trials().state) == {"complete": TRIALS // 2, "failed": TRIALS // 2}
+
+
+def test_looking_changes_nothing(any_place):
+    """Where there is nothing, where there is a study, and where all kinds of its files are damaged."""
+
+    def everything():
+        database = Path(any_place.url.removeprefix("sqlite:///")) if any_place.url else None
+        root = Path(any_place.store.uri)
+        folders = {path: path.stat().st_mtime_ns for path in (root, *root.rglob("*")) if path.exists()}
+        return any_place.files(), folders, database and database.is_file() and database.read_bytes()
+
+    def looked():
+        before = everything()
+        store = replace(any_place.store, read_only=True)
+        store.open()
+        ledger = Ledger(STUDY, store, any_place.url, any_place.said.append)
+        missing = ledger.missing()
+        assert len(ledger.matrix()) == CELLS and len(ledger.trials()) == TRIALS - missing.trials
+        assert everything() == before
+        return missing
+
+    assert looked().cells == CELLS
+    any_place.store.open()
+    make_shards(any_place.open())
+    fill(any_place.open())
+    assert not looked()
+    for name in any_place.files():
+        if name.startswith(("datasets/", "ledger/cell/")) or name.endswith("sibcl_ray.json"):
+            any_place.store.write(name, any_place.store.read(name)[:-7])
+    assert looked().cells == CELLS and any("ledger/cell/" in line for line in any_place.said)
+
+
+def test_the_reason_of_the_first_trial_is_that_of_its_cells(place):
+    reasons = iter(["its pretraining ended failed: OSError: no data", *["ValueError: another"] * TRIALS])
+    fill(place.open(), lambda job: failure(next(reasons)) if isinstance(job, TrialJob) else good(job))
+    first = place.open().matrix().query("method == 'SL' and budget == 10")
+    assert set(first.state) == {FAILED}
+    assert set(first.reason) == {
+        "its pretraining ended failed: OSError: no data (in the first trial of its search; all failed)"
+    }
+
+
+def test_the_matrix_says_what_its_errors_are_in(place):
+    matrix = place.open().matrix()
+    assert set(matrix.error_units) == {""}, "the toy has an error of its own, and does not say"
+
+    class InVolts(Moments):
+        error_units = " milli\nvolt "
+
+    said = place.open(replace(STUDY, problem=InVolts())).matrix()
+    assert set(said.error_units) == {"milli volt"}
 
 
 def test_the_matrix_comes_back_from_its_file(place):

@@ -552,3 +552,34 @@ def test_the_code_version_of_modules_depends_on_each():
     import sibcl_ray.randomness as b
 
     assert len({code_version(modules) for modules in ((a,), (b,), (a, b))}) == 3
+
+
+def test_a_store_that_is_read_only_changes_nothing(tmp_path):
+    Store(str(tmp_path / "runs")).write_record("a/b", {"number": 1})
+    store = Store(str(tmp_path / "runs"), read_only=True)
+    store.open()
+    assert store.read_record("a/b") == {"number": 1} and store.set_aside("a/b") == "a/b" and store.exists("a/b")
+    for change in (
+        lambda: store.write("a/c", b""),
+        lambda: store.create("a/c", b""),
+        lambda: store.write_record("a/c", {}),
+        lambda: store.move("a/b", "a/c"),
+        lambda: store.remove("a/b"),
+        lambda: store.clear("a"),
+    ):
+        with pytest.raises(StoreError, match="read only"):
+            change()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "drafts", "runs"]
+    absent = Store(str(tmp_path / "new" / "runs"), read_only=True)
+    absent.open()
+    assert absent.names("a") == [] and not (tmp_path / "new").exists()
+
+
+def test_what_could_not_be_written_is_refused_before_anything_is_tried(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for below in ("file", "file/below"):
+        with pytest.raises(NotADirectoryError):
+            Store(str(tmp_path / below), read_only=True).open()
+    Store(str(tmp_path / "newer")).write_record(VERSION_NAME, {"version": VERSION + 1})
+    with pytest.raises(NewerStore):
+        Store(str(tmp_path / "newer"), read_only=True).open()

@@ -90,6 +90,63 @@ def test_the_store_shows_the_ledger(uri, matrix, tmp_path):
     assert best[3] == search(3)["value"][:3].min() and len(best) == 3
 
 
+def test_errors_are_shown_with_their_units(uri):
+    matrix = exact({"SL": lambda n: 490.77 * (400 / n) ** 0.5, "SL-I": lambda n: 300 * (400 / n) ** 0.5})
+    for units, note in (
+        ("fraction", "for SL's error of 49077.00 %"),
+        ("meV", "for SL's error of 491 meV."),
+        ("", "for SL's error of 491."),
+    ):
+        tracking.sync(uri, f"study in {units}", matrix.assign(error_units=units), search(0))
+        client, curves, _ = runs(uri, f"study in {units}")
+        assert note in curves["SL-I"].data.tags["mlflow.note.content"]
+        assert curves["SL-I"].data.tags["error_units"] == (units or "not given")
+        assert history(client, curves["SL"], "test_error")[400] == pytest.approx(490.77)
+
+
+@pytest.mark.parametrize(
+    ("uri", "taken"),
+    [
+        ("http://127.0.0.1:5000", True),
+        ("https://me:secret@host/mlflow", True),
+        ("sqlite:////folder/mlflow.db", True),
+        ("postgresql+psycopg://me@host/mlflow", True),
+        ("databricks", True),
+        ("databricks://my-profile", True),
+        ("databricks-uc", False),  # a registry of models
+        ("http://", False),
+        ("http://[", True),  # wrong, but a server's
+        ("sqlite:", False),
+        ("", False),
+        ("mlruns", False),
+        ("./mlruns", False),
+        ("/scratch/mlruns", False),
+        ("file:/scratch/mlruns", False),
+        ("file:///scratch/mlruns", False),
+        ("ftp://host/x", False),
+        ("s3://bucket/mlruns", False),
+    ],
+)
+def test_what_mlflow_writes_to_is_taken(uri, taken, monkeypatch):
+    assert tracking.takes(uri) == taken
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert tracking.takes(uri) == (taken or ("/mlruns" in uri and "s3:" not in uri))
+
+
+def test_a_workspace_of_databricks(uri, matrix, tmp_path, monkeypatch):
+    """A server of MLflow stands in for it: the requests are the same, and names have to be paths."""
+    with mlflow_server(uri, tmp_path) as server:
+        monkeypatch.setenv("DATABRICKS_HOST", server.address)
+        monkeypatch.setenv("DATABRICKS_TOKEN", "planted-token")
+        said = tracking.sync("databricks", "study", matrix, search(1))
+        assert set(runs(server.address, "/Shared/study")[1]) == set(METHODS)
+        assert runs(server.address, "/Shared/study-trials")[2] == 4 + 4
+    assert said.startswith(f"{server.address}/ml/experiments/") and "planted" not in said
+    monkeypatch.delenv("DATABRICKS_HOST")
+    with pytest.raises(tracking.TrackingUnavailable, match="MLflow at databricks://nobody cannot be written"):
+        tracking.sync("databricks://nobody", "study", matrix, search(0))
+
+
 def test_censored_savings_are_said_in_words(uri):
     matrix = exact({"SL": power_law(1), "early": power_law(40), "never": power_law(0.5)})
     tracking.sync(uri, "study", matrix, search(0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sibcl_ray import losses
-from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.solvers.density_of_states import EMPTY_LATTICE, GRID, has_square_symmetry, k_grid, photonic_dos
 from sibcl_ray.solvers.fine_bands import fine_bands
 from sibcl_ray.solvers.planewave import POLARIZATIONS, bands
@@ -35,6 +35,7 @@ class Photonic(Problem):
     complexity: int = 1  # largest wave number F of the level sets
 
     input_units = "relative permittivity"
+    error_units = FRACTION
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -151,6 +152,7 @@ class PhotonicDOS(Photonic):
 
     name = "photonic-dos"
     version = 1
+    label_seconds, surrogate_seconds = 0.05, 0.013
     label_shape = (400,)
     label_units = "density of states, a/2πc per unit cell, divided by √⟨ε⟩, at ω√⟨ε⟩ on linspace(0, 1.2, 500)[:400]"
 
@@ -182,6 +184,7 @@ class PhotonicBands(Photonic):
 
     name = "photonic-bands"
     version = 1
+    label_seconds, surrogate_seconds = 0.033, 0.01
     label_units = "frequencies, 2πc/a"
 
     def __post_init__(self) -> None:
@@ -273,7 +276,7 @@ class PhotonicGap(Photonic):
     """ε(r) to the width of a gap over its middle: 0 where closed, less than 2.
 
     Give fine features 96 pixels. Most gaps are closed. So networks may say by how much, with numbers below 0 that
-    count as 0, and the error is absolute, in the ratio itself: of nothing there are no per cents.
+    count as 0, and the error is absolute, in the ratio itself: a relative one is undefined at zero.
     """
 
     polarization: str = "tm"  # a name in POLARIZATIONS
@@ -281,9 +284,11 @@ class PhotonicGap(Photonic):
 
     name = "photonic-gap"
     version = 1
+    label_seconds, surrogate_seconds = 0.033, 0.01
     label_shape = (1,)
     spread = 0.1
     label_units = "width of the gap over its middle frequency"
+    error_units = "in the gap-to-midgap ratio"
 
     def __post_init__(self) -> None:
         if self.polarization not in POLARIZATIONS:

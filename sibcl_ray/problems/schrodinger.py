@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.solvers.schrodinger import empty_box_energies, lowest_eigenpairs, lowest_eigenvalues
 from sibcl_ray.symmetry import Group, PointGroup
 
@@ -165,6 +165,7 @@ class Schrodinger(Problem):
     version = 1
     input_units = "energy, ħ = m = 1 and the half side of the box as given"
     label_units = "energies, ħ = m = 1, or |ψ|² over its mean in the box"
+    error_units = FRACTION
 
     def __post_init__(self) -> None:
         if self.resolution < 2 or self.complexity < 1:
@@ -226,6 +227,7 @@ class Schrodinger2D(Schrodinger):
 
     name = "schrodinger-2d"
     dimensions = 2
+    label_seconds, surrogate_seconds = 6e-4, 1e-4
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class Schrodinger3D(Schrodinger):
 
     name = "schrodinger-3d"
     dimensions = 3
+    label_seconds, surrogate_seconds = 0.01, 0.0012
 
 
 def _linear_interpolation(n: int, m: int) -> np.ndarray:

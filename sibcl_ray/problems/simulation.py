@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray.problems.problem import Problem, Sample
+from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.symmetry import Group
 
 
@@ -55,6 +55,11 @@ class Simulation(Problem):
         """Estimates, if there are any; else by the same solver."""
         estimated = type(self).estimate is not Problem.estimate
         return self.estimate(sample.inputs) if estimated else self.solve(sample.inputs)
+
+    @property
+    def error_units(self) -> str:  # type: ignore[override]  # a class's elsewhere
+        """A fraction, as is the error here; of an error of one's own not said."""
+        return FRACTION if type(self).error is Simulation.error else ""
 
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
         """Σ|Δ| / Σ|true|."""

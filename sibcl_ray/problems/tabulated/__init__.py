@@ -32,7 +32,7 @@ except to give out rows. Of ``problem.toml`` only the name and [target] have to 
     scale = 19.0                      # If neither is said: mean and deviation of the unlabelled or target inputs
 
     [label]
-    units = "2 pi c / a"
+    units = "2 pi c / a"              # of labels, and of errors whose metric is not relative
     loss = "absolute"                 # or "squared", "log_absolute": what fitting makes small
     surrogate_loss = "log_absolute"   # the same as loss if not said
     metric = "relative"               # sum |error| / sum |label|, or "mean_relative", "absolute", "root_mean_square"
@@ -53,8 +53,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray.problems.problem import Problem, Sample
-from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS
+from sibcl_ray.problems.problem import FRACTION, Problem, Sample
+from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS, NO_UNITS
 from sibcl_ray.problems.tabulated.intake import Content, Source, take_in
 from sibcl_ray.problems.tabulated.tables import BadData
 from sibcl_ray.randomness import named_seed
@@ -124,6 +124,14 @@ class Tabulated(Problem):
 
     @property
     def available(self) -> dict[str, int]:
+    @property
+    def error_units(self) -> str:  # type: ignore[override]  # a class's elsewhere
+        """The label's own unit; the metric's name where none was given."""
+        if METRICS[self.metric].relative:
+            return FRACTION
+        units = self.label_units.removesuffix(_divided(self.scale))
+        return self.metric.replace("_", " ") if units == NO_UNITS else units
+
         """Samples there are of each role, "target", "test", "surrogate" and "unlabelled"; 0 where none were given."""
         rows = self._rows
         return {**dict.fromkeys(("surrogate", "unlabelled"), 0), "test": self.drawn, **rows} | {
@@ -216,6 +224,10 @@ def load(folder: Path) -> Tabulated:
     taken = take_in(Path(folder))
     declared, label = taken.source.declared, taken.source.declared.label
     return Tabulated(
+def _divided(scale: float) -> str:
+    return f", divided by {scale:g}" if scale != 1 else ""
+
+
         name=declared.name,
         contents=taken.contents,
         drawn=declared.drawn,
@@ -230,6 +242,6 @@ def load(folder: Path) -> Tabulated:
         scale=label.scale,
         known=taken.known,
         input_units=declared.input.units,
-        label_units=label.units + (f", divided by {label.scale:g}" if label.scale != 1 else ""),
+        label_units=label.units + _divided(label.scale),
         source=taken.source,
     )

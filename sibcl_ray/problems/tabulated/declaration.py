@@ -28,6 +28,7 @@ class Metric:
 
     error: Callable[[Tensor, Tensor], Tensor]
     undefined: Callable[[Tensor], Tensor]  # of labels (batch, numbers) a mask (batch,)
+    relative: bool  # a fraction, whatever the label's unit
 
 
 def _never(label: Tensor) -> Tensor:
@@ -35,16 +36,17 @@ def _never(label: Tensor) -> Tensor:
 
 
 METRICS = {
-    "relative": Metric(lambda p, t: (p - t).abs().sum(1) / t.abs().sum(1), lambda t: t.abs().sum(1) == 0),
-    "mean_relative": Metric(lambda p, t: ((p - t) / t).abs().mean(1), lambda t: (t == 0).any(1)),
-    "absolute": Metric(lambda p, t: (p - t).abs().mean(1), _never),
-    "root_mean_square": Metric(lambda p, t: (p - t).square().mean(1).sqrt(), _never),
+    "relative": Metric(lambda p, t: (p - t).abs().sum(1) / t.abs().sum(1), lambda t: t.abs().sum(1) == 0, True),
+    "mean_relative": Metric(lambda p, t: ((p - t) / t).abs().mean(1), lambda t: (t == 0).any(1), True),
+    "absolute": Metric(lambda p, t: (p - t).abs().mean(1), _never, False),
+    "root_mean_square": Metric(lambda p, t: (p - t).square().mean(1).sqrt(), _never, False),
 }
 
 LOSSES = {loss.__name__: loss for loss in (losses.absolute, losses.squared, losses.log_absolute)}
 
 
 SURROGATE_MEAN = "surrogate mean"
+NO_UNITS = "not given"
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class _Target(Labelled):
 class Input(_Table):
     """What inputs are. Features are (input − offset) / scale; by mean and deviation where neither is given."""
 
-    units: Text = Field(default="not given", description="text in quotes")
+    units: Text = Field(default=NO_UNITS, description="text in quotes")
     periodic: bool = Field(default=False, description=_FLAG)
     # of a row that is stored flat
     shape: Annotated[tuple[Count, ...], Field(min_length=1), _LISTED] | None = Field(
@@ -172,7 +174,7 @@ class Input(_Table):
 class Label(_Table):
     """What labels are, how they are fitted and judged. Networks learn (label − offset) / scale."""
 
-    units: Text = Field(default="not given", description="text in quotes")
+    units: Text = Field(default=NO_UNITS, description="text in quotes")
     loss: str = _one_of(LOSSES, default="absolute")
     surrogate_loss: str | None = _one_of(LOSSES, default=None)  # the same loss where not given
     metric: str = _one_of(METRICS, default="relative")

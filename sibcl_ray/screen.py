@@ -1,0 +1,78 @@
+"""What a person reads: on any terminal, whatever letters it knows, and whether anybody still reads or not."""
+
+import codecs
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SPELLED = str.maketrans({"±": "+-", "×": "x", "≥": ">=", "–": "-", "—": "-", "−": "-", "…": "...", "·": "*", "’": "'"})
+
+
+def spelled(text: str) -> str:
+    """The text in ASCII."""
+    return text.translate(SPELLED).encode("ascii", "replace").decode()
+
+
+def _instead(error: UnicodeError) -> tuple[str, int]:
+    """What is written for letters that an encoding does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return spelled(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("sibcl_ray.spelled", _instead)
+
+
+def take_any_letter() -> None:
+    """From now on nothing is wrong with printing a letter that the encoding of standard output or error lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sibcl_ray.spelled")
+
+
+def plain(table: Table) -> Table:
+    """The table in ASCII, without colours: replacements have other widths, so they come before it is laid out."""
+    made = Table(
+        title=_plain(table.title), caption=_plain(table.caption), title_justify=table.title_justify, box=table.box
+    )
+    for column in table.columns:
+        made.add_column(_plain(column.header), justify=column.justify)
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        made.add_row(*map(_plain, row))
+    return made
+
+
+def _plain(shown: Any) -> Any:
+    return None if shown is None else Text(spelled(str(shown)))
+
+
+class Screen(Console):
+    """Standard output. Where nothing can be written to it any more, what is printed is lost and the work goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Like Rich's, on an ASCII terminal with plain tables."""
+        if self.options.ascii_only:
+            objects = tuple(plain(o) if isinstance(o, Table) else o for o in objects)
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self._forget(error)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `print`: Rich would end the process."""
+        raise
+
+    def _forget(self, error: OSError) -> None:
+        """Write to nowhere from now on, and say so unless a reader has just read enough, as `head` does."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                print(f"warning: standard output cannot be written ({error.strerror})", file=sys.stderr, flush=True)
