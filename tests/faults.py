@@ -2,15 +2,16 @@
 
     python tests/faults.py --rounds 40 --seed 0
 
-First a `smoke` study runs undisturbed. Then, in each round, the same command runs on another storage and something is
-killed: a worker, a part of Ray, the driver, a node, the tracking server; or the driver is asked to stop. Whenever a
-study has come to its end it is compared with the undisturbed one, checked, and the next round begins another.
-What must hold:
+First two `smoke` studies run undisturbed, one of photonic-dos and one of a user's solver that works with files of fixed
+names. Then, in each round, one of these commands runs on another storage and something is killed: a worker, a part of
+Ray, the driver, a node, the tracking server; or the driver is asked to stop. Whenever a study has come to its end it is
+compared with the undisturbed one, checked, and the next round begins one of the other kind. What must hold:
 
 - after every round: a driver that should have survived did; the exit code tells; no process is left; what the ledger
   has once announced, it says for ever, byte for byte, so nothing was done twice;
 - at every end: matrix and trials are those of the undisturbed study bit for bit, but for times; every shard, record,
-  search history and weight is whole; MLflow shows the ledger, each run and point once.
+  search history and weight is whole; every label is that of its input, where that can be told; MLflow shows the
+  ledger, each run and point once.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from recipes import SCALES
 from servers import MlflowServer, mlflow_server, wait_until
 from test_outages import assert_shows
 
+from sibcl_ray import own
+from sibcl_ray.dataset import TARGET, TEST
 from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.store import Store
@@ -148,6 +151,7 @@ def the_tracking(scene: Scene) -> tuple[str, set[int]]:
     return f"MLflow was away for {away:.0f} s", {0}
 
 
+STUDIED = ("photonic-dos", f"{Path(__file__).with_name('fixed_files.py')}:FixedFiles")
 FAULTS = (a_worker, the_cluster, the_driver, a_stop, a_node, the_tracking)
 
 
@@ -174,26 +178,36 @@ class Campaign:
     chance: random.Random
     studies: int = 0
     announced: dict[str, str] = field(default_factory=dict)  # digests of the records that there were once
-    expected: tuple[Any, Any] | None = None  # matrix and trials
-    records: int = 0
+    expected: dict[str, tuple[Any, Any, int]] = field(default_factory=dict)  # by problem, matrix, trials, records
 
     @property
     def storage(self) -> Path:
         return self.folder / f"study-{self.studies}"
 
     @property
+    def problem(self) -> str:
+        return STUDIED[self.studies % len(STUDIED)]
+
+    @property
     def ledger(self) -> Ledger:
-        return Ledger(SCALES["smoke"](PROBLEMS["photonic-dos"], 0), Store(str(self.storage)), warn=fail)
+        problem = own.load(self.problem) if own.is_own(self.problem) else PROBLEMS[self.problem]
+        return Ledger(SCALES["smoke"](problem, 0), Store(str(self.storage)), warn=fail)
+
+    @property
+    def records(self) -> int:
+        return self.expected[self.problem][2]
 
     def start(self, name: str, *options: str, **variables: str) -> Driver:
         log = self.folder / f"{name}.log"
-        return Driver(self.storage, log, "--tracking-uri", self.server.address, *options, **variables)
+        tracking = ("--tracking-uri", self.server.address)
+        return Driver(self.storage, log, "--problem", self.problem, *tracking, *options, **variables)
 
     def undisturbed(self) -> None:
-        """Run a study that nothing happens to; what the others are compared with."""
-        self._complete("undisturbed")
-        self.expected, self.records = outcome(self.ledger), len(list(self.storage.glob(RECORDS)))
-        self._next()
+        """Run studies that nothing happens to; what the others are compared with."""
+        for _ in STUDIED:
+            self._complete("undisturbed")
+            self.expected[self.problem] = (*outcome(self.ledger), len(list(self.storage.glob(RECORDS))))
+            self._next()
 
     def round(self, number: int, fault: Callable[[Scene], tuple[str, set[int]]]) -> str:
         """One run with one fault; says what happened."""
@@ -255,8 +269,15 @@ class Campaign:
         ledger = self.ledger
         assert not ledger.missing() and not ledger.dataset.missing(ledger.study.sizes, fail)
         ledger.writable()  # reads the whole journal
-        for name, mine, theirs in zip(("matrix", "trials"), outcome(ledger), self.expected or (), strict=True):
+        for name, mine, theirs in zip(
+            ("matrix", "trials"), outcome(ledger), self.expected[self.problem][:2], strict=True
+        ):
             assert mine.equals(theirs), f"the {name} is\n{mine.to_string()}\nand undisturbed\n{theirs.to_string()}"
+        if own.is_own(self.problem):
+            for role in (TARGET, TEST):
+                split = ledger.dataset.read(role, ledger.study.sizes[role])
+                wrong = (split.labels[:, 0] - split.inputs[:, 0, 0]).abs() > 1e-6
+                assert not wrong.any(), f"{int(wrong.sum())} of {len(wrong)} {role.name} labels are of other inputs"
         for path in self.storage.glob("artefacts/*"):
             assert digest(path) == path.name.split(".")[0], f"{path} is not what its name says"
         figures = [self.storage / ledger.folder / f"learning_curves.{kind}" for kind in ("png", "svg")]
