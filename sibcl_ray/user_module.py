@@ -177,11 +177,13 @@ def read(path: Path) -> UserModule:
         waiting += [found for name in imported for found in _found(root, name) if found not in files]
         for text in texts:
             beside = (PurePosixPath(each).parent / text).as_posix()
-            if _is_file(root / beside) and not beside.endswith(".py"):
+            inside = not (
+                text.startswith("/") or ".." in PurePosixPath(beside).parts
+            )  # others may be logs, and stay there
+            if inside and _is_file(root / beside) and not beside.endswith(".py"):
                 named[beside] = root / beside
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
-        inside = not PurePosixPath(beside).is_absolute() and ".." not in PurePosixPath(beside).parts
-        if inside and sum(map(len, files.values())) + where.stat().st_size <= LARGEST:  # others stay where they are
+        if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
             files[beside] = where.read_bytes()
     if (size := sum(map(len, files.values()))) > LARGEST:
         raise TooLarge(f"{path} and the modules that it imports have {size:,} bytes; {LARGEST:,} go with every job")

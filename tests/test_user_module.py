@@ -15,7 +15,7 @@ import torch
 from own_files import before, written
 from processes import ROOT
 
-from sibcl_ray import own, sandbox
+from sibcl_ray import own, sandbox, user_module
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample
 from sibcl_ray.sandbox import Sandbox
 from sibcl_ray.training import predict
@@ -322,3 +322,22 @@ def test_what_cannot_work_is_refused_by_name(top, says, tmp_path):
 
 def test_a_sample_of_another_kind_is_told(tmp_path):
     assert isinstance(sandbox.draw(own.load(written(tmp_path)), False, 2, np.random.default_rng(0))[0], Sample)
+
+
+def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_path):
+    """They may be logs, which change whenever the solver runs."""
+    log, above = tmp_path / "elsewhere" / "log", tmp_path / "above.txt"
+    log.parent.mkdir()
+    file = tmp_path / "problem" / "mine.py"
+    file.parent.mkdir()
+    file.write_text(f"LOG, ABOVE = {str(log)!r}, '../above.txt'\n")
+    versions = set()
+    for content in ("first", "second"):
+        for path in (log, above):
+            path.write_text(content)
+        before = [path.stat().st_mtime_ns for path in (log, above)]
+        module = user_module.read(file)
+        module.module()
+        versions.add(module.version)
+        assert [path.stat().st_mtime_ns for path in (log, above)] == before and not module.data
+    assert len(versions) == 1
