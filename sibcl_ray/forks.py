@@ -29,28 +29,14 @@ class NoProcess(OSError):
 
 
 class Fork:
-    """A process, the leader of a group of its own.
-
-    Args:
-        number: of the process.
-        connection: to it.
-    """
+    """A process, by its number and the connection to it."""
 
     def __init__(self, server: "Server", number: int, connection: Connection) -> None:
-        self._server, self.number, self.connection = server, number, connection
-        self._ended = False
-
-    def kill(self) -> None:
-        """End the process, and all of its group."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.number, signal.SIGKILL)
-        if not self._ended:
-            self.how_it_ended()
+        self._server, self._number, self.connection = server, number, connection
 
     def how_it_ended(self) -> str:
         """In words, of one that has closed its connection or is killed."""
-        self._ended = True
-        return self._server.how_it_ended(self.number)
+        return self._server._how_it_ended(self._number)
 
 
 class Server:
@@ -61,8 +47,8 @@ class Server:
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
 
-    def fork(self, folder: Path, log: Path) -> Fork:
-        """A process that works in a folder and prints into a file; it has this process's environment and path.
+    def fork(self, folder: Path, log: Path, group: int) -> Fork:
+        """A process of a group that works in a folder and prints into a file, with this process's environment and path.
 
         Raises:
             NoProcess: the libraries cannot be loaded.
@@ -71,7 +57,7 @@ class Server:
         with open(log, "ab") as output, theirs:
             number = self._ask(output, theirs)
         connection = Connection(ours.detach())
-        connection.send((dict(os.environ), _path(), str(folder)))
+        connection.send((dict(os.environ), _path(), str(folder), group))
         return Fork(self, number, connection)
 
     def _ask(self, output: object, theirs: socket.socket) -> int:
@@ -99,7 +85,7 @@ class Server:
         self._socket = ours
         return ours
 
-    def how_it_ended(self, number: int) -> str:
+    def _how_it_ended(self, number: int) -> str:
         try:
             assert self._socket
             self._socket.sendall(b"?" + _NUMBER.pack(number))
@@ -188,12 +174,12 @@ def _run(run: Callable[[Connection], None], descriptor: int, log: int) -> None:
     """In a forked process: never returns."""
     code = 1
     try:
-        os.setpgid(0, 0)
         for stream in (1, 2):
             os.dup2(log, stream)
         os.close(log)
         connection = Connection(descriptor)
-        environment, path, folder = connection.recv()
+        environment, path, folder, group = connection.recv()
+        os.setpgid(0, group)
         os.environ.clear()
         os.environ.update(environment)
         sys.path[:] = path

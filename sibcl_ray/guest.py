@@ -7,6 +7,7 @@ In all others such state is put back after each call, and the module gets copies
 
 from __future__ import annotations
 
+import locale
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, wraps
+from multiprocessing import get_start_method, set_start_method
 from typing import Any
 
 import numpy as np
@@ -99,7 +101,10 @@ STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (_folder, _go_back),
     (lambda: os.environ._data.copy(), _environment),  # type: ignore[attr-defined]  # the public way takes 40 times as long
     (_handlers, _handle),
+    (torch.is_anomaly_enabled, lambda on: torch.autograd.set_detect_anomaly(on)),
     (sys.getrecursionlimit, sys.setrecursionlimit),
+    (lambda: get_start_method(allow_none=True), lambda how: set_start_method(how, force=True)),
+    (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
     (lambda: (sys.stdout, sys.stderr, sys.excepthook), _streams),
 )
 

@@ -38,9 +38,9 @@ IDLE = 60.0  # seconds without a call after which a process ends
 TURN = 0.5  # seconds for which nothing else is heard while an answer is waited for
 KEPT = 5  # folders of calls that failed
 TOLD = 300  # last characters of what was printed
-# Ends the process, and all that it has started, as soon as nobody holds the other end of this one's input: whoever
-# made them is gone, perhaps killed, and the process may be deaf inside a library.
-GUARD = 'read _; kill -s KILL -- "-$1"; rm -rf -- "$2"'
+# Leads the group of the process and of all that it starts, and ends it as soon as nobody holds the other end of this
+# one's input: whoever made them is gone, perhaps killed, and the process may be deaf inside a library.
+LEADER = 'read _; rm -rf -- "$1"; kill -s KILL 0'
 
 
 class CallFailed(Exception):
@@ -83,6 +83,7 @@ class Sandbox:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._fork: Fork | None = None
+        self._leader: subprocess.Popen | None = None
         self._folder = Path()
         self._end: Any = lambda: None
         self._environment: dict[str, str] = {}
@@ -127,8 +128,8 @@ class Sandbox:
 
     def _ended_at(self, place: Path) -> str:
         """End the process; what it left."""
-        if self._fork:
-            self._fork.kill()
+        if self._leader:
+            _kill_group(self._leader)
         left = _kept(place, self.problem.name)
         self.close()
         return left
@@ -137,19 +138,19 @@ class Sandbox:
         self._folder = Path(tempfile.mkdtemp(prefix="sibcl_ray-call-"))
         self._environment = dict(os.environ)
         log = self._folder / "log"
-        try:
-            self._fork = fork = _SERVER.fork(self._folder, log)
-        except NoProcess as error:
-            shutil.rmtree(self._folder)
-            raise SolverFailed(f"the solver of {self.problem.name} cannot be started: {error}") from None
-        guardian = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD, "sh", str(fork.number), str(self._folder)],
+        self._leader = leader = subprocess.Popen(
+            ["/bin/sh", "-c", LEADER, "sh", str(self._folder)],
             process_group=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._end = weakref.finalize(self, _end, fork, guardian, self._folder)
+        try:
+            self._fork = fork = _SERVER.fork(self._folder, log, leader.pid)
+        except NoProcess as error:
+            _end(None, leader, self._folder)
+            raise SolverFailed(f"the solver of {self.problem.name} cannot be started: {error}") from None
+        self._end = weakref.finalize(self, _end, fork, leader, self._folder)
         try:
             # The number of threads may change rounding, so it is that of the caller.
             fork.connection.send_bytes(cloudpickle.dumps(torch.get_num_threads()))
@@ -170,7 +171,7 @@ class Sandbox:
     def close(self) -> None:
         """End the process, and whatever was started from it."""
         self._end()
-        self._fork = None
+        self._fork = self._leader = None
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -204,14 +205,20 @@ def _nowhere_finite(labels: np.ndarray) -> bool:
     return not np.isfinite(labels).reshape(len(labels), -1).all(1).any()
 
 
-def _end(fork: Fork, guardian: subprocess.Popen, folder: Path) -> None:
-    fork.connection.close()
-    guardian.kill()
-    guardian.wait()
-    assert guardian.stdin
-    guardian.stdin.close()
-    fork.kill()
+def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
+    _kill_group(leader)
+    leader.wait()  # until now its number was nobody else's
+    assert leader.stdin
+    leader.stdin.close()
+    if fork:
+        fork.connection.close()
+        fork.how_it_ended()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_group(leader: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # the latter where all have ended, on some systems
+        os.killpg(leader.pid, signal.SIGKILL)
 
 
 def _kept(place: Path, name: str) -> str:

@@ -1,6 +1,8 @@
 """A user's file is a real module, wherever it is needed, and what it does to its process reaches nobody else."""
 
+import locale
 import logging
+import multiprocessing
 import os
 import pickle
 import signal
@@ -197,6 +199,15 @@ STATE = {
     "no variables": ("os.environ.pop('PATH', None)", lambda: os.environ.get("PATH")),
     "path": ("import sys; sys.path.clear()", lambda: list(sys.path)),
     "output": ("import sys, io; sys.stdout = io.StringIO()", lambda: sys.stdout),
+    "anomalies": ("torch.autograd.set_detect_anomaly(True)", torch.is_anomaly_enabled),
+    "processes": (
+        "import multiprocessing; multiprocessing.set_start_method('spawn', force=True)",
+        lambda: multiprocessing.get_start_method(allow_none=True),
+    ),
+    "locale": (
+        "import locale; locale.setlocale(locale.LC_ALL, 'C.UTF-8' if locale.setlocale(locale.LC_ALL) == 'C' else 'C')",
+        lambda: locale.setlocale(locale.LC_ALL),
+    ),
     "recursion": ("import sys; sys.setrecursionlimit(99999)", sys.getrecursionlimit),
 }
 

@@ -56,7 +56,7 @@ class Problem(ABC):
 
     resources: ClassVar[Mapping[str, Any]] = {"num_cpus": 1}  # of a task that solves, as Ray's options name them
     labels_per_task: ClassVar[int] = 50  # target labels that a task solves and stores together; 1 if one takes minutes
-    timeout: ClassVar[float | None] = None  # seconds the solver may take for an input, in a process that is then ended
+    timeout: ClassVar[float | None] = None  # seconds the solver may take for an input; its process is ended then
     retries: ClassVar[int] = 0  # how often an input that the solver failed on is tried again before another is drawn
 
     def __init_subclass__(cls, **arguments: Any) -> None:
