@@ -187,7 +187,7 @@ class Store:
     def open(self) -> None:
         """Prepare the store for use: check its version and that it takes what is written; clear forgotten drafts.
 
-        Of one that is read only the version is checked, and a folder's permissions.
+        Of one that is read only the version is checked, a folder's permissions, and that there is a bucket.
 
         Raises:
             NewerStore: a later version of this library has written it.
@@ -198,6 +198,8 @@ class Store:
             quick._try_to_write()
         elif isinstance(self._place, Folder):
             self._place.check_permission()
+        else:
+            quick.names(DRAFTS)  # which fails where there is no such bucket
         try:
             there = quick.read_record(VERSION_NAME)
         except Damaged:

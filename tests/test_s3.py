@@ -19,7 +19,7 @@ from subprocess import PIPE
 import pytest
 import ray
 from bucket_servers import BUCKET, FORGETFUL_BUCKET, SECRET
-from processes import PATIENCE, Driver
+from processes import PATIENCE, Driver, told
 from servers import free_port, proxy, wait_until
 
 from sibcl_ray.claims import Session
@@ -268,6 +268,19 @@ def test_a_bucket_that_cannot_be_used_is_one_line_within_seconds(
     printed = capfd.readouterr().err
     assert re.search(f"^error: --storage {uri} .*{expected}", printed), printed
     assert printed.count("\n") == 1 and SECRET not in printed
+
+
+def test_a_dry_run_writes_nothing_into_a_bucket_and_sees_that_there_is_none(bucket, tmp_path, capfd):
+    def planned(uri):
+        return told(capfd, "--scale", "smoke", "--storage", uri, "--search-storage", url, "--dry-run")
+
+    url, place = f"sqlite:///{tmp_path}/search.db", Store(bucket)
+    code, printed = planned(bucket)
+    assert code == 0 and "no label was computed" in printed.out, printed
+    assert place.names("datasets") == place.names("drafts") == [] and not place.exists("sibcl_ray.json")
+    code, printed = planned("s3://nowhere-at-all/runs")
+    assert code == 2 and re.search("--storage s3://nowhere-at-all/runs .*bucket does not exist", printed.err), printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bucket_that_vanishes_is_an_error_of_the_storage(store):
