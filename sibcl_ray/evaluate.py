@@ -24,5 +24,5 @@ def test_errors(
     """
     split = dataset.read(TEST, count)
     assert split.labels is not None
-    prediction = predict(network, dataset.problem, split.inputs, views, device, delta)
+    prediction = predict(network, dataset.problem, split.inputs, views, device, delta, precision=split.labels.dtype)
     return dataset.problem.error(prediction, split.labels).numpy()

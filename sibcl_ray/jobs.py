@@ -229,8 +229,11 @@ class TrialJob(_FinetuneJob):
                 lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
             )
             c = self.configuration
-            prediction = predict(network, problem, pool.inputs[held_out], c.views, device, c.delta)
-            errors.append(problem.error(prediction, pool.labels[held_out]))
+            labels = pool.labels[held_out]
+            prediction = predict(
+                network, problem, pool.inputs[held_out], c.views, device, c.delta, precision=labels.dtype
+            )
+            errors.append(problem.error(prediction, labels))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
 

@@ -231,12 +231,14 @@ def predict(
     device: torch.device | str = "cpu",
     delta: bool = False,
     batch: int = 500,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU.
 
     With ``views`` the mean over that many views of each input, every one moved by random elements of all
     symmetries and equivariances, and of the latter moved back: the network's projection, in the limit, on
-    functions that share them. ``delta`` as it was fine-tuned with.
+    functions that share them. ``delta`` as it was fine-tuned with. ``precision`` is the type of the labels, if it is
+    not that of their offset or estimates: far from zero float32 would lose what the network has found.
     """
     network = network.to(device).eval()
     generator = torch.Generator(device).manual_seed(named_seed("predict"))
@@ -251,7 +253,9 @@ def predict(
     for x in inputs.split(batch):
         x = x.to(device)
         outputs.append(sum(look(x) for _ in range(max(1, views))).cpu() / max(1, views))  # type: ignore[union-attr]
-    return torch.cat(outputs).view(-1, *problem.label_shape) + prior.known(problem, inputs, delta)
+    difference, known = torch.cat(outputs).view(-1, *problem.label_shape), prior.known(problem, inputs, delta)
+    precision = precision or known.dtype
+    return (difference.to(torch.promote_types(precision, known.dtype)) + known).to(precision)
 
 
 def _label_loss(
@@ -265,12 +269,13 @@ def _label_loss(
 ) -> Callable[[nn.Module, Tensor], Tensor]:
     """The loss of a batch of labelled rows as a function of the network and the rows.
 
-    ``known`` is subtracted from the labels: (*label_shape), or one for each row.
+    ``known`` is subtracted from the labels: (*label_shape), or one for each row. The difference is float32, however
+    they are stored.
     """
     assert labelled.labels is not None
     delta = known.ndim > len(problem.label_shape)
     inputs = labelled.inputs.to(device)
-    targets = (labelled.labels - known).flatten(1).to(device)
+    targets = (labelled.labels - known).flatten(1).float().to(device)
 
     def loss(model: nn.Module, rows: Tensor) -> Tensor:
         rows = rows.to(device)

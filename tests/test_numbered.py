@@ -100,7 +100,7 @@ def test_rows_are_in_the_order_of_their_numbers(layout, inputs, labels, numbers,
             here = (file[name.replace("*", str(number))][()] for name in (inputs, labels))
             for found, stored in zip(rows[row], here, strict=True):
                 stored = np.asarray(stored, np.float64) / (scale if found is rows[row][1] else 1)
-                np.testing.assert_array_equal(found, stored.astype(np.float32).reshape(found.shape))
+                np.testing.assert_array_equal(found, stored.astype(found.dtype).reshape(found.shape))
 
 
 def test_only_numbers_that_have_both_are_rows(tmp_path):

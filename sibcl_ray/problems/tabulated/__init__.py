@@ -2,12 +2,17 @@
 
 A folder holds npz, HDF5 or Parquet files and ``problem.toml``. `load` checks all of it once. What it returns
 names the data by their content and not by where they lie, and can be pickled and used without the folder,
-except to give out rows. Of ``problem.toml`` only the name and [target] have to be there. All that it can say::
+except to give out rows. What HDF5's attributes say of numbers is done: they are unpacked by ``scale_factor`` and
+``add_offset``, and refused by row where they are a ``_FillValue`` or ``missing_value`` or outside ``valid_range``. The
+first axis are rows: a file of MATLAB's, whose axes come in reverse, is refused where that is not certain. Labels are
+kept in float64 where float32 would lose digits of their deviation.
+
+Of ``problem.toml`` only the name and [target] have to be there. All that it can say::
 
     name = "alloy-gap"                # of the problem; its results are found by it
 
     [target]                          # inputs with the expensive label; their first axis are rows
-    file = "target.h5"                # in this folder: .npz, .h5, .hdf5 or .parquet
+    file = "target.h5"                # in this folder: npz, Parquet or HDF5, as .nc (netCDF 4) and .mat (v7.3) are
     inputs = "run/epsilon"            # the array: npz key, HDF5 path or Parquet column
                                       # "shapes/*/epsilon": HDF5 datasets shapes/1/epsilon, shapes/2/epsilon, …
     labels = "run/gap"                # a label for each row, of any shape
@@ -37,7 +42,7 @@ except to give out rows. Of ``problem.toml`` only the name and [target] have to 
     surrogate_loss = "log_absolute"   # the same as loss if not said
     metric = "relative"               # sum |error| / sum |label|, or "mean_relative", "absolute", "root_mean_square"
     offset = "surrogate mean"         # networks learn (label - offset) / scale, which should be of order one;
-    scale = 0.1                       # 0 and 1 if not said
+    scale = 0.1                       # 0 and 1 if not said. The offset is taken off before anything is rounded
 
     [symmetry]                        # what leaves the label unchanged
     translation = true                # by whole pixels; of square, periodic inputs
@@ -45,7 +50,8 @@ except to give out rows. Of ``problem.toml`` only the name and [target] have to 
     scaling = [1.0, 20.0]             # times any factor that keeps inputs in this range
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -84,6 +90,7 @@ class Tabulated(Problem):
     cheap_loss: str  # of surrogate labels
     scale: float  # of labels, in their unit
     known: tuple[float, ...] = field(repr=False)  # the offset over the scale, entry by entry
+    precision: str = "float32"  # the type of labels and of the offset; float64 where float32 would lose digits
     input_units: str  # type: ignore[misc]
     label_units: str  # type: ignore[misc]
     source: InitVar[Source | None] = None  # no field, for where the data lie must not name them
@@ -107,7 +114,7 @@ class Tabulated(Problem):
 
     @property
     def offset(self) -> np.ndarray:
-        return np.array(self.known, np.float32).reshape(self.outputs)
+        return np.array(self.known, self.precision).reshape(self.outputs)
 
     def features(self, inputs: Tensor) -> Tensor:
         centre, width = (inputs.new_tensor(values).view(-1, 1, 1) for values in (self.centre, self.width))
@@ -123,8 +130,6 @@ class Tabulated(Problem):
         return METRICS[self.metric].error(prediction.flatten(1) * self.scale, label.flatten(1) * self.scale)
 
     @property
-    def available(self) -> dict[str, int]:
-    @property
     def error_units(self) -> str:  # type: ignore[override]  # a class's elsewhere
         """The label's own unit; the metric's name where none was given."""
         if METRICS[self.metric].relative:
@@ -132,6 +137,8 @@ class Tabulated(Problem):
         units = self.label_units.removesuffix(_divided(self.scale))
         return self.metric.replace("_", " ") if units == NO_UNITS else units
 
+    @property
+    def available(self) -> dict[str, int]:
         """Samples there are of each role, "target", "test", "surrogate" and "unlabelled"; 0 where none were given."""
         rows = self._rows
         return {**dict.fromkeys(("surrogate", "unlabelled"), 0), "test": self.drawn, **rows} | {
@@ -169,25 +176,37 @@ class Tabulated(Problem):
         Raises:
             BadData: there are not so many rows, or the files are not there or not those that were checked.
         """
-        source: Source | None = self._source  # type: ignore[attr-defined]
-        if source is None:
-            raise BadData(f"it is not known where the arrays of {self.name} lie; load their folder")
         order = self._order(role, seed)
         parts = [order[size * index : size * (index + 1)] for index in indices]
         if empty := [index for index, part in zip(indices, parts, strict=True) if not len(part)]:
-            raise BadData(
-                f"{self.name} has {len(order):,} {role} samples, and those from {size * empty[0]:,} were asked for; "
-                "ask for fewer"
-            )
+            raise self._too_few(role, f"those from {size * empty[0]:,}")
         if not parts:
             return
-        stored = "target" if role == "test" and self.drawn else role
-        inputs, labels = source.take(stored, np.concatenate(parts))
+        sample, labels = self._take(role, np.concatenate(parts))
         first = 0
         for index, rows in zip(indices, parts, strict=True):
             here = slice(first, first := first + len(rows))
-            given = None if labels is None else labels[here].reshape(-1, *self.outputs)
-            yield index, Sample(inputs[here], {"row": rows}), given
+            yield index, Sample(sample.inputs[here], {"row": rows}), None if labels is None else labels[here]
+
+    def samples(self, role: str, seed: int, first: int, count: int) -> tuple[Sample, np.ndarray | None]:
+        """A role's samples from number ``first`` on; arguments, results and errors are those of `shards`."""
+        rows = self._order(role, seed)[first : first + count]
+        if len(rows) < count:
+            raise self._too_few(role, f"{count:,} from {first:,} on")
+        return self._take(role, rows)
+
+    def _take(self, role: str, rows: np.ndarray) -> tuple[Sample, np.ndarray | None]:
+        source: Source | None = self._source  # type: ignore[attr-defined]
+        if source is None:
+            raise BadData(f"it is not known where the arrays of {self.name} lie; load their folder")
+        inputs, labels = source.take("target" if role == "test" and self.drawn else role, rows)
+        given = None if labels is None else labels.astype(self.precision).reshape(-1, *self.outputs)
+        return Sample(inputs, {"row": rows}), given
+
+    def _too_few(self, role: str, asked: str) -> BadData:
+        return BadData(
+            f"{self.name} has {self.available[role]:,} {role} samples, and {asked} were asked for; ask for fewer"
+        )
 
     @property
     def _rows(self) -> dict[str, int]:
@@ -210,24 +229,28 @@ class Tabulated(Problem):
         raise BadData(f"{self.name} has the labels of its arrays and no solver")
 
 
+def _divided(scale: float) -> str:
+    return f", divided by {scale:g}" if scale != 1 else ""
+
+
 @lru_cache(maxsize=8)
 def _shuffled(seed: int, role: str, rows: int) -> np.ndarray:
     return np.random.default_rng(named_seed(seed, "rows", role)).permutation(rows)
 
 
-def load(folder: Path) -> Tabulated:
-    """The problem in a folder, once all of it is checked.
+def _to_stderr(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
+    """The problem in a folder, once all of it is checked; ``note`` is told what can be used and may yet be wrong.
 
     Raises:
         BadData: anything in the folder is not as it should be; says in one line what, where and what to do.
     """
-    taken = take_in(Path(folder))
+    taken = take_in(Path(folder), note)
     declared, label = taken.source.declared, taken.source.declared.label
     return Tabulated(
-def _divided(scale: float) -> str:
-    return f", divided by {scale:g}" if scale != 1 else ""
-
-
         name=declared.name,
         contents=taken.contents,
         drawn=declared.drawn,
@@ -241,6 +264,7 @@ def _divided(scale: float) -> str:
         cheap_loss=label.surrogate_loss or label.loss,
         scale=label.scale,
         known=taken.known,
+        precision=taken.precision,
         input_units=declared.input.units,
         label_units=label.units + _divided(label.scale),
         source=taken.source,

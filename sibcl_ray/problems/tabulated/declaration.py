@@ -55,6 +55,10 @@ class EachChannel(Group):
 
     group: Group
 
+    @property
+    def shifted_axes(self) -> int:
+        return self.group.shifted_axes
+
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return self.group.draw(x[:, 0], generator)
 
@@ -214,8 +218,9 @@ def read(folder: Path) -> Declaration:
     Raises:
         BadData: there is none, or it is not TOML, has unknown keys or unfit values, or says too little.
     """
-    if not folder.is_dir():
-        raise BadData(f"{str(folder)!r} is no folder; give one that holds {FILE} and the arrays it names")
+    with readable(repr(str(folder))):
+        if not folder.is_dir():
+            raise BadData(f"{str(folder)!r} is no folder; give one that holds {FILE} and the arrays it names")
     path = find(folder, FILE)
     with readable(FILE):
         if path.stat().st_size > LARGEST_FILE:
@@ -255,8 +260,10 @@ def parse(content: bytes) -> Declaration:
 
 
 def _toml(content: bytes) -> dict[str, Any]:
+    if b"\0" in content[:4]:  # of each letter one byte of two is zero
+        raise BadData(f"{FILE} is UTF-16, as PowerShell's > writes text; save it as UTF-8 (Out-File -Encoding utf8)")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))  # with the mark of Notepad's before it, or without
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise BadData(f"{FILE}, line {line}, is not UTF-8 text; save it as UTF-8") from None

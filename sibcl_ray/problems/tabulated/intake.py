@@ -5,59 +5,27 @@ each array.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from sibcl_ray.orbits import Orbits
 from sibcl_ray.problems.tabulated import declaration
-from sibcl_ray.problems.tabulated.declaration import (
-    METRICS,
-    SURROGATE_MEAN,
-    SYMMETRIES,
-    Declaration,
-    EachChannel,
-    Input,
-    Labelled,
-    Metric,
-    Part,
-)
+from sibcl_ray.problems.tabulated.arrangement import Arrangement, arrangement, common_shape, doubt, require_pairs
+from sibcl_ray.problems.tabulated.declaration import SYMMETRIES, Declaration, EachChannel, Input, Labelled, Part
+from sibcl_ray.problems.tabulated.files import open_array
+from sibcl_ray.problems.tabulated.labels import judged, known, over_scale, precision, refuse_immoderate
 from sibcl_ray.problems.tabulated.numbered import is_numbered, open_numbered
-from sibcl_ray.problems.tabulated.survey import DISTINCT, Rule, Survey, refuse_repeated, refuse_shared, survey
-from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, open_array, readable
+from sibcl_ray.problems.tabulated.survey import Rule, Survey, distinct, refuse_repeated, refuse_shared, survey
+from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, readable
 from sibcl_ray.symmetry import Group, Scaling
 
-MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start from outputs of order one
 ALIKE = 1e-6  # deviation over mean, below which float32 sees no difference
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """How a row becomes an image, (n, m) pixels or (channels, n, m)."""
-
-    shape: tuple[int, ...]  # of a row
-    channels_last: bool
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of the image."""
-        return (self.shape[-1], *self.shape[:-1]) if self.channels_last else self.shape
-
-    def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """Raw rows as float32, (rows, *grid). Zeros lose their sign, so that equal inputs have equal bytes."""
-        rows = raw.reshape(len(raw), *self.shape)
-        rows = np.moveaxis(rows, -1, 1) if self.channels_last else rows
-        with np.errstate(all="ignore"):  # what becomes infinite is refused by name
-            return np.ascontiguousarray(rows, np.float32) + np.float32(0)
-
-
-def over_scale(raw: np.ndarray, scale: float) -> np.ndarray:
-    """Raw labels over their scale, float32 (rows, numbers)."""
-    with np.errstate(all="ignore"):
-        return (raw.reshape(len(raw), -1).astype(np.float64) / scale).astype(np.float32)
+BLURRED = 1e-2  # of the deviation from row to row, from which a rounding to float32 hides what inputs are
+CONSTANT = 1e-14  # of the mean, up to which float64 differs by rounding
 
 
 @dataclass(frozen=True)
@@ -69,7 +37,7 @@ class Source:
     files: Mapping[str, tuple[int, int]]
 
     def take(self, role: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Inputs (count, *grid), and labels (count, numbers) over their scale, of these rows, float32.
+        """Inputs (count, *grid), float32, and labels (count, numbers) over their scale, float64, of these rows.
 
         Raises:
             BadData: the files are not there, or are not those that were checked.
@@ -90,7 +58,7 @@ class Content:
     role: str
     rows: int
     inputs: str  # digest of all inputs as float32
-    labels: str | None  # of all labels over their scale, as float32
+    labels: str | None  # of all labels over their scale, as float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +73,7 @@ class Intake:
     centre: tuple[float, ...]  # of the inputs, one a channel
     width: tuple[float, ...]
     known: tuple[float, ...]  # the label's offset over its scale, entry by entry
+    precision: str  # the type that holds labels
 
 
 @dataclass(frozen=True)
@@ -115,8 +84,8 @@ class _Role:
     labels: Survey | None
 
 
-def take_in(folder: Path) -> Intake:
-    """Check a folder, in one pass through all of its arrays.
+def take_in(folder: Path, note: Callable[[str], None]) -> Intake:
+    """Check a folder, in one pass through all of its arrays; ``note`` is told what can be used and may yet be wrong.
 
     Raises:
         BadData: anything in it is not as it should be; says what, where and what to do.
@@ -124,28 +93,37 @@ def take_in(folder: Path) -> Intake:
     declared = declaration.read(folder)
     files = {part.file: _stamp(folder, part.file) for part in declared.parts.values()}
     opened = {role: _open(folder, part) for role, part in declared.parts.items()}
+    for inputs, labels in opened.values():
+        require_pairs(inputs, labels)
+        if doubtful := doubt(inputs, labels):
+            note(doubtful)
     arrangements = {role: arrangement(declared.input, inputs) for role, (inputs, _) in opened.items()}
-    outputs = _common_shape([labels for _, labels in opened.values() if labels], lambda labels: labels.shape, "labels")
+    outputs = common_shape([labels for _, labels in opened.values() if labels], lambda labels: labels.shape, "labels")
     grids = {inputs: arrangements[role].grid for role, (inputs, _) in opened.items()}
-    grid = _common_shape(list(grids), grids.__getitem__, "inputs")
+    grid = common_shape(list(grids), grids.__getitem__, "inputs")
     if (rows := opened["target"][0].rows) <= declared.drawn:
         raise BadData(
             f"{opened['target'][0].title} has {rows:,} rows, of which test = {declared.drawn:,} in [target] "
             "leaves none to learn from; ask for fewer"
         )
     groups = _groups(declared, grid)
-    rules = [DISTINCT, *(_inside(group) for _, group in groups if isinstance(group, Scaling))]
-    scaled, judge = partial(over_scale, scale=declared.label.scale), _judged(declared.label.metric)
+    rules = [distinct(np.float32), *(_inside(group) for _, group in groups if isinstance(group, Scaling))]
+    orbits = Orbits(groups, grid)
+    scaled, exact = partial(over_scale, scale=declared.label.scale), distinct(np.float64)
+    judge = [exact, judged(declared.label.metric)]
     roles = {
         role: _Role(
-            survey(inputs, arrangements[role], rules, hash_rows=True),
-            survey(labels, scaled, [judge] if role != "surrogate" else [], hash_rows=False) if labels else None,
+            survey(inputs, arrangements[role], rules, hash_rows=True, orbits=orbits),
+            survey(labels, scaled, judge if role != "surrogate" else [exact], hash_rows=False) if labels else None,
         )
         for role, (inputs, labels) in opened.items()
     }
+    for role, found in roles.items():
+        _refuse_blurred(found.inputs, arrangements[role])
     _refuse_leaks({role: found.inputs for role, found in roles.items()}, declared.drawn)
-    known = _known(declared, roles, math.prod(outputs))
-    _refuse_immoderate(declared, roles, np.array(known))
+    surveyed = {role: found.labels for role, found in roles.items() if found.labels}
+    offset = known(declared.label, surveyed, math.prod(outputs))
+    refuse_immoderate(declared.label, surveyed, np.array(offset))
     centre, width = _standard(declared.input, grid, roles.get("unlabelled", roles["target"]).inputs)
     return Intake(
         source=Source(folder.absolute(), declared, files),
@@ -158,7 +136,8 @@ def take_in(folder: Path) -> Intake:
         groups=groups,
         centre=centre,
         width=width,
-        known=known,
+        known=offset,
+        precision=precision(surveyed),
     )
 
 
@@ -171,7 +150,7 @@ def _stamp(folder: Path, file: str) -> tuple[int, int]:
 
 def _open(folder: Path, part: Part) -> tuple[Stored, Stored | None]:
     names = (part.inputs, part.labels) if isinstance(part, Labelled) else (part.inputs,)
-    numbered = [is_numbered(part.file, name) for name in names]
+    numbered = [is_numbered(folder, part.file, name) for name in names]
     if any(numbered) != all(numbered):
         raise BadData(
             f"{declaration.FILE}: of {names[0]!r} and {names[-1]!r} one has a star, for the number that says "
@@ -181,58 +160,7 @@ def _open(folder: Path, part: Part) -> tuple[Stored, Stored | None]:
         stored = open_numbered(folder, part.file, names)
     else:
         stored = [open_array(folder, part.file, name) for name in names]
-    inputs, *others = stored
-    if not others:
-        return inputs, None
-    (labels,) = others
-    if labels.rows != inputs.rows:
-        hint = ". Are its rows along the last axis? Then transpose it" if labels.rows in inputs.shape[-1:] else ""
-        raise BadData(
-            f"{inputs.title} has {inputs.rows:,} rows and {names[-1]!r} has {labels.rows:,}; each input needs one "
-            f"label, row by row{hint}"
-        )
-    return inputs, labels
-
-
-def arrangement(declared: Input, inputs: Stored) -> Arrangement:
-    """How rows of ``inputs`` become images.
-
-    Raises:
-        BadData: networks take no rows of this shape.
-    """
-    shape = declared.shape or inputs.shape
-    if math.prod(shape) != math.prod(inputs.shape):
-        raise BadData(
-            f"{inputs.title} has rows of shape {inputs.shape}, {math.prod(inputs.shape):,} values, and shape = "
-            f"{list(shape)} in [input] has {math.prod(shape):,}; mend one of them"
-        )
-    channels = declared.channels != "none"
-    if len(shape) != 2 + channels:
-        raise BadData(f"{inputs.title} has rows of shape {shape}; {_advice_on_axes(shape, channels)}")
-    return Arrangement(shape, declared.channels == "last")
-
-
-def _advice_on_axes(shape: tuple[int, ...], channels: bool) -> str:
-    side = math.isqrt(shape[0]) if shape else 0
-    if len(shape) == 1 and side > 1:
-        example = [side, side] if side**2 == shape[0] else ["height", "width"]
-        return f"networks take 2D images: give shape = {example} in [input], if that is what they are"
-    if channels:
-        return "channels in [input] are an axis besides those of 2D images; leave it out, or give three axes"
-    if len(shape) == 3:
-        return 'networks take 2D images: if an axis is of channels, give channels = "first" or "last" in [input]'
-    return f"networks take 2D images and no inputs with {len(shape)} axes"
-
-
-def _common_shape(arrays: Sequence[Stored], shape: Callable[[Stored], tuple[int, ...]], what: str) -> tuple[int, ...]:
-    first, *others = arrays
-    for other in others:
-        if shape(other) != shape(first):
-            raise BadData(
-                f"{other.title} has {what} of shape {shape(other)} and {first.title} has {shape(first)}; "
-                "they must be of one shape"
-            )
-    return shape(first)
+    return stored[0], stored[1] if len(stored) > 1 else None
 
 
 def _groups(declared: Declaration, grid: tuple[int, ...]) -> tuple[tuple[str, Group], ...]:
@@ -263,15 +191,6 @@ def _inside(scaling: Scaling) -> Rule:
     )
 
 
-def _judged(name: str) -> Rule:
-    metric: Metric = METRICS[name]
-    return Rule(
-        lambda raw, values: metric.undefined(torch.from_numpy(values)).numpy(),
-        f"zeros, which metric = {name!r} would divide by,",
-        'give metric = "absolute" in [label], or remove these rows',
-    )
-
-
 def _refuse_leaks(inputs: Mapping[str, Survey], drawn: int) -> None:
     """Rows that would be learned from and tested on, or count as two labels."""
     refuse_repeated(
@@ -290,27 +209,26 @@ def _refuse_leaks(inputs: Mapping[str, Survey], drawn: int) -> None:
         )
 
 
-def _known(declared: Declaration, roles: Mapping[str, _Role], entries: int) -> tuple[float, ...]:
-    label = declared.label
-    if label.offset != SURROGATE_MEAN:
-        return (float(label.offset) / label.scale,) * entries
-    surrogate = roles["surrogate"].labels
-    assert surrogate is not None
-    return _rounded(surrogate.mean)
+def _refuse_blurred(inputs: Survey, arrange: Arrangement) -> None:
+    """BadData where float32, which networks see, hides how rows differ."""
+    shape = inputs.mean.shape
+    channels = shape[0] if len(shape) == 3 else 1
 
+    def each(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values, shape).reshape(channels, -1)
 
-def _refuse_immoderate(declared: Declaration, roles: Mapping[str, _Role], known: np.ndarray) -> None:
-    for role, labels in ((role, found.labels) for role, found in roles.items() if found.labels):
-        if (np.sqrt(labels.square_about(labels.mean)) <= ALIKE * np.abs(labels.mean)).all():
-            raise BadData(f"{labels.title} is the same in all rows; there is nothing to learn")
-        size = math.sqrt(labels.square_about(known).mean())
-        if not MODERATE[0] <= size <= MODERATE[1]:
-            scale = 10.0 ** round(math.log10(size * declared.label.scale))
-            unit = "" if role == "target" else "is it in the unit of [target]? if so "
-            raise BadData(
-                f"{labels.title} less the offset and over the scale is {size:.2g} in root mean square, and networks "
-                f"learn numbers of order one; {unit}give scale = {scale:g}, or an offset near the labels, in [label]"
-            )
+    def placed(values: np.ndarray) -> np.ndarray:  # they are in the order of stored rows
+        return each(arrange.place(values[None])[0] if values.ndim else values)
+
+    moved = np.sqrt(placed(inputs.rounding.square).mean(1) / inputs.count)
+    apart, mean = placed(inputs.rounding.apart).max(1), each(inputs.mean).mean(1)
+    deviation = np.sqrt(np.square(each(inputs.deviation)).mean(1))
+    for channel in np.flatnonzero((moved > BLURRED * deviation) & (apart > CONSTANT * np.abs(mean))):
+        where = f" of channel {channel}" if len(shape) == 3 else ""
+        raise BadData(
+            f"{inputs.title} has rows{where} that differ by at most {apart[channel]:.2g} around {mean[channel]:.6g}, "
+            "which float32 cannot hold; store them less an offset near their mean"
+        )
 
 
 def _standard(declared: Input, grid: tuple[int, ...], inputs: Survey) -> tuple[tuple[float, ...], tuple[float, ...]]:

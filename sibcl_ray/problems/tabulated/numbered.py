@@ -10,30 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from sibcl_ray.problems.tabulated.tables import (
-    BadData,
-    Stored,
-    find,
-    hdf5_file,
-    nearest,
-    readable,
-    refuse_unusable,
-    require_numbers,
-    rows_at_once,
-    usable,
-)
+from sibcl_ray.problems.tabulated import hdf5
+from sibcl_ray.problems.tabulated.packing import packing
+from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, nearest, readable, rows_at_once, usable
 
 STAR = "*"
 CACHE = 2**20  # bytes in which HDF5 keeps what it knows of datasets; by itself it takes more with every one
 
 
-def is_numbered(file: str, name: str) -> bool:
+def is_numbered(folder: Path, file: str, name: str) -> bool:
     """Whether an array is spread over numbered datasets. In the names of other kinds of files a star is a letter."""
-    return STAR in name and Path(file).suffix.lower() in (".h5", ".hdf5")
+    if STAR not in name:
+        return False
+    path = find(folder, file)
+    with readable(repr(file)):
+        return hdf5.is_hdf5(path)
 
 
 def _opened(path: Path) -> Any:
-    file = hdf5_file(path)
+    file = hdf5.opened(path)
     cache = file.id.get_mdc_config()
     cache.set_initial_size = True
     cache.initial_size = cache.min_size = cache.max_size = CACHE
@@ -102,24 +97,23 @@ def _advice(file: Any, before: str) -> str:
 
 
 def _open(path: Path, opened: Any, title: str, paths: list[str], numbers: np.ndarray) -> Stored:
-    first = opened[paths[0]]
-    require_numbers(title, first.dtype)
-    shape = first.shape or ()
+    missing: dict[str, None] = {}
+    shape = hdf5.shape_of(opened[paths[0]])
     at_once = rows_at_once(8 * math.prod(shape))
 
     def row(file: Any, name: str) -> np.ndarray:  # one type, though a 0 may be stored as an integer
-        data = file[name]
-        refuse_unusable(f"{title} dataset {name!r},", file, data)
-        require_numbers(f"{title} dataset {name!r},", data.dtype)
-        if data.shape != shape:
+        data, what = file[name], f"{title} dataset {name!r},"
+        hdf5.refuse_unusable(what, file, data)
+        if (came := hdf5.shape_of(data)) != shape:
             raise BadData(
-                f"{title} has shape {data.shape} in {name!r}, and {shape} in {paths[0]!r}; all must be of one shape"
+                f"{title} has shape {came} in {name!r}, and {shape} in {paths[0]!r}; all must be of one shape"
             )
-        return np.asarray(data[()], np.float64)
+        return np.asarray(packing(what, data)(np.asarray(data[()]), missing), np.float64)
 
     def read() -> Iterator[np.ndarray]:
         with _opened(path) as file:
             for start in range(0, len(paths), at_once):
                 yield np.stack([row(file, name) for name in paths[start : start + at_once]])
 
-    return Stored(title, len(paths), shape, read, numbers)
+    row(opened, paths[0])
+    return Stored(title, len(paths), shape, read, numbers, missing=missing)

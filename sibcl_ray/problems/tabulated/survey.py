@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sibcl_ray.orbits import NUMBERS, Orbits, repeated, twins
 from sibcl_ray.problems.tabulated.tables import BadData, Stored
 
-EXACT = 2**24  # integers up to here have a float32 of their own
+EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to here have a number of their own
 NAMED = 5  # rows that a message names
 
 
@@ -23,11 +24,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Survey:
-    """What an array holds, as float32.
+    """What an array holds, as it was converted.
 
     ``digest`` names its content, ``rows`` a 64-bit hash of each row where that was asked for: among ten million
-    rows two agree by chance with a probability of 3e-6. ``mean`` is that of each entry over all rows,
-    float64 (*shape).
+    rows two agree by chance with a probability of 3e-6. ``forms``, where they were asked for, say which rows are equal
+    under the declared symmetry; see `orbits.forms`. ``mean`` is that of each entry over all rows, float64 (*shape).
+    ``resolution`` is the relative distance of neighbouring numbers as they are stored.
     """
 
     title: str
@@ -36,7 +38,20 @@ class Survey:
     rows: np.ndarray
     mean: np.ndarray
     _square: np.ndarray = field(repr=False)
+    resolution: float
+    rounding: "Rounding"
     numbers: np.ndarray | None = None  # see Stored
+    forms: np.ndarray = field(default_factory=lambda: np.zeros((0, NUMBERS)), repr=False)
+    likeness: str = ""  # see Orbits
+
+    def named(self, row: int) -> str:
+        """A row by its number, or by the one that the file gives it."""
+        return f"{row if self.numbers is None else self.numbers[row]:,}"
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Of each entry, (*shape)."""
+        return np.sqrt(self._square)
 
     def square_about(self, point: np.ndarray | float) -> np.ndarray:
         """The mean square distance of each entry from ``point``, (*shape)."""
@@ -44,20 +59,26 @@ class Survey:
 
 
 def survey(
-    stored: Stored, convert: Callable[[np.ndarray], np.ndarray], rules: Sequence[Rule], hash_rows: bool
+    stored: Stored,
+    convert: Callable[[np.ndarray], np.ndarray],
+    rules: Sequence[Rule],
+    hash_rows: bool,
+    orbits: Orbits | None = None,
 ) -> Survey:
     """Read an array once, from end to end.
 
     Args:
         stored: the array.
-        convert: from raw rows to the float32 that will be used.
+        convert: from raw rows to the numbers that will be used.
         rules: what no row may have, besides what is not finite.
-        hash_rows: hash each row, to find equal ones.
+        hash_rows: hash each row, to tell equal ones.
+        orbits: the declared symmetry, to find rows that it makes equal.
 
     Raises:
         BadData: the file is damaged, or rows break a rule.
     """
-    digest, hashes, moments = hashlib.sha256(), [], _Moments()
+    digest, hashes, moments, rounding = hashlib.sha256(), [], _Moments(), Rounding()
+    forms = [np.zeros((0, NUMBERS))]
     broken: dict[Rule, list[np.ndarray]] = {rule: [] for rule in (*FINITE, *rules)}
     for first, raw in stored.blocks():
         with np.errstate(all="ignore"):  # what becomes infinite is found below
@@ -68,13 +89,15 @@ def survey(
             continue  # the pass goes on only to count
         digest.update(values.tobytes())
         moments.add(values)
+        rounding.add(values if values.dtype == np.float64 else raw)
         if hash_rows:
             hashes.append(_hashes(values))
+        if orbits:
+            forms.append(orbits.forms(values))
     for rule, rows in broken.items():
         if len(found := np.concatenate([np.zeros(0, int), *rows])):
-            raise BadData(
-                f"{stored.title} has {rule.says} in {some(found, stored.rows, stored.numbers)}; {rule.advice}"
-            )
+            says = rule.says if rule is not FINITE[0] or not stored.missing else _absent(stored)
+            raise BadData(f"{stored.title} has {says} in {some(found, stored.rows, stored.numbers)}; {rule.advice}")
     return Survey(
         title=stored.title,
         count=stored.rows,
@@ -82,7 +105,11 @@ def survey(
         rows=np.concatenate([np.zeros(0, np.uint64), *hashes]),
         mean=moments.mean,
         _square=moments.square / stored.rows,
+        resolution=float(np.finfo(raw.dtype).eps) if raw.dtype.kind == "f" else 0.0,
+        rounding=rounding,
         numbers=stored.numbers,
+        forms=np.concatenate(forms),
+        likeness=orbits.likeness if orbits else "",
     )
 
 
@@ -94,6 +121,11 @@ def some(rows: np.ndarray, count: int, numbers: np.ndarray | None = None) -> str
     return f"{len(rows):,} of {count:,} {how}: {listed})"
 
 
+def _absent(stored: Stored) -> str:
+    """That values are missing, and what in the file says so."""
+    return f"missing values (by {', '.join(stored.missing)})"
+
+
 def _flat(rows: np.ndarray) -> np.ndarray:
     return rows.reshape(len(rows), -1)
 
@@ -103,23 +135,43 @@ def _not_finite(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _too_large(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.isfinite(_flat(raw)).all(1) & ~np.isfinite(_flat(values)).all(1))
+    fits = np.abs(_flat(values)) <= np.finfo(np.float32).max
+    return np.asarray(np.isfinite(_flat(raw)).all(1) & ~fits.all(1))
 
 
-def _inexact(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
-    outside = (_flat(values) > EXACT) | (_flat(values) < -EXACT)
-    return np.asarray(outside.any(1) & (raw.dtype.kind in "iu"))
+def _marks(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+    size = np.abs(_flat(raw)) if raw.dtype.kind == "f" else np.zeros((len(raw), 0))
+    if float(size.max(initial=0)) < MARKS[0] / 2:  # as in most blocks, which need not be searched
+        return np.zeros(len(raw), bool)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.isin(size, np.array(MARKS, raw.dtype)).any(1))
 
+
+# Numbers that stand for none: of numpy's masked arrays and climate models, of netCDF, and the largest of float32.
+MARKS = (1e20, 9.969209968386869e36, float(np.finfo(np.float32).max))
 
 FINITE = (
     Rule(_not_finite, "NaN or infinity", "compute these rows again, or remove them"),
     Rule(_too_large, "numbers too large for float32", "store them in a larger unit"),
+    Rule(
+        _marks, "1e+20, 9.96921e+36 or the like, which mark missing values,", "compute these rows again, or remove them"
+    ),
 )
-DISTINCT = Rule(
-    _inexact,
-    f"integers beyond ±{EXACT:,}, which float32 cannot tell apart,",
-    "store them less an offset, or in a larger unit",
-)
+
+
+def distinct(exact: type[np.floating]) -> Rule:
+    """What refuses integers that would be rounded."""
+
+    def rounded(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+        if raw.dtype.kind not in "iu":
+            return np.zeros(len(raw), bool)
+        return np.asarray(((_flat(raw) > EXACT[exact]) | (_flat(raw) < -EXACT[exact])).any(1))
+
+    return Rule(
+        rounded,
+        f"integers beyond ±{EXACT[exact]:,}, which {np.dtype(exact)} cannot tell apart,",
+        "store them less an offset, or in a larger unit",
+    )
 
 
 def _hashes(values: np.ndarray) -> np.ndarray:
@@ -143,27 +195,52 @@ class _Moments:
         self.count += count
 
 
+class Rounding:
+    """What float32 makes of rows that come in blocks.
+
+    ``largest`` is the most it moves a number by, ``square`` the sum of squares of that for each entry, and ``apart``
+    how far each entry is at most from that of the first row.
+    """
+
+    def __init__(self) -> None:
+        self.largest, self.square, self.apart = 0.0, np.zeros(()), np.zeros(())
+        self._first: np.ndarray | None = None
+
+    def add(self, rows: np.ndarray) -> None:
+        if rows.dtype.kind != "f" or rows.dtype.itemsize <= 4:
+            return  # integers that it would move are refused
+        self._first = rows[0].copy() if self._first is None else self._first
+        moved = rows - rows.astype(np.float32)
+        self.largest = max(self.largest, float(np.abs(moved).max()))
+        self.square = self.square + np.square(moved).sum(0)
+        self.apart = np.maximum(self.apart, np.abs(rows - self._first).max(0))
+
+
 def refuse_repeated(survey: Survey, why: str) -> None:
-    """BadData where rows of an array are equal."""
-    order = np.argsort(survey.rows, kind="stable")
-    again = np.flatnonzero(survey.rows[order][1:] == survey.rows[order][:-1])
-    if len(again):
-        first, second = order[again[0]], order[again[0] + 1]
-        which = some(np.sort(order[again + 1]), survey.count, survey.numbers)
+    """BadData where rows of an array are equal, as they are or under the declared symmetry."""
+    pairs = repeated(survey.forms)
+    if len(pairs):
+        apart = np.flatnonzero(survey.rows[pairs[:, 0]] != survey.rows[pairs[:, 1]])
+        first, second = pairs[apart[0] if len(apart) else 0]
         rows = "rows" if survey.numbers is None else "numbers"
-        first, second = (survey.numbers[row] if survey.numbers is not None else row for row in (first, second))
+        which = some(pairs[:, 1], survey.count, survey.numbers)
+        likeness = f" {survey.likeness}" if len(apart) else ""
         raise BadData(
-            f"{survey.title} has the same input more than once: {which} repeat another, and {rows} {first:,} and "
-            f"{second:,} are equal; {why}"
+            f"{survey.title} has the same input more than once: {which} repeat another, and {rows} "
+            f"{survey.named(first)} and {survey.named(second)} are equal{likeness}; {why}"
         )
 
 
 def refuse_shared(survey: Survey, other: Survey, why: str) -> None:
-    """BadData where rows of one array are among those of another."""
-    if len(shared := np.flatnonzero(np.isin(survey.rows, other.rows))):
-        twin = np.flatnonzero(other.rows == survey.rows[shared[0]])[0]
-        where = f"row {twin:,}" if other.numbers is None else f"number {other.numbers[twin]:,}"
+    """BadData where rows of one array are among those of another, as they are or under the declared symmetry."""
+    twin = twins(survey.forms, other.forms)
+    if len(shared := np.flatnonzero(twin >= 0)):
+        apart = shared[survey.rows[shared] != other.rows[twin[shared]]]
+        row = apart[0] if len(apart) else shared[0]
+        theirs = f"{'row' if other.numbers is None else 'number'} {other.named(twin[row])}"
+        ours = f"{'row' if survey.numbers is None else 'number'} {survey.named(row)}"
+        equal = f"{theirs} is equal to {ours} {survey.likeness}" if len(apart) else f"the first of them is {theirs}"
         raise BadData(
             f"{survey.title} shares {some(shared, survey.count, survey.numbers)} with {other.title.rstrip(',')}, where "
-            f"the first of them is {where}; {why}"
+            f"{equal}; {why}"
         )

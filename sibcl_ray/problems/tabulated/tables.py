@@ -1,22 +1,18 @@
-"""Arrays in npz, HDF5 and Parquet files, a block of rows at a time, so that a file need not fit in memory.
+"""Arrays in files, a block of rows at a time, so that a file need not fit in memory.
 
-Only numbers are read. Whatever is wrong with a file ends in one kind of error, of one line.
+Only numbers are read. Whatever is wrong with a file ends in one kind of error, of one line, that says what it is.
 """
 
 import difflib
+import errno
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sibcl_ray.problems.problem import BadProblem
 
@@ -37,6 +33,15 @@ class Stored:
     shape: tuple[int, ...]
     read: Callable[[], Iterator[np.ndarray]]  # blocks of consecutive rows, (some, *shape)
     numbers: np.ndarray | None = field(default=None, compare=False)  # of the rows, where the file has given them some
+    # Whose order of axes it has: "" where it is not known, else "numpy" or a name that stands for the reversed one.
+    writer: str = field(default="numpy", compare=False)
+    # Filled while it is read: what the file says of values that are missing, which are NaN in the blocks.
+    missing: dict[str, None] = field(default_factory=dict, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The array's name alone."""
+        return self.title.partition(", array ")[2].strip(",'")
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of rows, each with the number of its first row; BadData where the file ends too soon."""
@@ -62,23 +67,50 @@ class Stored:
         raise BadData(f"{self.title} has {self.rows:,} rows, and row {ascending[-1]:,} was asked for")
 
 
-@dataclass(frozen=True)
-class _Format:
-    """A kind of file: what is in it, and one array of it."""
+# What a system's error means, by its number and by a word of its text; whatever is not here may be damage.
+_LOCKED = "is open for writing elsewhere; wait until that program has closed it, or copy it and name the copy"
+_UNLOCKABLE = "lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE, or copy it to a local disk"
+_DISK = "lies on a disk or server that fails; copy it elsewhere, or try again"
+_CAUSES: tuple[tuple[tuple[int, ...], str, str], ...] = (
+    ((errno.EACCES, errno.EPERM), "", "may not be read by you; change its permissions, or those of its folder"),
+    ((errno.EAGAIN, errno.EDEADLK), "lock", f"{_LOCKED} (HDF5_USE_FILE_LOCKING=FALSE reads it all the same)"),
+    ((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), "lock", _UNLOCKABLE),
+    ((), "already open for write", f"{_LOCKED}; if that program has died, h5clear -s mends the file"),
+    ((errno.EISDIR,), "", "is a folder; give the name of a file"),
+    ((errno.ENOENT,), "", "is no longer there; start again once it is"),
+    ((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "", _DISK),
+    ((errno.EMFILE, errno.ENFILE), "", "is one open file too many; raise the limit, ulimit -n"),
+    (
+        (errno.ENOMEM,),
+        "",
+        "needs more memory than there is; is it whole? if so, store it in smaller chunks or row groups",
+    ),
+    ((), "encrypted", "is encrypted; store it without"),
+    ((), "codec", "is compressed in a way that is not read here; write it with zstd, gzip or snappy"),
+    ((), "compression method is not supported", "is compressed in a way that is not read here; write it by np.savez"),
+)
 
-    names: Callable[[Path, str], Iterable[str]]  # of the file and the wanted name, which may be another for one of them
-    open: Callable[[Path, str, str], Stored]  # of the file, the array's name and the title for messages
+
+def _cause(error: Exception, reason: str) -> str:
+    """What is the matter with a file whose reading raised an error; empty where it may be damage."""
+    told = re.search(r"\berrno = (\d+)", reason)  # HDF5's own words, where h5py gives no number
+    memory = errno.ENOMEM if isinstance(error, MemoryError) else None
+    number = getattr(error, "errno", None) or (int(told[1]) if told else memory)
+    told_of = (what for numbers, word, what in _CAUSES if (number in numbers or not numbers) and word in reason.lower())
+    return next(told_of, "")
 
 
 @contextmanager
 def readable(title: str) -> Iterator[None]:
-    """Turns whatever a damaged file raises into BadData: its parts may have no checksum, so it can be anything."""
+    """Turns whatever an unreadable file raises into BadData: if it is damaged, that can be anything."""
     try:
         yield
     except BadData:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if cause := _cause(error, reason):
+            raise BadData(f"{title.rstrip(',')} {cause} ({reason[:120]})") from error
         raise BadData(f"{title} cannot be read ({reason}); is the file whole? copy or write it again") from error
 
 
@@ -101,27 +133,12 @@ def find(folder: Path, file: str) -> Path:
         if path.is_file():
             return path
         if path.exists():
-            raise BadData(f"{file!r} in {str(folder)!r} is no file; give the name of one")
+            what = "no file but a folder" if path.is_dir() else "no file"
+            raise BadData(f"{file!r} in {str(folder)!r} is {what}; give the name of one")
+        if path.is_symlink():
+            raise BadData(f"{file!r} is a link to {str(path.readlink())!r}, where nothing is; mend the link")
         known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     raise BadData(f"{file!r} is not in {str(folder)!r}; {nearest(path.name, known)}")
-
-
-def open_array(folder: Path, file: str, name: str) -> Stored:
-    """The array ``name`` of a file in ``folder``.
-
-    Raises:
-        BadData: the file or the array is missing, damaged, empty, or holds anything but real numbers.
-    """
-    path, title = find(folder, file), f"{file!r}, array {name!r},"
-    if path.suffix.lower() not in FORMATS:
-        raise BadData(f"{file!r} is of no known kind; write {', '.join(FORMATS)}")
-    kind = FORMATS[path.suffix.lower()]
-    with readable(repr(file)):
-        known = list(kind.names(path, name))
-    if name not in known:
-        raise BadData(f"{file!r} has no array {name!r}; {nearest(name, known)}")
-    with readable(title):
-        return usable(kind.open(path, name, title))
 
 
 def usable(stored: Stored) -> Stored:
@@ -134,204 +151,35 @@ def usable(stored: Stored) -> Stored:
     return stored
 
 
+COMPLEX = "complex numbers; store real and imaginary parts as two channels, or what is measured"
 _NOT_NUMBERS = {
-    "c": "complex numbers; store real and imaginary parts as two channels, or what is measured",
+    "c": COMPLEX,
     "O": "Python objects, which are never unpickled; store numbers, as np.asarray(values, dtype=float)",
     "V": "records; store each of their fields as an array of its own",
     "M": "dates; store numbers",
     "m": "time spans; store numbers",
 }
+_UNTYPED = {1: "float8 or int4", 2: "bfloat16"}  # by bytes, what loses its name where a file's format has none for it
 
 
 def require_numbers(title: str, dtype: np.dtype) -> None:
+    """BadData where values are no real numbers."""
+    if dtype.kind == "V" and dtype.names is None:
+        lost = _UNTYPED.get(dtype.itemsize)
+        like = f", which is what {lost} becomes there; store it as float32" if lost else "; store numbers"
+        raise BadData(f"{title} holds {dtype.itemsize}-byte values without a type{like}")
     if dtype.kind not in "biuf":
         what = _NOT_NUMBERS.get(dtype.kind, "text; store numbers")
         raise BadData(f"{title} holds {what}")
 
 
 def rows_at_once(row_bytes: float) -> int:
+    """Rows of a block."""
     return int(min(max(1, BLOCK // max(1, row_bytes)), 2**20))
 
 
-def _axes(title: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+def axes(title: str, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """The number of rows and the shape of a row."""
     if not shape:
         raise BadData(f"{title} is a single number; its first axis must be rows")
     return shape[0], shape[1:]
-
-
-# npz
-
-
-def _npz_names(path: Path, wanted: str) -> Iterable[str]:
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
-_NPY_HEADERS: dict[Any, Callable[[BinaryIO], tuple]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,  # type: ignore[dict-item]
-    (2, 0): np.lib.format.read_array_header_2_0,  # type: ignore[dict-item]
-}
-
-
-def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    if version not in _NPY_HEADERS:
-        raise ValueError(f"npy version {version} holds no plain numbers")
-    return _NPY_HEADERS[version](file)
-
-
-def _open_npz(path: Path, name: str, title: str) -> Stored:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        shape, by_columns, dtype = _npy_header(file)
-        size = archive.getinfo(f"{name}.npy").file_size - file.tell()
-    require_numbers(title, dtype)
-    rows, row = _axes(title, shape)
-    row_bytes = math.prod(row) * dtype.itemsize
-    if size != rows * row_bytes:
-        raise BadData(f"{title} has {size:,} bytes where its shape {shape} needs {rows * row_bytes:,}; write it again")
-
-    def read() -> Iterator[np.ndarray]:
-        # Rows of an array in Fortran order are scattered over all of it: it is read whole.
-        at_once = rows if by_columns else rows_at_once(row_bytes)
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            _npy_header(file)
-            for first in range(0, rows, at_once):
-                count = min(at_once, rows - first)
-                flat = np.frombuffer(file.read(count * row_bytes), dtype)
-                whole = flat.reshape((count, *row), order="F" if by_columns else "C")
-                yield from np.array_split(whole, -(-count // rows_at_once(row_bytes)))
-
-    return Stored(title, rows, row, read)
-
-
-# HDF5
-
-
-def hdf5_file(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise BadData(f"{path.name!r} needs h5py; pip install 'sibcl_ray[hdf5]', or write npz or Parquet") from None
-    return h5py.File(path, "r")
-
-
-def _hdf5_names(path: Path, wanted: str) -> Iterable[str]:
-    names: dict[str, None] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if hasattr(item, "dtype"):
-            names[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see numbered
-
-    with hdf5_file(path) as file:
-        with suppress(KeyError):  # also of a link that leads nowhere
-            if hasattr(file[wanted], "dtype"):
-                return [wanted]  # by a link, perhaps, which a visit does not follow
-        file.visititems(visit)
-    return names
-
-
-def _open_hdf5(path: Path, name: str, title: str) -> Stored:
-    with hdf5_file(path) as file:
-        data = file[name]
-        require_numbers(title, data.dtype)
-        rows, row = _axes(title, data.shape or ())
-        refuse_unusable(title, file, data)
-        at_once = rows_at_once(math.prod(row) * data.dtype.itemsize)
-        if data.chunks:  # a chunk is unpacked whole, so it should not be read in parts
-            at_once = max(1, round(at_once / data.chunks[0])) * data.chunks[0]
-
-    def read() -> Iterator[np.ndarray]:
-        with hdf5_file(path) as file:
-            for first in range(0, rows, at_once):
-                yield file[name][first : first + at_once]
-
-    return Stored(title, rows, row, read)
-
-
-def refuse_unusable(title: str, file: Any, data: Any) -> None:
-    """BadData where the numbers of an HDF5 dataset are not all in its file."""
-    if data.is_virtual or data.external or data.file.filename != file.filename:
-        raise BadData(f"{title} only points to other files; copy the numbers into this one")
-    if data.size and _unwritten(data):
-        rows = f"for {data.shape[0]:,} rows, of which some" if data.shape else "for a number, which"
-        raise BadData(f"{title} was made {rows} were never written; write them, or fewer")
-
-
-def _unwritten(data: Any) -> bool:
-    """Whether parts of an HDF5 array were given room but no numbers: zeros would be read from them."""
-    if data.chunks:
-        return data.id.get_num_chunks() < math.prod(-(-n // c) for n, c in zip(data.shape, data.chunks, strict=True))
-    return data.id.get_storage_size() < data.size * data.dtype.itemsize
-
-
-# Parquet
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    # Through a buffer, so that a row group that does not fit in memory is read page by page.
-    return pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
-
-
-def _parquet_names(path: Path, wanted: str) -> Iterable[str]:
-    with _parquet(path) as file:
-        return file.schema_arrow.names
-
-
-def _open_parquet(path: Path, name: str, title: str) -> Stored:
-    with _parquet(path) as file:
-        if file.schema_arrow.names.count(name) > 1:
-            raise BadData(f"{title} is there more than once; give every column a name of its own")
-        rows = file.metadata.num_rows
-        first = next(file.iter_batches(1, columns=[name]), None) if rows else None
-        row = () if first is None else _dense(first.column(name), title, 0).shape[1:]
-        at_once = rows_at_once(8 * math.prod(row))
-
-    def read() -> Iterator[np.ndarray]:
-        start = 0
-        with _parquet(path) as file:
-            for batch in file.iter_batches(at_once, columns=[name]):
-                block = _dense(batch.column(name), title, start)
-                if block.shape[1:] != row:
-                    raise BadData(f"{title} has shape {block.shape[1:]} at row {start:,}, and {row} before; mend it")
-                yield block
-                start += len(block)
-
-    return Stored(title, rows, row, read)
-
-
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-
-
-def _dense(column: pa.Array, title: str, start: int, each: int = 1) -> np.ndarray:
-    """Lists, however deep, as one array; ``start`` is the first row's number, ``each`` the entries of a row."""
-    if column.null_count:
-        empty = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
-        raise BadData(
-            f"{title} has nothing at row {start + empty[0] // each:,}, counted from 0; fill in or remove such rows"
-        )
-    if isinstance(column.type, pa.FixedShapeTensorType):
-        return column.to_numpy_ndarray()
-    if any(is_list(column.type) for is_list in _LISTS):
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        if len(odd := np.flatnonzero(lengths != lengths[:1])):
-            raise BadData(
-                f"{title} has {lengths[odd[0]]} values at row {start + odd[0] // each:,}, counted from 0, and "
-                f"{lengths[0]} before; all rows must be of one length"
-            )
-        length = int(lengths[0]) if len(lengths) else 0
-        inner = _dense(column.flatten(), title, start, each * max(1, length))
-        return inner.reshape(len(column), length, *inner.shape[1:])
-    if not any(is_number(column.type) for is_number in _NUMBERS):
-        raise BadData(f"{title} holds values of type {column.type}; store numbers, or lists of numbers of one length")
-    return column.to_numpy(zero_copy_only=False)
-
-
-_HDF5 = _Format(_hdf5_names, _open_hdf5)
-FORMATS = {
-    ".npz": _Format(_npz_names, _open_npz),
-    ".h5": _HDF5,
-    ".hdf5": _HDF5,
-    ".parquet": _Format(_parquet_names, _open_parquet),
-}

@@ -1,0 +1,142 @@
+"""Labels of a folder of arrays: in which numbers they are kept, and whether networks can learn them.
+
+Networks learn (label − offset) / scale in float32, which should be of order one and vary from sample to sample.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label, Metric
+from sibcl_ray.problems.tabulated.survey import Rule, Survey
+from sibcl_ray.problems.tabulated.tables import BadData
+
+MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start from outputs of order one
+# Deviation of what networks learn, over one or its root mean square if that is larger. At 1e-3 their errors were ten
+# times those of guessing the mean (600 steps, 200 labels), at 0.03 a fraction of them.
+FAINT, PLAIN = 1e-3, 0.03  # less is refused; more is what advice leads to, if anything does
+LOST = 1e-6  # of the labels' deviation, from which a rounding to float32 loses digits of them
+LEARNED = ("target", "surrogate")
+
+
+def over_scale(raw: np.ndarray, scale: float) -> np.ndarray:
+    """Raw labels over their scale, float64 (rows, numbers)."""
+    with np.errstate(all="ignore"):  # what becomes infinite is refused by name
+        return raw.reshape(len(raw), -1).astype(np.float64) / scale
+
+
+def judged(name: str) -> Rule:
+    """What a label may not be if it is to be judged by a metric."""
+    metric: Metric = METRICS[name]
+
+    def undefined(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return metric.undefined(torch.from_numpy(values.astype(np.float32))).numpy()
+
+    return Rule(
+        undefined,
+        f"zeros, which metric = {name!r} would divide by,",
+        'give metric = "absolute" in [label], or remove these rows',
+    )
+
+
+def known(label: Label, labels: Mapping[str, Survey], entries: int) -> tuple[float, ...]:
+    """The offset over the scale, entry by entry."""
+    if label.offset != SURROGATE_MEAN:
+        return (float(label.offset) / label.scale,) * entries
+    return _rounded_mean(labels["surrogate"])
+
+
+def precision(labels: Mapping[str, Survey]) -> str:
+    """The type in which labels over their scale are kept: float32 only if it loses nothing that can be learned."""
+    exact = any(_size(found.deviation) * LOST < found.rounding.largest for found in labels.values())
+    return "float64" if exact else "float32"
+
+
+def refuse_immoderate(label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> None:
+    """BadData where networks cannot learn the labels of a role; ``offset`` is the known one, over the scale."""
+    for role, found in labels.items():
+        if found.count > 1 and _is_constant(found):
+            raise BadData(f"{found.title} is the same in all rows; there is nothing to learn")
+        learned = _Learned.of(found, offset, 1.0)
+        if not learned.fits(role):
+            raise BadData(
+                f"{found.title} less the offset and over the scale is {learned.size:.2g} in root mean square and "
+                f"deviates by {learned.deviation:.2g}, and networks learn numbers of order one; "
+                f"{_advice(role, label, labels, offset)}"
+            )
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What networks would learn of labels."""
+
+    size: float  # root mean square
+    deviation: float  # from sample to sample
+
+    @staticmethod
+    def of(found: Survey, offset: np.ndarray | float, scale: float) -> "_Learned":
+        """With an offset and a scale in units of the present scale."""
+        return _Learned(math.sqrt(found.square_about(offset).mean()) / scale, _size(found.deviation) / scale)
+
+    def fits(self, role: str, faint: float = FAINT) -> bool:
+        """Whether the labels of a role are of order one and, where they are learned from, vary by enough."""
+        varies = self.deviation >= faint * max(1.0, self.size) or role not in LEARNED
+        return MODERATE[0] <= self.size <= MODERATE[1] and varies
+
+
+def _size(values: np.ndarray) -> float:
+    return math.sqrt(np.square(values).mean())
+
+
+def _is_constant(found: Survey) -> bool:
+    """Whether labels differ by no more than the rounding of the numbers that they are stored as."""
+    least = max(found.resolution, 4 * np.finfo(np.float64).eps)
+    return bool((found.rounding.apart <= least * np.abs(found.mean)).all())
+
+
+def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> str:
+    """An offset and a scale with which all labels can be learned, if there are such."""
+    unit = "" if role == "target" else "is it in the unit of [target]? if so "
+    for faint in (PLAIN, FAINT):
+        for new, scale, text in _choices(labels[role], label, offset):
+            if all(_Learned.of(found, new, scale).fits(other, faint) for other, found in labels.items()):
+                return f"{unit}give {text} in [label]"
+    return f"{unit}no offset and scale suit all labels: store each array less an offset of its own, and in one unit"
+
+
+def _choices(found: Survey, label: Label, offset: np.ndarray) -> Iterator[tuple[np.ndarray | float, float, str]]:
+    """Offsets and scales in units of the present scale, the least change first, and how to declare them."""
+    learned = _Learned.of(found, offset, 1.0)
+    by_size, by_deviation = (_power(value * label.scale) for value in (learned.size, learned.deviation))
+    near = _near(float(found.mean.mean()) * label.scale, learned.deviation * label.scale)
+    centre = near / label.scale
+    yield offset, by_size / label.scale, f"scale = {by_size:g}"
+    yield centre, 1.0, f"offset = {near!r}"
+    yield centre, by_deviation / label.scale, f"offset = {near!r} and scale = {by_deviation:g}"
+
+
+def _power(value: float) -> float:
+    """The nearest power of ten; one that can be declared."""
+    return 10.0 ** max(-30, min(29, round(math.log10(value)))) if value > 0 else 1.0
+
+
+def _near(mean: float, deviation: float) -> float:
+    """A number with few digits that is less than a deviation from the mean."""
+    return round(mean, -math.floor(math.log10(deviation))) if deviation > 0 else mean
+
+
+def _rounded_mean(found: Survey) -> tuple[float, ...]:
+    """Each entry's mean, so that the rounding of another processor does not name another problem.
+
+    To nine digits, or, where these are too few beside the deviation, to a thousandth of that.
+    """
+    return tuple(_rounded(mean, deviation) for mean, deviation in zip(found.mean, found.deviation, strict=True))
+
+
+def _rounded(mean: float, deviation: float) -> float:
+    digits = math.ceil(math.log10(abs(mean) / deviation)) + 4 if mean and deviation else 0
+    return float(f"{mean:.{min(15, max(9, digits))}g}")
