@@ -132,7 +132,7 @@ class Dataset:
         self.store.write_record(self._seconds_name(role, index), {"seconds": seconds})
 
     def label_seconds(self, surrogate: bool = False) -> float | None:
-        """Seconds of one core that a label took, of the target's solver or of the surrogate's; None if none is recorded.
+        """Seconds of one core that a label took, the target's or the surrogate's; None if none is recorded.
 
         The mean over some of the records, as a distant store takes a request for each.
         """

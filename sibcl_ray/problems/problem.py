@@ -64,8 +64,8 @@ class Problem(ABC):
         judges = ("features", "label_loss", "surrogate_loss", "error")
         guard(cls, (*judges, "offset", "symmetries", "equivariances"))  # the rest runs in a process of its own
 
-    # Seconds of one core that a label of either kind takes if no field is changed, for the plan of a study that has none
-    # yet; None: not known.
+    # Seconds of one core that a label of either kind takes if no field is changed, for the plan of a study that has
+    # none yet; None: not known.
     label_seconds: ClassVar[float | None] = None
     surrogate_seconds: ClassVar[float | None] = None
 
