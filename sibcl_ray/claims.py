@@ -62,6 +62,10 @@ class Claims:
         for old in range(generation + 1):
             self.store.remove(_claim(name, old))
 
+    def record_name(self, name: str) -> str:
+        """What is in the store for as long as this session holds its claim to ``name``."""
+        return _claim(name, self._held[name])
+
     def alive(self, session: str) -> bool:
         """Whether a session may still be at work."""
         if session == self.session:

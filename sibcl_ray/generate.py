@@ -10,7 +10,9 @@ nothing.
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,13 @@ from sibcl_ray.claims import Claims
 from sibcl_ray.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard, shard_size
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample, SolverFailed
 from sibcl_ray.sandbox import CallFailed, call, draw
+from sibcl_ray.store import Damaged, StoreError
 from sibcl_ray.symmetry import Group
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 FAILURES = 5  # times that the solver may fail on inputs of a small shard, and half the times the size of a large one
 MISTAKES = ("NameError", "TypeError", "AttributeError", "NotImplementedError")  # of the program, not of an input
 REDRAWS = 20  # times that an input may be drawn again because the test has it
-STOPPING = 10.0  # seconds in which tasks that are cancelled should stop
 LOOKED_AT = 20  # stored shards that a task reads
 
 
@@ -47,9 +49,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Made:
-    """What became of a shard: its failures and forms, or the draft of one whose replacements have to wait."""
+    """A shard that is stored, or the draft of one whose replacements have to wait."""
 
     forms: np.ndarray
+    labels: np.ndarray | None = None
     failures: int = 0
     told: str = ""
     draft: Draft | None = None
@@ -74,7 +77,7 @@ def make_shard(
         BadProblem: the labels are of a wrong type or shape, or nothing else than what is in ``apart`` is drawn.
     """
     if dataset.holds(shard, lambda text: None):
-        return Made(forms(dataset.problem, dataset.read_shard(shard.role, shard.index).inputs.numpy()))
+        return _stored(dataset, shard)
     problem, role, size = dataset.problem, shard.role, shard_size(dataset.problem, shard.role)
     allowed = max(FAILURES, size // 2)  # more are no accident
     if draft is None:
@@ -94,11 +97,19 @@ def make_shard(
             return Made(forms(problem, draft.sample.inputs), draft=draft)
         again, draft.rng = _drawn(problem, shard, len(rows), draft.rng, apart)
         _replace(draft.sample, rows, again)
-        draft.labels[rows] = _solve(problem, role, again, allowed, draft)
+        labels = _solve(problem, role, again, allowed, draft)
+        draft.labels = draft.labels.astype(np.result_type(draft.labels, labels))
+        draft.labels[rows] = labels
     dataset.write(role, shard.index, draft.sample, draft.labels, draft.reasons)
     if role.labelled:
         dataset.record_seconds(role, shard.index, draft.seconds * (problem.resources.get("num_cpus", 1) or 1))
-    return Made(forms(problem, draft.sample.inputs), len(draft.reasons), draft.told)
+    return Made(forms(problem, draft.sample.inputs), draft.labels, len(draft.reasons), draft.told)
+
+
+def _stored(dataset: Dataset, shard: Shard) -> Made:
+    split = dataset.read_shard(shard.role, shard.index)
+    labels = None if split.labels is None else split.labels.numpy()
+    return Made(forms(dataset.problem, split.inputs.numpy()), labels)
 
 
 def forms(problem: Problem, inputs: np.ndarray) -> np.ndarray:
@@ -157,6 +168,8 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
     count = len(sample.inputs)
     what = f"{problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
     method, argument = ("solve_surrogate", sample) if role.surrogate else ("solve", sample.inputs)
+    if problem in _refused:
+        raise BadProblem(_refused[problem])
     began = time.perf_counter()
     for _ in range(1 + problem.retries if count == 1 else 1):
         try:
@@ -166,7 +179,11 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
             continue
         finally:
             draft.seconds, began = draft.seconds + time.perf_counter() - began, time.perf_counter()
-        labels = check.labels(problem, np.asanyarray(given), count, what)
+        try:
+            labels = check.labels(problem, np.asanyarray(given), count, what)
+        except BadProblem as error:
+            _refused[problem] = str(error)
+            raise
         if bad := int(_failed(labels).sum()):
             _note(draft, ["a label that is not finite"] * bad)
         return labels
@@ -179,9 +196,11 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
         if len(draft.reasons) - begun > allowed:  # more are not to be waited for
             break
         parts.append(_solve(problem, role, _row(sample, row), allowed, draft))
-    missing = np.full((count - len(parts), *problem.label_shape), np.nan, np.float32)
-    kind = next((part.dtype for part in parts if not _failed(part).all()), np.dtype(np.float32))
-    return np.concatenate([*parts, missing]).astype(kind)
+    return np.concatenate([*parts, np.full((count - len(parts), *problem.label_shape), np.nan, np.float32)])
+
+
+# Why this process, which may have more shards to make, asks a solver no more.
+_refused: dict[Problem, str] = {}
 
 
 def _note(draft: Draft, reasons: list[str], left: str = "") -> None:
@@ -198,14 +217,29 @@ def _row(sample: Sample, row: int) -> Sample:
     return Sample(sample.inputs[part], {name: values[part] for name, values in sample.parameters.items()})
 
 
-@ray.remote(num_cpus=1, max_retries=5)
-def _make_on_ray(dataset: Dataset, shard: Shard, *how: Any) -> Made:
+def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
+    """Work on Ray. Its errors are given back, as Ray prints those of tasks that nobody waits for any more."""
+
+    @wraps(work)
+    def run(*arguments: Any) -> Any:
+        try:
+            return work(*arguments)
+        except (BadProblem, SolverFailed, StoreError) as error:
+            return error
+
+    return ray.remote(num_cpus=1, max_retries=5)(run)
+
+
+@_task
+def _make_on_ray(dataset: Dataset, shard: Shard, claim: str, *how: Any) -> Made | None:
+    if not dataset.store.exists(claim):
+        return None  # the driver has stopped
     # As many as the task has cores; and another number of threads would change rounding.
     torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
     return make_shard(dataset, shard, *how)
 
 
-@ray.remote(num_cpus=1, max_retries=5)
+@_task
 def _drawn_on_ray(dataset: Dataset, shard: Shard, apart: np.ndarray) -> np.ndarray:
     """The forms of the inputs that a shard will have, if the solver does not fail."""
     size = shard_size(dataset.problem, shard.role)
@@ -213,11 +247,14 @@ def _drawn_on_ray(dataset: Dataset, shard: Shard, apart: np.ndarray) -> np.ndarr
     return forms(dataset.problem, sample.inputs)
 
 
-@ray.remote(num_cpus=1, max_retries=5)
-def _read_on_ray(dataset: Dataset, shards: list[Shard]) -> dict[Shard, np.ndarray]:
-    """The forms of shards that are stored."""
-    whole = (shard for shard in shards if dataset.holds(shard, lambda text: None))
-    return {s: forms(dataset.problem, dataset.read_shard(s.role, s.index).inputs.numpy()) for s in whole}
+@_task
+def _read_on_ray(dataset: Dataset, shards: list[Shard]) -> dict[Shard, Made]:
+    """What is stored of some shards, and whole."""
+    found = {}
+    for shard in shards:
+        with suppress(FileNotFoundError, Damaged):
+            found[shard] = _stored(dataset, shard)
+    return found
 
 
 def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
@@ -262,8 +299,8 @@ def generate(
 
     Raises:
         SolverFailed: a label cannot be computed.
-        BadProblem: labels cannot be learned from, or the test is not apart from the rest. Nothing more is started then,
-            and what is under way is stopped.
+        BadProblem: labels cannot be learned from, or the test is not apart from the rest. Nothing more is started then;
+            what is under way ends with this process, as Ray may abort a driver that cancels a task just when it ends.
     """
     if dataset.problem.available is not None:
         yield from _import(dataset, shards)
@@ -281,8 +318,7 @@ class _Generation:
     def __init__(self, dataset: Dataset, claims: Claims, warn: Callable[[str], None]) -> None:
         self.dataset, self.problem, self.claims, self.warn = dataset, dataset.problem, claims, warn
         self.pending: dict[ray.ObjectRef, Any] = {}
-        self.forms: dict[Shard, np.ndarray] = {}  # of stored shards
-        self.labels: dict[Shard, np.ndarray] = {}  # the first of the target and the test
+        self.stored: dict[Shard, Made] = {}
         self.judged = False
 
     def run(self, shards: list[Shard]) -> Iterator[Shard]:
@@ -296,19 +332,19 @@ class _Generation:
             self._refuse_shared()
             self._judge_first()
             yield from self._make(shards)
-            self._look([shard for shard in self.dataset.stored() if shard not in self.forms])  # by other drivers
-            self._refuse_shared()
-            self._judge_all()
         finally:
-            for reference in self.pending:  # after an error or an interrupt
-                ray.cancel(reference)
-            ray.wait(list(self.pending), num_returns=len(self.pending), timeout=STOPPING) if self.pending else None
+            for shard in self.pending.values():  # after an error: tasks that have not begun do nothing then
+                if shard:
+                    self.claims.release(_claim(self.dataset, shard))
+        self._look([shard for shard in self.dataset.stored() if shard not in self.stored])  # by other drivers
+        self._refuse_shared()
+        self._judge_all()
         self.dataset.note_checked()
 
     def _look(self, shards: list[Shard]) -> None:
         parts = [shards[i : i + LOOKED_AT] for i in range(0, len(shards), LOOKED_AT)]
         for found in self._each(_read_on_ray.remote(self.dataset, part) for part in parts):
-            self.forms |= found
+            self.stored |= found
 
     def _each(self, references: Any) -> Iterator[Any]:
         """The results of some tasks, in their order."""
@@ -322,7 +358,7 @@ class _Generation:
         """The forms of what is stored of the test, or of all other roles."""
         return np.concatenate(
             [forms(self.problem, np.zeros((0, *self.problem.input_shape), np.float32))]
-            + [found for shard, found in self.forms.items() if (shard.role == TEST) == test]
+            + [made.forms for shard, made in self.stored.items() if (shard.role == TEST) == test]
         )
 
     def _make(self, shards: list[Shard]) -> Iterator[Shard]:
@@ -345,9 +381,10 @@ class _Generation:
         while elsewhere or self.pending:
             mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
             elsewhere = [s for s in elsewhere if s not in mine]
-            self.pending |= {
-                _make_on_ray.options(**_options(dataset, s)).remote(dataset, s, *waiting[s]): s for s in mine
-            }
+            for shard in mine:
+                task = _make_on_ray.options(**_options(dataset, shard))
+                claim = claims.record_name(_claim(dataset, shard))
+                self.pending[task.remote(dataset, shard, claim, *waiting[shard])] = shard
             done: list[ray.ObjectRef] = []
             if self.pending:
                 done, _ = ray.wait(list(self.pending), timeout=POLL if elsewhere else None)
@@ -364,7 +401,7 @@ class _Generation:
                         f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
                         f"{shard_size(self.problem, shard.role)} inputs, which were drawn anew; first with {made.told}"
                     )
-                self.forms[shard] = made.forms
+                self.stored[shard] = made
                 yield shard
                 self._judge_first()
 
@@ -378,28 +415,19 @@ class _Generation:
 
     def _judge_first(self) -> None:
         """Look at labels as soon as there are enough."""
-        if self.judged:
-            return
-        for shard in self.forms:
-            if shard.role in (TARGET, TEST) and shard not in self.labels:
-                self.labels[shard] = self._stored_labels(shard)
-        first = [*self.labels.values()]
-        if sum(map(len, first)) >= check.ENOUGH:
+        if not self.judged and sum(map(len, first := self._labels(TARGET, TEST))) >= check.ENOUGH:
             check.several(self.problem, np.concatenate(first), f"{self.problem.name}.solve", "target")
             self.judged = True
 
     def _judge_all(self) -> None:
         for role in (TARGET, TEST, SURROGATE):
-            shards = sorted((s for s in self.forms if s.role == role), key=lambda s: s.index)
-            if shards:
-                given = np.concatenate([self._stored_labels(shard) for shard in shards])
+            if labels := self._labels(role):
                 what = f"{self.problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
-                check.several(self.problem, given, what, role.name)
+                check.several(self.problem, np.concatenate(labels), what, role.name)
 
-    def _stored_labels(self, shard: Shard) -> np.ndarray:
-        labels = self.dataset.read_shard(shard.role, shard.index).labels
-        assert labels is not None
-        return labels.numpy()
+    def _labels(self, *roles: Role) -> list[np.ndarray]:
+        shards = sorted((s for s in self.stored if s.role in roles), key=lambda s: (s.role.name, s.index))
+        return [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
 
 
 def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
@@ -414,11 +442,14 @@ def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
 
 def _result(reference: ray.ObjectRef) -> Any:
     try:
-        return ray.get(reference)
+        result = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise SolverFailed(f"the solver takes its process down: {' '.join(str(error).split())[:300]}") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _claim(dataset: Dataset, shard: Shard) -> str:

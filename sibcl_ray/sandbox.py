@@ -180,6 +180,11 @@ class Sandbox:
         self.close()
 
 
+def leads(command: list[str]) -> bool:
+    """Whether a command is that of the leader of such a group, which ends with whoever made it, and clears up."""
+    return command[1:3] == ["-c", LEADER]
+
+
 _SERVER = Server(__name__, "serve")
 _sandbox = lru_cache(maxsize=1)(Sandbox)  # of a process, for all that it calls
 

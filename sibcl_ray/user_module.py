@@ -177,10 +177,8 @@ def read(path: Path) -> UserModule:
         waiting += [found for name in imported for found in _found(root, name) if found not in files]
         for text in texts:
             beside = (PurePosixPath(each).parent / text).as_posix()
-            inside = not (
-                text.startswith("/") or ".." in PurePosixPath(beside).parts
-            )  # others may be logs, and stay there
-            if inside and _is_file(root / beside) and not beside.endswith(".py"):
+            outside = text.startswith("/") or ".." in PurePosixPath(beside).parts  # a log, perhaps, which stays there
+            if not outside and _is_file(root / beside) and not beside.endswith(".py"):
                 named[beside] = root / beside
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
         if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
@@ -219,7 +217,10 @@ def _is_taken(stem: str, path: Path) -> bool:
 
 
 def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str]]:
-    """The modules that a source imports, by full names, and the texts in it that could name a file."""
+    """The modules that a source imports, by full names, and the texts in it that could name a file beside it.
+
+    A source that does not ask for its own place can find none: what it names is written where it is called.
+    """
     try:
         tree = ast.parse(content) if path.endswith(".py") else ast.Module([], [])
     except (SyntaxError, ValueError):  # told when it is imported
@@ -236,7 +237,7 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str]]:
             names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
             texts.append(node.value)
-    return names, texts
+    return names, texts if b"__file__" in content else []
 
 
 def _found(root: Path, name: str) -> Iterator[str]:

@@ -51,6 +51,7 @@ from sibcl_ray.progress import Display
 from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
 from sibcl_ray.report import failures_in_words, learning_curve_figure, matrix_table, saving_table
+from sibcl_ray.sandbox import leads
 from sibcl_ray.screen import Screen, take_any_letter
 from sibcl_ray.store import NewerStore, Store, StoreError
 from sibcl_ray.study import Study
@@ -555,7 +556,8 @@ def _end_at_once(code: int) -> NoReturn:
     for _ in range(2):  # whatever is started meanwhile
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
-                process.kill()
+                if not leads(process.cmdline()):
+                    process.kill()
     os._exit(code)
 
 
