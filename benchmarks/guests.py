@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sibcl_ray import generate, sandbox
+from sibcl_ray import sandbox, shards
 from sibcl_ray.dataset import TARGET, Dataset
 from sibcl_ray.problems.problem import Sample
 from sibcl_ray.problems.simulation import Simulation
@@ -61,10 +61,10 @@ def seconds(problem: Simulation, labels: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(problem, 0, Store(folder))
         first, *shards = dataset.missing({TARGET: labels + problem.labels_per_task})
-        generate.make_shard(dataset, first)
+        shards.make_shard(dataset, first)
         began = time.perf_counter()
         for shard in shards:
-            generate.make_shard(dataset, shard)
+            shards.make_shard(dataset, shard)
         return (time.perf_counter() - began) / labels
 
 
@@ -72,13 +72,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--labels", type=int, default=500)
     labels = parser.parse_args().labels
-    apart = generate.call, generate.draw
+    apart = shards.call, shards.draw
     print("labels a task  timeout   direct    alone   difference (ms a label)")
     for problem in (Together(), LimitedTogether(), Millisecond(), Limited()):
-        generate.call = lambda problem, method, *arguments, seconds=None: getattr(problem, method)(*arguments)
-        generate.draw = lambda problem, surrogate, count, rng: (problem.sample(count, rng), rng)
+        shards.call = lambda problem, method, *arguments, seconds=None: getattr(problem, method)(*arguments)
+        shards.draw = lambda problem, surrogate, count, rng: (problem.sample(count, rng), rng)
         direct = seconds(problem, labels)
-        generate.call, generate.draw = apart
+        shards.call, shards.draw = apart
         alone = seconds(problem, labels)
         timeout = "-" if problem.timeout is None else f"{problem.timeout:g} s"
         numbers = f"{1e3 * direct:8.2f} {1e3 * alone:8.2f} {1e3 * (alone - direct):12.2f}"

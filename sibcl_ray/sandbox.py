@@ -31,7 +31,7 @@ import torch
 
 from sibcl_ray import guest
 from sibcl_ray.folders import private_folder
-from sibcl_ray.forks import Fork, NoProcess, Server
+from sibcl_ray.forks import STARTING, Fork, NoProcess, Server
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 
 IDLE = 60.0  # seconds without a call after which a process ends
@@ -155,7 +155,8 @@ class Sandbox:
             # The number of threads may change rounding, so it is that of the caller.
             fork.connection.send_bytes(cloudpickle.dumps(torch.get_num_threads()))
             fork.connection.send_bytes(cloudpickle.dumps(self.problem))
-            reason = fork.connection.recv()
+            started = _answers(fork.connection, STARTING)
+            reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
             reason = f"its process ends ({fork.how_it_ended()}){_said(log)}"
         except BaseException:

@@ -55,6 +55,7 @@ ORDER = (
     "own",
     "claims",
     "dataset",
+    "shards",
     "generate",
     "networks",
     "prior",
@@ -165,7 +166,7 @@ def test_only_evaluate_reads_the_test_split():
     """Study says how many samples of it there are to be, and generate makes them, and keeps them apart from the others;
     nothing else even knows its name."""
     assert {name for name, tree in SOURCES.items() if any(reads_of_the_test_split(tree))} == {"evaluate", "generate"}
-    assert not own("generate") & {"training", "networks", "evaluate", "jobs"}
+    assert not (own("generate") | own("shards")) & {"training", "networks", "evaluate", "jobs"}
     named = {
         name
         for name, tree in SOURCES.items()
@@ -174,7 +175,7 @@ def test_only_evaluate_reads_the_test_split():
         or (isinstance(node, ast.Attribute) and node.attr == "TEST")
         or (isinstance(node, ast.alias) and node.name == "TEST")
     }
-    assert named == {"dataset", "evaluate", "generate", "study"}
+    assert named == {"dataset", "evaluate", "generate", "shards", "study"}
 
 
 def test_no_name_hides_the_test_split():

@@ -10,8 +10,9 @@ from toy import Fragile, Moments
 
 from sibcl_ray.claims import Session
 from sibcl_ray.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
-from sibcl_ray.generate import generate, make_shard
+from sibcl_ray.generate import generate
 from sibcl_ray.problems.problem import SolverFailed
+from sibcl_ray.shards import make_shard
 from sibcl_ray.store import Store
 
 SIZES = {TARGET: 120, TEST: 50, SURROGATE: 60, UNLABELLED: 10}

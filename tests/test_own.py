@@ -20,13 +20,13 @@ from servers import wait_until
 from test_generate import make
 from test_problems import cpu_seconds
 
-from sibcl_ray import generate, own
+from sibcl_ray import own, shards
 from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, UNLABELLED, Dataset
-from sibcl_ray.generate import make_shard
 from sibcl_ray.own import BadProblem
 from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.problems.simulation import Simulation
 from sibcl_ray.sandbox import CallFailed, Sandbox
+from sibcl_ray.shards import make_shard
 from sibcl_ray.store import Store, fingerprint
 
 EXAMPLE = ROOT / "studies" / "my_problem.py"
@@ -148,7 +148,7 @@ def test_a_solver_that_hangs_is_ended_and_its_input_drawn_anew(cluster, tmp_path
 
 @pytest.mark.thorough
 def test_a_solver_that_always_hangs_ends_the_study_with_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "FAILURES", 2)
+    monkeypatch.setattr(shards, "FAILURES", 2)
     alone = ("labels_per_task = 50", "labels_per_task = 1"), before("time.sleep(1000)")
     problem = hanging(tmp_path / "user", *alone, timeout=0.1)
     dataset = Dataset(problem, 1, Store(str(tmp_path / "runs")))

@@ -16,9 +16,9 @@ from test_generate import make
 
 from sibcl_ray import own, sandbox
 from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.generate import make_shard
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
 from sibcl_ray.sandbox import CallFailed, Sandbox, call
+from sibcl_ray.shards import make_shard
 from sibcl_ray.store import Store
 
 DEAR = ("labels_per_task = 50", "labels_per_task = 1")
