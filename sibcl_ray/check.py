@@ -84,11 +84,22 @@ def sample(problem: Problem, drawn: Any, count: int, what: str) -> Sample:
     """What was drawn, if it is inputs."""
     require(isinstance(drawn, Sample), what, f"a {type(drawn).__name__}", "Sample(inputs)")
     _array(f"what {what} draws", drawn.inputs, (count, *problem.input_shape), np.float32)
-    for name, values in drawn.parameters.items():
-        require(
-            np.shape(values)[:1] == (count,), f"{what}, parameter {name!r},", "not one an input", "an array of rows"
-        )
-    return drawn
+    given = drawn.parameters
+    require(isinstance(given, Mapping), f"{what}, parameters", f"a {type(given).__name__}", "a dictionary of arrays")
+    parameters = {}
+    for name, values in given.items():
+        fine = isinstance(name, str) and name not in ("input", "label")
+        require(fine, f"{what}, the name of a parameter", repr(name), "a text, but not 'input' or 'label'")
+        array = np.asanyarray(values)
+        came = f"{'masked ' * np.ma.isMaskedArray(array)}{array.dtype} of shape {array.shape}"
+        fine = array.dtype.kind in "biufc" and array.shape[:1] == (count,) and array.size > 0
+        fine = fine and not np.ma.isMaskedArray(array)
+        require(fine, f"{what}, parameter {name!r},", came, f"numbers, {count} rows of them")
+        parameters[name] = array.astype(_STORED.get(array.dtype.char, array.dtype))
+    return Sample(drawn.inputs, parameters)
+
+
+_STORED = {"?": np.uint8, "g": np.float64, "G": np.complex128}  # of types that Parquet has not
 
 
 def training(problem: Problem, me: str, inputs: torch.Tensor) -> None:
@@ -100,6 +111,8 @@ def training(problem: Problem, me: str, inputs: torch.Tensor) -> None:
     require(fine, f"{me}.features", came, "float32 of shape (batch, channels, …), images in two or three dimensions")
     size = float(features.square().mean().sqrt())
     require(size <= MODERATE[1], f"{me}.features", f"{size:.2g} in root mean square", "networks numbers of order one")
+    both = sorted(set(problem.symmetries) & set(problem.equivariances))
+    require(not both, f"{me}, a name of an equivariance,", f"{both[:1]}, as of a symmetry", "another name")
     for name, group in problem.symmetries.items():
         moved = group.act(group.draw(inputs, torch.Generator().manual_seed(0)), inputs)
         fine = moved.shape == inputs.shape and moved.dtype == inputs.dtype

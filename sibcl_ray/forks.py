@@ -33,10 +33,12 @@ class Fork:
 
     def __init__(self, server: "Server", number: int, connection: Connection) -> None:
         self._server, self._number, self.connection = server, number, connection
+        self._how = ""
 
     def how_it_ended(self) -> str:
         """In words, of one that has closed its connection or is killed."""
-        return self._server._how_it_ended(self._number)
+        self._how = self._how or self._server._how_it_ended(self._number)
+        return self._how
 
 
 class Server:
@@ -152,8 +154,6 @@ def _serve(descriptor: str, runs: str) -> None:
         else:
             (number,) = _NUMBER.unpack(_exactly(server, _NUMBER.size, ENDING))
             server.sendall(_STATUS.pack(_status(numbers, number, ENDING)))
-            if numbers[number] != _RUNNING:
-                del numbers[number]
 
 
 def _status(numbers: dict[int, int], number: int, seconds: float) -> int:

@@ -18,6 +18,7 @@ from sibcl_ray.sandbox import CallFailed, Sandbox
 from sibcl_ray.user_module import TooLarge, UserModule, classes, line_of
 
 TRIED = 5.0  # seconds in which inputs should come, to be looked at
+MISSING = "install what it needs, or put it beside the file"
 SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
 
 
@@ -35,7 +36,7 @@ def load(name: str) -> Problem:
     spelled = SPELLED.fullmatch(name)
     assert spelled
     its = _read(Path(spelled["file"]).expanduser())
-    with _telling(its, its.file, "install what it needs, or put it beside the file"):
+    with _telling(its, its.file, MISSING):
         module = its.module()
     kind = _kind(module, its.file, spelled["kind"] or "")
     me = f"{its.file}: {kind.__name__}"
@@ -92,6 +93,8 @@ def _telling(module: UserModule, what: str, advice: str) -> Iterator[None]:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         if "non-frozen dataclass from a frozen one" in reason:
             advice = "write @dataclass(frozen=True) above the class"
+        elif not isinstance(error, ImportError) and advice == MISSING:
+            advice = "mend it"
         raise BadProblem(
             f"{what} raises {type(error).__name__}{line_of(error, module)}: {reason[:200]}; {advice}"
         ) from None

@@ -135,6 +135,13 @@ class Sandbox:
         return left
 
     def _start(self) -> Fork:
+        try:
+            problem = cloudpickle.dumps(self.problem)
+        except Exception as error:
+            raise SolverFailed(
+                f"{self.problem.name} cannot be sent to a process of its own ({type(error).__name__}: {error}); "
+                "make in solve what cannot be"
+            ) from None
         self._folder = Path(tempfile.mkdtemp(prefix="sibcl_ray-call-"))
         self._environment = dict(os.environ)
         log = self._folder / "log"
@@ -154,7 +161,7 @@ class Sandbox:
         try:
             # The number of threads may change rounding, so it is that of the caller.
             fork.connection.send_bytes(cloudpickle.dumps(torch.get_num_threads()))
-            fork.connection.send_bytes(cloudpickle.dumps(self.problem))
+            fork.connection.send_bytes(problem)
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
@@ -252,13 +259,14 @@ def _said(log: Path) -> str:
     """The last lines that were printed."""
     try:
         with open(log, "rb") as file:
-            file.seek(max(0, log.stat().st_size - 4 * TOLD))
-            text = " | ".join(
-                line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()
-            )
+            file.seek(max(0, log.stat().st_size - 2**16))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:
         return ""
-    return f"; it printed: {text[-TOLD:]}" if text else ""
+    crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+    where = [line for line in lines[crash:] if line.startswith("File ")]  # faulthandler's, the last call first
+    told = [" | ".join(filter(None, lines[:crash]))[-TOLD:], *lines[crash : crash + 1], *where[:1]]
+    return f"; it printed: {' | '.join(filter(None, told))}" if any(told) else ""
 
 
 # What the process does
@@ -295,16 +303,28 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
     _print_to(place.with_suffix(".log"))
     try:
         result = getattr(problem, method)(*arguments)
-        if method.startswith("sample"):
-            result = result, arguments[-1]
-        elif not isinstance(result, np.ma.MaskedArray):
-            result = np.asarray(result)
+        result = (result, arguments[-1]) if method.startswith("sample") else _plain(result)
         answer = pickle.dumps(("", result))
     except Exception as error:
         answer = pickle.dumps((_reason(error), None))
     sys.stdout.flush()
     sys.stderr.flush()
     return answer
+
+
+def _plain(result: Any) -> np.ndarray:
+    """An array of whatever a method gives, as far as it is one; of objects only how many they are."""
+    if isinstance(result, torch.Tensor):
+        result = result.detach().cpu()
+        result = result.float() if result.dtype == torch.bfloat16 else result
+    if isinstance(result, (list, tuple)) and _masked_within(result):
+        result = np.ma.masked_all(len(result))
+    array = result if isinstance(result, np.ma.MaskedArray) else np.asarray(result)
+    return np.full(array.shape, None) if array.dtype.hasobject else array
+
+
+def _masked_within(values: Any) -> bool:
+    return any(map(_masked_within, values)) if isinstance(values, (list, tuple)) else bool(np.ma.is_masked(values))
 
 
 def _print_to(log: Path) -> None:

@@ -78,7 +78,7 @@ def make_shard(
         if not last:
             return Made(forms(problem, draft.sample.inputs), draft=draft)
         again, draft.rng = drawn(problem, shard, len(rows), draft.rng, apart)
-        _replace(draft.sample, rows, again)
+        _replace(draft.sample, rows, again, f"{problem.name}.sample")
         labels = _solve(problem, role, again, allowed, draft)
         draft.labels = draft.labels.astype(np.result_type(draft.labels, labels))
         draft.labels[rows] = labels
@@ -101,7 +101,8 @@ def forms(problem: Problem, inputs: np.ndarray) -> np.ndarray:
 
 def groups(problem: Problem) -> dict[str, Group]:
     """All that moves inputs and leaves their labels, or moves them along."""
-    return {**problem.symmetries, **{name: moves.group for name, moves in problem.equivariances.items()}}
+    moving = {f"equivariance {name}": moves.group for name, moves in problem.equivariances.items()}
+    return {**problem.symmetries, **moving}
 
 
 def drawn(
@@ -127,7 +128,7 @@ def drawn(
         if not len(rows):
             return sample, rng
         again, rng = once(len(rows), rng)
-        _replace(sample, rows, again)
+        _replace(sample, rows, again, what)
     others = "inputs of other roles" if shard.role == TEST else "test inputs"
     raise BadProblem(
         f"{what} draws {others} again and again: {len(rows)} of {count} in {shard.role.name} shard {shard.index} "
@@ -136,7 +137,10 @@ def drawn(
     )
 
 
-def _replace(sample: Sample, rows: np.ndarray, by: Sample) -> None:
+def _replace(sample: Sample, rows: np.ndarray, by: Sample, what: str) -> None:
+    kinds = [{n: (v.dtype, v.shape[1:]) for n, v in drawn.parameters.items()} for drawn in (sample, by)]
+    if kinds[0] != kinds[1]:
+        raise BadProblem(f"{what} draws parameters {kinds[1]}, and {kinds[0]} before; give all samples the same ones")
     sample.inputs[rows] = by.inputs
     for name, values in by.parameters.items():
         sample.parameters[name][rows] = values

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import attrgetter
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.store import fingerprint, source_version
 
 LARGEST = 2**20  # bytes of what goes along with every job
+WHOLE = 2**26  # bytes of a file of data that are looked at to name it
 UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has imported is removed
 FOLDER = "sibcl_ray-modules"
 
@@ -72,22 +73,33 @@ class UserModule:
                 guest.paths[:] = [str(root)]
                 importlib.invalidate_caches()
                 here = contextlib.chdir(root) if os.path.isdir(root) else contextlib.nullcontext()
-                with guest.kept_apart(), here:
+                with guest.kept_apart(), here, self._unhidden():
                     if str(root) not in sys.path:  # in a process of its own it stays there, for those that it starts
                         sys.path.insert(0, str(root))
                     module = importlib.import_module(self.name)
-                for kind in classes(module).values():
+                for name, kind in classes(module).items():
                     if issubclass(kind, Problem):
                         kind.version = self.version
                     if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
-                        copyreg.pickle(kind, self._reduce)
+                        copyreg.pickle(kind, partial(self._reduce, name))
                 _modules[self] = module
             return _modules[self]
 
-    def _reduce(self, thing: Any) -> tuple:
+    def _reduce(self, name: str, thing: Any) -> tuple:
         reduced: Any = object.__reduce_ex__(thing, 2)
-        _, (kind, *arguments), *state = reduced
-        return _remade, (self, kind.__qualname__, *arguments), *state
+        _, (_, *arguments), *state = reduced
+        return _remade, (self, name, *arguments), *state
+
+    @contextlib.contextmanager
+    def _unhidden(self) -> Iterator[None]:
+        """Modules of this process with names of the user's are out of the way, but for Python's and installed ones."""
+        tops = {PurePosixPath(path).parts[0].removesuffix(".py") for path, _ in self.files} - {"sibcl_ray"}
+        hiding = [n for n, m in sys.modules.items() if n.partition(".")[0] in tops and not _is_installed(n, m)]
+        away = {name: sys.modules.pop(name) for name in hiding}
+        try:
+            yield
+        finally:
+            sys.modules.update(away)
 
     def _unpacked(self) -> Path:
         """The folder, below one that is this user's alone, with all that belongs to the module."""
@@ -116,13 +128,15 @@ class UserModule:
 
 
 def classes(module: ModuleType) -> dict[str, type]:
-    """The classes that a module defines, by name."""
-    return {n: k for n, k in vars(module).items() if isinstance(k, type) and k.__module__ == module.__name__}
+    """The classes that a module defines, and problems that it has from another of the user's, by name."""
+    kinds = {name: kind for name, kind in vars(module).items() if isinstance(kind, type)}
+    own = {name: kind for name, kind in kinds.items() if kind.__module__ == module.__name__}
+    return own | {name: kind for name, kind in kinds.items() if issubclass(kind, Problem) and guest.is_guest(kind)}
 
 
 def _remade(module: UserModule, name: str, *arguments: Any) -> Any:
     """In whichever process: an object of a class in the module, still without its state."""
-    kind = attrgetter(name)(module.module())
+    kind = getattr(module.module(), name)
     return kind.__new__(kind, *arguments)
 
 
@@ -131,6 +145,13 @@ def _forget_others(place: Path) -> None:
     for name, module in list(sys.modules.items()):
         if any(where.startswith(f"{place}{os.sep}") for where in _places(module)):
             del sys.modules[name]
+
+
+def _is_installed(name: str, module: ModuleType) -> bool:
+    places = _places(module)
+    return (
+        name.partition(".")[0] in sys.stdlib_module_names or any("-packages" in place for place in places) or not places
+    )
 
 
 def _places(module: ModuleType) -> list[str]:
@@ -256,8 +277,15 @@ def _is_file(path: Path) -> bool:
 
 
 def _checksum(path: Path) -> str:
+    """Of a file's content; of one that would take long, of its size and its ends."""
+    size = path.stat().st_size
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if size <= WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode() + file.read(LARGEST))
+        file.seek(-LARGEST, os.SEEK_END)
+        digest.update(file.read())
+        return digest.hexdigest()
 
 
 def line_of(error: BaseException, module: UserModule) -> str:

@@ -172,6 +172,8 @@ WRONG = {
     "two": ("return np.ones((len(inputs), 2))", r"of shape \(1, 2\); give \(1, 1\)"),
     "a number": ("return 3.0", r"of shape \(\); give"),
     "nothing": ("return None", r"object, Python objects"),
+    "a generator": ("return ([x.mean()] for x in inputs)", "object, Python objects"),
+    "a list of masked": ("return [[np.ma.masked]] * len(inputs)", "masked: fill in"),
 }
 
 
@@ -183,10 +185,14 @@ def test_labels_of_a_wrong_type_or_shape_are_refused_at_the_first(body, says, tm
     assert "\n" not in str(refused.value) and not dataset.stored()
 
 
-@pytest.mark.parametrize("type_", ["float16", "float32", "float64", "int8", "int64", "longdouble", "torch", "list"])
+REAL = ("float16", "float32", "float64", "int8", "int64", "longdouble", "torch", "bfloat16", "list")
+
+
+@pytest.mark.parametrize("type_", REAL)
 def test_labels_of_any_real_type_are_taken(type_, tmp_path):
     how = {
-        "torch": "import torch; return torch.ones(len(inputs), 1, requires_grad=False)",
+        "torch": "import torch; return torch.ones(len(inputs), 1, requires_grad=True)",
+        "bfloat16": "import torch; return torch.ones(len(inputs), 1, dtype=torch.bfloat16)",
         "list": "return [[1.0]] * len(inputs)",
     }
     dataset = a_dataset(tmp_path, DEAR, before(how.get(type_, f"return np.ones((len(inputs), 1), np.{type_})")))
@@ -427,3 +433,77 @@ def test_a_label_of_double_precision_keeps_it_where_its_input_was_drawn_again(tm
     dataset = a_dataset(tmp_path, DEAR, before(body))
     assert make_shard(dataset, dataset.missing({TARGET: 1})[0]).failures == 1
     assert dataset.read(TARGET, 1).labels.double().item() == -97208.123456789
+
+
+# Parameters
+
+DRAWN = "        return Sample(rng.uniform(0.1, 1, (count, 8, 8)).astype(np.float32))"
+PARAMETERS = {
+    "the inputs' name": ("{'input': np.zeros((count, 8, 8))}", r"the name of a parameter is 'input'; give a text, but"),
+    "the labels' name": ("{'label': np.zeros(count)}", "the name of a parameter is 'label'"),
+    "no name": ("{1: np.zeros(count)}", "the name of a parameter is 1"),
+    "masked": (
+        "{'a': np.ma.masked_less(np.arange(count), 1)}",
+        r"'a', is masked int64 of shape \(2,\); give",
+    ),
+    "objects": ("{'a': [None] * count}", "'a', is object of shape"),
+    "text": ("{'a': ['x'] * count}", "'a', is <U1 of shape"),
+    "other rows": ("{'a': np.zeros(3)}", r"'a', is float64 of shape \(3,\)"),
+    "no columns": ("{'a': np.zeros((count, 0))}", r"'a', is float64 of shape \(2, 0\)"),
+    "none": ("None", "parameters is a NoneType; give a dictionary of arrays"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "says"), PARAMETERS.values(), ids=PARAMETERS)
+def test_parameters_that_cannot_be_stored_are_refused_before_a_label_is_made(parameters, says, tmp_path):
+    with pytest.raises(BadProblem, match=says):
+        loaded(tmp_path, (DRAWN, DRAWN[:-1] + f", {parameters})"))
+
+
+def test_parameters_of_any_number_are_stored(tmp_path):
+    kinds = ("bool", "int8", "uint64", "float16", "float32", "longdouble", "complex64", "clongdouble")
+    given = ", ".join(f"'{kind}': np.ones((count, 2), np.{kind})" for kind in kinds)
+    dataset = a_dataset(tmp_path, (DRAWN, DRAWN[:-1] + f", {{{given}, 'listed': [1] * count}})"))
+    make_shard(dataset, dataset.missing({TARGET: 50})[0])
+    assert dataset.holds(dataset.stored()[0], pytest.fail)
+    columns = pq.read_schema(dataset.store.path(dataset.shard_name(TARGET, 0))).names
+    assert set(columns) == {"input", "label", "listed", *kinds}
+
+
+def test_an_input_that_is_drawn_again_has_the_parameters_of_the_others(tmp_path):
+    other = DRAWN[:-1] + ", {'a': np.zeros(count)} if count > 9 else {})"
+    fragile = before("assert (inputs[:, 0, 0] < 0.9).all()")
+    dataset = a_dataset(tmp_path, (DRAWN, other.replace("count > 9", "count in (2, 50)")), fragile)
+    with pytest.raises(BadProblem, match=r"mean.sample draws parameters \{\}, and \{'a'.* before; give all"):
+        make_shard(dataset, dataset.missing({TARGET: 50})[0])
+
+
+def test_a_symmetry_and_an_equivariance_have_names_of_their_own(tmp_path):
+    both = (
+        "(8, 8), (1,)",
+        "(8, 8), (1,)\n    from sibcl_ray.symmetry import Equivariance, PointGroup\n"
+        "    symmetries = {'turn': PointGroup(2)}\n"
+        "    equivariances = {'turn': Equivariance(PointGroup(2), lambda g, labels: labels)}",
+    )
+    with pytest.raises(BadProblem, match=r"a name of an equivariance, is \['turn'\], as of a symmetry"):
+        loaded(tmp_path, both)
+
+
+def test_what_cannot_be_sent_to_a_process_is_told(tmp_path):
+    made = "    def __init__(self):\n        import threading\n        self.lock = threading.Lock()\n"
+    lock = ("    def sample(", f"{made}    def sample(")
+    with pytest.raises(BadProblem, match=r"cannot be sent to a process of its own .*lock.*make in solve what cannot"):
+        loaded(tmp_path, lock)
+
+
+def test_a_death_costs_no_new_start_and_its_last_words_are_told(tmp_path):
+    problem = loaded(tmp_path, before("if len(inputs) == 1: os.write(2, b'no licence\\n'); os.abort()"))
+    with Sandbox(problem) as apart:
+        apart("solve", INPUTS)
+        server = sandbox._SERVER._process.pid
+        for _ in range(2):
+            with pytest.raises(CallFailed, match="SIGABRT") as failed:
+                apart("solve", INPUTS[:1])
+            assert "no licence" in failed.value.left and "Extension modules" not in failed.value.left
+            apart("solve", INPUTS)
+        assert sandbox._SERVER._process.pid == server

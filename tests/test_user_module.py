@@ -76,6 +76,7 @@ def with_file(folder: Path, name: str, text: str | bytes) -> None:
 FACTOR = "def factor():\n    return 3.0\n"
 BESIDE = {
     "a module beside it": ("import helper", "return helper.factor() * MEAN", {"helper.py": FACTOR}),
+    "of a name that is taken here": ("import toy", "return toy.factor() * MEAN", {"toy.py": FACTOR}),
     "imported late": ("", "import helper; return helper.factor() * MEAN", {"helper.py": FACTOR}),
     "of a package": (
         "from parts.inner import factor as f",
@@ -146,7 +147,7 @@ def test_what_it_imports_and_reads_names_it(tmp_path):
     def version(helper: str, table: str) -> int:
         with_file(tmp_path, "helper.py", helper)
         with_file(tmp_path, "table.txt", table)
-        return own.load(written(tmp_path, *solver(top="import helper\nTABLE = 'table.txt'"))).version
+        return own.load(written(tmp_path, *solver(top="import helper\nTABLE = __file__, 'table.txt'"))).version
 
     first = version(FACTOR, "3.0")
     assert version(FACTOR + "\n# a comment", "3.0") == first
@@ -352,3 +353,11 @@ def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_pat
         versions.add(module.version)
         assert [path.stat().st_mtime_ns for path in (log, above)] == before and not module.data
     assert len(versions) == 1
+
+
+def test_a_problem_may_come_from_a_module_beside_it(tmp_path):
+    written(tmp_path, file="base.py")
+    with_file(tmp_path, "mine.py", "from base import Mean as Theirs")
+    problem = own.load(f"{tmp_path / 'mine.py'}:Theirs")
+    assert pickle.loads(pickle.dumps(problem)) == problem and problem.version
+    np.testing.assert_allclose(solved(problem), MEANS, rtol=1e-6)
