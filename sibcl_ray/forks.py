@@ -29,15 +29,15 @@ class NoProcess(OSError):
 
 
 class Fork:
-    """A process, by its number and the connection to it."""
+    """A process, by its ``number`` and the ``connection`` to it."""
 
     def __init__(self, server: "Server", number: int, connection: Connection) -> None:
-        self._server, self._number, self.connection = server, number, connection
+        self._server, self.number, self.connection = server, number, connection
         self._how = ""
 
     def how_it_ended(self) -> str:
         """In words, of one that has closed its connection or is killed."""
-        self._how = self._how or self._server._how_it_ended(self._number)
+        self._how = self._how or self._server._how_it_ended(self.number)
         return self._how
 
 

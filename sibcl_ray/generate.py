@@ -46,6 +46,8 @@ def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
 def _make_on_ray(dataset: Dataset, shard: Shard, claim: str, *how: Any) -> Made | None:
     if not dataset.store.exists(claim):
         return None  # the driver has stopped
+    if isinstance(how[0], Exception):
+        raise how[0]  # from inputs that could not be drawn
     # As many as the task has cores; and another number of threads would change rounding.
     torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
     return make_shard(dataset, shard, *how)
@@ -57,6 +59,15 @@ def _drawn_on_ray(dataset: Dataset, shard: Shard, apart: np.ndarray) -> np.ndarr
     size = shard_size(dataset.problem, shard.role)
     sample, _ = drawn(dataset.problem, shard, size, dataset.rng(shard.role, shard.index), apart)
     return forms(dataset.problem, sample.inputs)
+
+
+@_task
+def _joined_on_ray(*parts: Any) -> np.ndarray:
+    """All of these forms; the first error where there is one."""
+    for part in parts:
+        if isinstance(part, Exception):
+            raise part
+    return np.concatenate(parts)
 
 
 @_task
@@ -177,7 +188,7 @@ class _Generation:
         tests = [shard for shard in shards if shard.role == TEST]
         others = ray.put(self._of(test=False))
         draws = [_drawn_on_ray.remote(self.dataset, shard, others) for shard in tests]
-        apart = ray.put(np.concatenate([self._of(test=True), *self._each(draws)]))
+        apart = _joined_on_ray.options(num_cpus=0).remote(self._of(test=True), *draws)
         waiting: dict[Shard, tuple] = {
             shard: (others, None, False) if shard.role == TEST else (apart,)
             for shard in sorted(shards, key=lambda s: not s.role.labelled)

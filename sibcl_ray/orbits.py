@@ -21,11 +21,9 @@ import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from sibcl_ray.symmetry import Group, Scaling
@@ -71,6 +69,8 @@ def twins(forms: np.ndarray, others: np.ndarray, tolerance: float = TOLERANCE) -
     if len(mine):
         values, _, which = _distinct(forms[mine], tolerance)
         known, rows, _ = _distinct(others[theirs], tolerance)
+        from scipy.spatial import KDTree  # takes a while
+
         _, near = KDTree(known).query(values, p=np.inf, distance_upper_bound=tolerance)
         found[mine] = np.append(theirs[rows], -1)[near][which]
     return found
@@ -82,6 +82,8 @@ def repeated(forms: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
     if not len(rows):
         return np.zeros((0, 2), int)
     values, first, which = _distinct(forms[rows], tolerance)
+    from scipy.spatial import KDTree
+
     tree, earliest = KDTree(values), first.copy()
     _, near = tree.query(values, k=2, p=np.inf, distance_upper_bound=tolerance)
     for number in sorted(np.flatnonzero(near[:, 1] < len(values)), key=first.__getitem__):
@@ -115,14 +117,16 @@ def orbits_of(groups: Mapping[str, Group], shape: tuple[int, ...]) -> Orbits:
     """The orbits of inputs of a shape; kept for the next call, by what the groups are, if that can be told."""
     named = tuple(groups.items())
     try:
-        return _orbits(pickle.dumps(named), shape)
+        key = pickle.dumps(named), shape
     except Exception:  # a class that is not importable, or whatever pickling a user's object runs into
         return Orbits(named, shape)
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = Orbits(named, shape)
+    return _KEPT[key]
 
 
-@lru_cache(maxsize=2)
-def _orbits(groups: bytes, shape: tuple[int, ...]) -> Orbits:
-    return Orbits(pickle.loads(groups), shape)
+_KEPT: dict[tuple[bytes, tuple[int, ...]], Orbits] = {}
 
 
 def _act(group: Group, elements: Tensor, images: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import psutil
 import torch
 
 from sibcl_ray import guest
@@ -129,7 +130,7 @@ class Sandbox:
     def _ended_at(self, place: Path) -> str:
         """End the process; what it left."""
         if self._leader:
-            _kill_group(self._leader)
+            _kill_all(self._fork, self._leader)
         left = _kept(place, self.problem.name)
         self.close()
         return left
@@ -219,7 +220,7 @@ def _nowhere_finite(labels: np.ndarray) -> bool:
 
 
 def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
-    _kill_group(leader)
+    _kill_all(fork, leader)
     leader.wait()  # until now its number was nobody else's
     assert leader.stdin
     leader.stdin.close()
@@ -229,7 +230,13 @@ def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kill_group(leader: subprocess.Popen) -> None:
+def _kill_all(fork: Fork | None, leader: subprocess.Popen) -> None:
+    """End the group of the process, and those that it has started in groups of their own."""
+    with suppress(psutil.Error, ProcessLookupError):
+        if fork and os.getpgid(fork.number) == leader.pid:  # the number may be another's by now
+            for process in psutil.Process(fork.number).children(recursive=True):
+                with suppress(psutil.Error):
+                    process.kill()
     with suppress(ProcessLookupError, PermissionError):  # the latter where all have ended, on some systems
         os.killpg(leader.pid, signal.SIGKILL)
 

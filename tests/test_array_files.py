@@ -449,7 +449,7 @@ else:
     ).stdout
 
 
-@pytest.mark.parametrize("mode", ["w", "appending", "swmr"])
+@pytest.mark.parametrize("mode", ["w", *(pytest.param(m, marks=pytest.mark.thorough) for m in ("appending", "swmr"))])
 def test_a_file_that_is_being_written_is_no_damage(mode, tmp_path):
     path = described(tmp_path) / "data.h5"
     with h5py.File(path, "w", libver="latest" if mode == "swmr" else "earliest") as file:

@@ -250,6 +250,7 @@ FIRST = [  # what only a label shows, and the line that says so
 ]
 
 
+@pytest.mark.thorough  # without the command around it in test_sandbox
 @pytest.mark.parametrize(("changes", "expected"), FIRST)
 def test_what_the_first_label_shows_ends_the_study_in_one_line(
     changes, expected, cluster, tmp_path, monkeypatch, capfd

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from own_files import before, written
@@ -97,6 +98,15 @@ def test_what_a_solver_prints_before_it_dies_is_told(tmp_path):
 def test_a_file_of_the_user_is_not_found_by_a_relative_name_and_that_is_told(tmp_path):
     with pytest.raises(CallFailed, match=r"table.npy.*calls run in an empty folder: name a file beside yours by Path"):
         call(loaded(tmp_path, before("np.load('table.npy')")), "solve", INPUTS)
+
+
+def test_programs_in_sessions_of_their_own_end_with_it(tmp_path):
+    number = tmp_path / "number"
+    start = "import subprocess; p = subprocess.Popen(['sleep', '1000'], start_new_session=True)"
+    with Sandbox(loaded(tmp_path, before(f"{start}; open({str(number)!r}, 'w').write(str(p.pid))"))) as apart:
+        apart("solve", INPUTS)
+        assert psutil.pid_exists(int(number.read_text()))
+    wait_until(lambda: not psutil.pid_exists(int(number.read_text())), 5, lambda: "it still runs")
 
 
 def test_an_interrupted_call_is_not_answered_later(tmp_path):

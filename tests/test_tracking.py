@@ -133,6 +133,7 @@ def test_what_mlflow_writes_to_is_taken(uri, taken, monkeypatch):
     assert tracking.takes(uri) == (taken or ("/mlruns" in uri and "s3:" not in uri))
 
 
+@pytest.mark.thorough
 def test_a_workspace_of_databricks(uri, matrix, tmp_path, monkeypatch):
     """A server of MLflow stands in for it: the requests are the same, and names have to be paths."""
     with mlflow_server(uri, tmp_path) as server:

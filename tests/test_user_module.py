@@ -121,7 +121,10 @@ def test_what_lies_beside_it_is_found(top, body, files, tmp_path):
     assert not list(folder.rglob("__pycache__"))
 
 
-@pytest.mark.parametrize("case", ["a module beside it", "of a package", "relative", "in a package", "data"])
+FURTHER = [pytest.param(case, marks=pytest.mark.thorough) for case in ("relative", "in a package")]
+
+
+@pytest.mark.parametrize("case", ["of a package", "data", *FURTHER])
 def test_what_it_needs_travels_with_it(case, tmp_path):
     """Another machine has neither the file nor what lies beside it, nor this one's temporary folder."""
     top, body, files = BESIDE[case]
