@@ -432,7 +432,7 @@ def test_what_does_not_go_with_shifts_or_scaling_is_not_looked_at():
 def test_elements_are_looked_for_once_for_equal_groups(monkeypatch):
     """Whether or not they say that they are equal; a class that cannot be pickled is looked at each time."""
     made, make = [], orbits.Orbits
-    orbits._orbits.cache_clear()
+    orbits._KEPT.clear()
     monkeypatch.setattr(orbits, "Orbits", lambda *arguments: made.append(arguments) or make(*arguments))
 
     class Local(Mirror):
