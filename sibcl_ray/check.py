@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sibcl_ray.problems.problem import BadProblem, Problem, Sample
+from sibcl_ray.problems.problem import MODERATE, BadProblem, Problem, Sample, learnable
 from sibcl_ray.store import describe
 
-MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start from outputs of order one
-VARIES = 1e-3  # least deviation of what networks learn, over the spread
 STEPS = 50  # that float32 has to have within the deviation of labels
 ENOUGH = 10  # labels of which some things can be told
 RESOURCES = ("num_cpus", "num_gpus", "memory", "resources")  # as Ray's options name them
@@ -178,7 +176,7 @@ def several(problem: Problem, given: np.ndarray, what: str, role: str) -> None:
         )
     learned = (wide - problem.offset) / problem.spread
     size, varies = math.sqrt(np.square(learned).mean()), deviation / problem.spread
-    if not (MODERATE[0] <= size <= MODERATE[1] and varies >= VARIES):
+    if not learnable(size, varies):
         far = size > 3 * varies and deviation > 0
         advice = f"an offset near {mean.mean():.6g}, their mean, and a spread near " if far else "a spread near "
         raise BadProblem(

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ IDLE = 60.0  # seconds after which a server ends that has no processes and is no
 ENDING = 5.0  # seconds in which a process that has closed its connection should end
 PROGRAM = "import sys; sys.path[:] = sys.argv[3:]; from sibcl_ray.forks import _serve; _serve(*sys.argv[1:3])"
 _NUMBER, _STATUS = struct.Struct("q"), struct.Struct("i")
-_RUNNING = -1  # for a status
+_RUNNING, _UNKNOWN = -1, -2  # for a status
 
 
 class NoProcess(OSError):
@@ -48,6 +49,7 @@ class Server:
         self._runs = module, function
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
+        self._alone = threading.Lock()  # one question at a time
 
     def fork(self, folder: Path, log: Path, group: int) -> Fork:
         """A process of a group that works in a folder and prints into a file, with this process's environment and path.
@@ -56,7 +58,7 @@ class Server:
             NoProcess: the libraries cannot be loaded.
         """
         ours, theirs = socket.socketpair()
-        with open(log, "ab") as output, theirs:
+        with open(log, "ab") as output, theirs, self._alone:
             number = self._ask(output, theirs)
         connection = Connection(ours.detach())
         connection.send((dict(os.environ), _path(), str(folder), group))
@@ -88,11 +90,12 @@ class Server:
         return ours
 
     def _how_it_ended(self, number: int) -> str:
-        try:
-            assert self._socket
-            self._socket.sendall(b"?" + _NUMBER.pack(number))
-            (status,) = _STATUS.unpack(_exactly(self._socket, _STATUS.size, 2 * ENDING))
-        except (EOFError, OSError):
+        status = _UNKNOWN
+        with self._alone, suppress(EOFError, OSError):
+            if self._socket:
+                self._socket.sendall(b"?" + _NUMBER.pack(number))
+                (status,) = _STATUS.unpack(_exactly(self._socket, _STATUS.size, 2 * ENDING))
+        if status == _UNKNOWN:  # it was of a server that has ended
             return "it cannot be said how"
         if status == _RUNNING:
             return "it does not answer"
@@ -159,7 +162,7 @@ def _serve(descriptor: str, runs: str) -> None:
 def _status(numbers: dict[int, int], number: int, seconds: float) -> int:
     """How a process ended, which may take a while."""
     until = time.monotonic() + seconds
-    while numbers[number] == _RUNNING:
+    while numbers.setdefault(number, _UNKNOWN) == _RUNNING:
         ended, status = os.waitpid(number, os.WNOHANG)
         if ended:
             numbers[number] = status

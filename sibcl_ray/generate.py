@@ -216,6 +216,9 @@ class _Generation:
             for reference in done:
                 made, shard = _result(reference), self.pending.pop(reference)
                 claims.release(_claim(dataset, shard))
+                if made is None:  # the claim was not this driver's any more
+                    elsewhere.append(shard)
+                    continue
                 if made.draft is not None:
                     drafts[shard] = made.draft
                     continue

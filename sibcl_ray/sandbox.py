@@ -69,13 +69,10 @@ def call(problem: Problem, method: str, *arguments: Any, seconds: float | None =
         raise CallFailed(_reason(error)) from error
 
 
-def draw(
-    problem: Problem, surrogate: bool, count: int, rng: np.random.Generator, seconds: float | None = None
-) -> tuple[Sample, np.random.Generator]:
-    """Inputs of one of the problem's families, and the generator as it is after the draw."""
-    sandboxed = guest.is_guest(type(problem))
-    drawn = call(problem, "sample_surrogate" if surrogate else "sample", count, rng, seconds=seconds)
-    return drawn if sandboxed or seconds is not None else (drawn, rng)
+def draw(problem: Problem, surrogate: bool, count: int, rng: np.random.Generator) -> tuple[Sample, np.random.Generator]:
+    """Inputs of one of the problem's families, and the generator as it is after the draw; raises as `call`."""
+    drawn = call(problem, "sample_surrogate" if surrogate else "sample", count, rng)
+    return drawn if guest.is_guest(type(problem)) else (drawn, rng)
 
 
 class Sandbox:
@@ -245,8 +242,7 @@ def _kept(place: Path, name: str) -> str:
     """What a call that failed has printed, and where its files are now: the last few are kept."""
     log = place.with_suffix(".log")
     said = _said(log)
-    wrote = [path for path in (place,) if path.is_dir() and any(path.iterdir())]
-    if wrote:
+    if place.is_dir() and any(place.iterdir()):
         with suppress(OSError):
             there = private_folder(Path(tempfile.gettempdir()), "sibcl_ray-failed")
             mine = there / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{place.name}"

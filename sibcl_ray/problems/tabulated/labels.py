@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sibcl_ray.problems.problem import FAINT, learnable
 from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label, Metric
 from sibcl_ray.problems.tabulated.survey import Rule, Survey
 from sibcl_ray.problems.tabulated.tables import BadData
 
-MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start from outputs of order one
-# Deviation of what networks learn, over one or its root mean square if that is larger. At 1e-3 their errors were ten
-# times those of guessing the mean (600 steps, 200 labels), at 0.03 a fraction of them.
-FAINT, PLAIN = 1e-3, 0.03  # less is refused; more is what advice leads to, if anything does
+PLAIN = 0.03  # of deviation (see `FAINT`), is what advice leads to, if anything does
 LOST = 1e-6  # of the labels' deviation, from which a rounding to float32 loses digits of them
 LEARNED = ("target", "surrogate")
 
@@ -84,8 +82,7 @@ class _Learned:
 
     def fits(self, role: str, faint: float = FAINT) -> bool:
         """Whether the labels of a role are of order one and, where they are learned from, vary by enough."""
-        varies = self.deviation >= faint * max(1.0, self.size) or role not in LEARNED
-        return MODERATE[0] <= self.size <= MODERATE[1] and varies
+        return learnable(self.size, self.deviation if role in LEARNED else math.inf, faint)
 
 
 def _size(values: np.ndarray) -> float:
