@@ -26,7 +26,7 @@ from sibcl_ray.shards import Draft, Made, drawn, forms, groups, make_shard, stor
 from sibcl_ray.store import Damaged, StoreError
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
-LOOKED_AT = 20  # stored shards that a task reads
+LOOKED_AT = 20  # shards of which a task gives forms
 
 
 def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
@@ -43,31 +43,28 @@ def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
 
 
 @_task
-def _make_on_ray(dataset: Dataset, shard: Shard, claim: str, *how: Any) -> Made | None:
+def _make_on_ray(
+    dataset: Dataset, shard: Shard, claim: str, draft: Draft | None, last: bool, *apart: Any
+) -> Made | None:
+    """Make a shard; ``apart`` are forms, or the errors of tasks that should have given them."""
     if not dataset.store.exists(claim):
         return None  # the driver has stopped
-    if isinstance(how[0], Exception):
-        raise how[0]  # from inputs that could not be drawn
-    # As many as the task has cores; and another number of threads would change rounding.
-    torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
-    return make_shard(dataset, shard, *how)
-
-
-@_task
-def _drawn_on_ray(dataset: Dataset, shard: Shard, apart: np.ndarray) -> np.ndarray:
-    """The forms of the inputs that a shard will have, if the solver does not fail."""
-    size = shard_size(dataset.problem, shard.role)
-    sample, _ = drawn(dataset.problem, shard, size, dataset.rng(shard.role, shard.index), apart)
-    return forms(dataset.problem, sample.inputs)
-
-
-@_task
-def _joined_on_ray(*parts: Any) -> np.ndarray:
-    """All of these forms; the first error where there is one."""
-    for part in parts:
+    for part in apart:
         if isinstance(part, Exception):
             raise part
-    return np.concatenate(parts)
+    # As many as the task has cores; and another number of threads would change rounding.
+    torch.set_num_threads(max(1, int(_options(dataset, shard)["num_cpus"])))
+    return make_shard(dataset, shard, np.concatenate(apart), draft, last)
+
+
+@_task
+def _drawn_on_ray(dataset: Dataset, shards: list[Shard], apart: np.ndarray) -> np.ndarray:
+    """The forms of the inputs that shards will have, if the solver does not fail."""
+    problem, found = dataset.problem, []
+    for shard in shards:
+        size, rng = shard_size(problem, shard.role), dataset.rng(shard.role, shard.index)
+        found.append(forms(problem, drawn(problem, shard, size, rng, apart)[0].inputs))
+    return np.concatenate(found)
 
 
 @_task
@@ -140,7 +137,7 @@ class _Generation:
 
     def __init__(self, dataset: Dataset, claims: Claims, warn: Callable[[str], None]) -> None:
         self.dataset, self.problem, self.claims, self.warn = dataset, dataset.problem, claims, warn
-        self.pending: dict[ray.ObjectRef, Any] = {}
+        self.pending: dict[ray.ObjectRef, Shard] = {}
         self.stored: dict[Shard, Made] = {}
         self.judged = False
 
@@ -157,25 +154,15 @@ class _Generation:
             yield from self._make(shards)
         finally:
             for shard in self.pending.values():  # after an error: tasks that have not begun do nothing then
-                if shard:
-                    self.claims.release(_claim(self.dataset, shard))
+                self.claims.release(_claim(self.dataset, shard))
         self._look([shard for shard in self.dataset.stored() if shard not in self.stored])  # by other drivers
         self._refuse_shared()
         self._judge_all()
         self.dataset.note_checked()
 
     def _look(self, shards: list[Shard]) -> None:
-        parts = [shards[i : i + LOOKED_AT] for i in range(0, len(shards), LOOKED_AT)]
-        for found in self._each(_read_on_ray.remote(self.dataset, part) for part in parts):
-            self.stored |= found
-
-    def _each(self, references: Any) -> Iterator[Any]:
-        """The results of some tasks, in their order."""
-        references = list(references)
-        self.pending |= dict.fromkeys(references)
-        for reference in references:
-            yield _result(reference)
-            del self.pending[reference]
+        for reference in [_read_on_ray.remote(self.dataset, part) for part in _parts(shards)]:
+            self.stored |= _result(reference)
 
     def _of(self, test: bool) -> np.ndarray:
         """The forms of what is stored of the test, or of all other roles."""
@@ -185,18 +172,17 @@ class _Generation:
         )
 
     def _make(self, shards: list[Shard]) -> Iterator[Shard]:
-        tests = [shard for shard in shards if shard.role == TEST]
         others = ray.put(self._of(test=False))
-        draws = [_drawn_on_ray.remote(self.dataset, shard, others) for shard in tests]
-        apart = _joined_on_ray.options(num_cpus=0).remote(self._of(test=True), *draws)
+        tests = _parts([shard for shard in shards if shard.role == TEST])
+        apart = (self._of(test=True), *(_drawn_on_ray.remote(self.dataset, part, others) for part in tests))
         waiting: dict[Shard, tuple] = {
-            shard: (others, None, False) if shard.role == TEST else (apart,)
+            shard: (None, False, others) if shard.role == TEST else (None, True, *apart)
             for shard in sorted(shards, key=lambda s: not s.role.labelled)
         }
         drafts: dict[Shard, Draft] = {}
         yield from self._make_each(waiting, drafts)
         others = ray.put(self._of(test=False))
-        yield from self._make_each({shard: (others, draft) for shard, draft in drafts.items()}, {})
+        yield from self._make_each({shard: (draft, True, others) for shard, draft in drafts.items()}, {})
 
     def _make_each(self, waiting: dict[Shard, tuple], drafts: dict[Shard, Draft]) -> Iterator[Shard]:
         dataset, claims = self.dataset, self.claims
@@ -254,6 +240,10 @@ class _Generation:
     def _labels(self, *roles: Role) -> list[np.ndarray]:
         shards = sorted((s for s in self.stored if s.role in roles), key=lambda s: (s.role.name, s.index))
         return [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
+
+
+def _parts(shards: list[Shard]) -> list[list[Shard]]:
+    return [shards[i : i + LOOKED_AT] for i in range(0, len(shards), LOOKED_AT)]
 
 
 def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
