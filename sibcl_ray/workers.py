@@ -163,7 +163,9 @@ class Workers:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self._scales = scales()
-        if self._scales:
+        if not self._scales:  # machines that are not lent are not called back
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        else:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
         self.resources = resources
         self.file_system, self.scratch = claims.store.arrow(scratch)

@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else inherited
     PLACE = tempfile.mkdtemp(prefix="tests-")  # short, for Ray's sockets
     os.chmod(PLACE, 0o711)  # PostgreSQL's programs run as another user
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay for a while
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes would each compile the library
+    sys.dont_write_bytecode = False
     os.environ |= {"TMPDIR": PLACE, "RAY_TMPDIR": PLACE, "RAY_AUTH_MODE": "disabled"}
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OPENBLAS_NUM_THREADS": "1"}
     tempfile.tempdir = None
@@ -50,10 +52,11 @@ def pytest_unconfigure():
     shutil.rmtree(PLACE, ignore_errors=True)
 
 
-SHARING = {  # modules whose tests share what is long in the making, such as a fixture; they run in one process
-    "cluster": tuple(f"test_{name}" for name in ["bad_input", "generate", "own", "s3", "sandbox", "search", "workers"]),
-    "ground states": ("test_magnet", "test_problems"),
-}
+SHARING = (  # groups of modules whose tests share what is long in the making; each group runs in one process
+    ("test_bad_input", "test_s3", "test_search", "test_workers"),  # a cluster
+    ("test_generate", "test_own", "test_sandbox"),  # a second one, so that two processes share the load
+    ("test_magnet", "test_problems"),  # ground states
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -61,8 +64,8 @@ def pytest_collection_modifyitems(items):
     slow = {item.module for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.module not in slow)
     for item in items:
-        for fixture, modules in SHARING.items():
-            assert fixture not in item.fixturenames or item.module.__name__ in modules, f"{item.nodeid} uses {fixture}"
+        shares = {"cluster"} & set(item.fixturenames)
+        assert not shares or item.module.__name__ in sum(SHARING, ()), f"{item.nodeid} starts a cluster of its own"
 
 
 class Modules(LoadScopeScheduling):
@@ -70,7 +73,7 @@ class Modules(LoadScopeScheduling):
 
     def _split_scope(self, nodeid):
         module = Path(nodeid.split("::")[0]).stem
-        return next((fixture for fixture, modules in SHARING.items() if module in modules), module)
+        return next((group[0] for group in SHARING if module in group), module)
 
 
 def pytest_xdist_make_scheduler(config, log):

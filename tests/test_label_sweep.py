@@ -429,7 +429,7 @@ def test_the_first_real_reasons_are_in_the_matrix_and_after_the_table(tmp_path, 
     assert all(re.fullmatch(reason, text) for text in matrix.reason)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.thorough)])
 def test_a_finished_study_is_shown_on_any_terminal(encoding, tmp_path, monkeypatch, capfd):
     place = finished(written(tmp_path), ending_badly)
     with monkeypatch.context() as patch:

@@ -47,13 +47,13 @@ def amplitudes(state, states):
 # What is known of these ground states
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_energy_of_the_square_lattice_is_the_published_one():
     assert ground_state(Lattice(6, 4, 2), 0.5).energy == pytest.approx(-50.1623937953, abs=1e-9)
 
 
 @pytest.mark.parametrize("lattice", [SQUARE, TRIANGULAR], ids=["square", "triangular"])
-@pytest.mark.parametrize("j2", [0.0, 0.5, 1.3])
+@pytest.mark.parametrize("j2", [pytest.param(0.0, marks=pytest.mark.thorough), 0.5, 1.3])
 def test_ground_states_are_the_lowest_of_the_whole_space(lattice, j2):
     """Without any symmetry: Hψ = Eψ on all 12,870 configurations, and nothing lies lower."""
     from scipy.sparse.linalg import LinearOperator, eigsh

@@ -111,7 +111,7 @@ def test_a_job_that_is_stopped_and_submitted_again_comes_to_the_same_end(machine
         pd.testing.assert_frame_equal(mine, undisturbed, check_exact=True)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_log_that_is_followed_tells_of_each_stage_when_it_comes(submitted):
     told = [(time, line) for time, line in submitted.lines if line.startswith("[")]
     for stage in ("label shards 0/4", "label shards 4/4", "search trials 10/10", "matrix cells 20/20"):
@@ -138,7 +138,7 @@ def test_options_may_come_from_the_environment(tmp_path, capfd):
     assert code == 2 and REFUSED in printed.err and PASSWORD not in printed.out + printed.err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_machines_come_with_a_study_and_go_after_it(submitted):
     assert submitted.code == 0, submitted.lines
     assert submitted.numbers[0] == 0 and max(submitted.numbers) == 2 and submitted.numbers[-1] == 0
@@ -146,7 +146,7 @@ def test_machines_come_with_a_study_and_go_after_it(submitted):
     assert len(matrix) == 5 * 2 * 2 and set(matrix.state) == {"done"}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_autoscaler_hears_of_all_the_work_at_once(submitted):
     assert submitted.demands[0] == 2  # and not of one more machine each time that the last one is busy
 
