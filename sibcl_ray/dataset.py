@@ -1,7 +1,8 @@
 """The data of a study: named Parquet shards, nested label budgets and the folds inside a budget.
 
-A dataset is a problem and a seed. A shard is fixed by the seed, its role and its number alone, so more
-shards, or more machines, change no byte of the others.
+A dataset is a problem and a seed; each kind of its data is named by the code that decides it (see `lineage`). A shard
+is fixed by that, the seed, its role and its number alone, so more shards, or more machines, change no byte of the
+others.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from sibcl_ray.copies import read_once
+from sibcl_ray.lineage import SHARD_NAME, Kind, LabelsChanged, Line, begin, change_of, kept, line_of
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.store import Damaged, Store, StoreError, fingerprint
 
-FORMAT = 2  # of shards; part of every dataset's name
 READERS = 16  # requests to a distant store at a time
 SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
 RECORDS_READ = 20  # of these, at most, for an estimate
@@ -41,13 +41,17 @@ class Role:
 
     name: str
     labelled: bool
+    kind: Kind
     surrogate: bool = False
 
 
-TARGET = Role("target", labelled=True)  # the pool of expensive labels; budget n is its first n
-SURROGATE = Role("surrogate", labelled=True, surrogate=True)
-UNLABELLED = Role("unlabelled", labelled=False)
-TEST = Role("test", labelled=True)  # read by evaluate.py and by nothing else
+LABELS = Kind("labels", ("sample", "solve"), ("target", "test"), labelled=True)
+CHEAP = Kind("surrogate", ("sample_surrogate", "solve_surrogate"), ("surrogate",), labelled=True)
+INPUTS = Kind("unlabelled", ("sample",), ("unlabelled",), labelled=False)
+TARGET = Role("target", True, LABELS)  # the pool of expensive labels; budget n is its first n
+SURROGATE = Role("surrogate", True, CHEAP, surrogate=True)
+UNLABELLED = Role("unlabelled", False, INPUTS)
+TEST = Role("test", True, LABELS)  # read by evaluate.py and by nothing else
 ROLES = (TARGET, SURROGATE, UNLABELLED, TEST)
 
 
@@ -79,22 +83,71 @@ class Dataset:
     store: Store
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Names the content of every shard."""
-        return fingerprint(FORMAT, self.problem.labels_per_task, self.problem.version, self.problem, self.seed)
+    def _lines(self) -> dict[Kind, Line]:
+        return {}
+
+    def line(self, role: Role) -> Line:
+        """Where a role's shards are, and what they are named by."""
+        if role.kind not in self._lines:
+            size = self.problem.labels_per_task if role.kind == LABELS else SHARD
+            self._lines[role.kind] = line_of(self.problem, self.seed, self.store, role.kind, size)
+        return self._lines[role.kind]
+
+    def settle(self, roles: Iterable[Role], labels: str | None = None) -> None:
+        """Find out which stored data the problem's code goes on with, and record it.
+
+        Args:
+            roles: those that are needed.
+            labels: what is to become of labels that other code has made: ``keep`` them and make what is missing by the
+                new code, or make all ``new``, and leave those alone.
+
+        Raises:
+            LabelsChanged: there are such labels, and nothing was said; in one line, with what changed.
+        """
+        needed = {role.kind: role for role in roles}
+        lines = {kind: self.line(role) for kind, role in needed.items()}
+        found = [change_of(self.problem, self.seed, self.store, kind, line) for kind, line in lines.items()]
+        changes = [change for change in found if change is not None]
+        asked = [change for change in changes if change.kind.labelled]
+        if asked and labels is None:
+            raise LabelsChanged(
+                f"{asked[0].what} of {self.problem.name} changed since {', and '.join(map(str, asked))} were made; "
+                "--labels keep uses them and makes what is missing by the new code, --labels new makes all anew and "
+                "keeps the old ones"
+            )
+        for change in changes if labels == "keep" else ():
+            self._lines[change.kind] = lines[change.kind] = kept(change, lines[change.kind])
+            self._check_shapes(needed[change.kind])
+        if not self.store.read_only:
+            for kind, line in lines.items():
+                begin(self.problem, self.seed, self.store, kind, line)
+
+    def _check_shapes(self, role: Role) -> None:
+        shard = next(shard for shard in self.stored() if shard.role.kind == role.kind)
+        split = self.read_shard(shard.role, shard.index)
+        there = split.inputs.shape[1:], None if split.labels is None else split.labels.shape[1:]
+        now = torch.Size(self.problem.input_shape), None if split.labels is None else torch.Size(self.problem.label_shape)
+        if there != now:
+            raise LabelsChanged(
+                f"the {role.name} inputs and labels that are stored have shapes {there}, and now they have {now}, so "
+                "they cannot be kept; give --labels new"
+            )
+
+    def named(self, *roles: Role) -> str:
+        """Names the content of every shard of these roles."""
+        return fingerprint([self.line(role).name for role in roles])
+
+    def size(self, role: Role) -> int:
+        """Samples that a shard of the role holds."""
+        return self.line(role).size
 
     def shards_for(self, role: Role, count: int) -> int:
         """How many shards hold ``count`` samples."""
-        return -(-count // shard_size(self.problem, role))
-
-    @property
-    def folder(self) -> str:
-        """Where the shards are in the store."""
-        return f"datasets/{self.problem.name}-{self.fingerprint}"
+        return -(-count // self.size(role))
 
     def shard_name(self, role: Role, index: int) -> str:
         """The shard's name in the store."""
-        return f"{self.folder}/{role.name}-{index:05d}.parquet"
+        return f"{self.line(role).folder}/{role.name}-{index:05d}.parquet"
 
     def rng(self, role: Role, index: int) -> np.random.Generator:
         """The source of everything random in a shard."""
@@ -107,7 +160,8 @@ class Dataset:
         arrays = {"input": sample.inputs, **sample.parameters, **({} if labels is None else {"label": labels})}
         problem = self.problem
         about: dict[str, Any] = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.line(role).fingerprint,
+            "version": self.line(role).version,
             "role": role.name,
             "shard": index,
             "seed": self.seed,
@@ -136,33 +190,37 @@ class Dataset:
 
         The mean over some of the records, as a distant store takes a request for each.
         """
-        roles = {role.name: role for role in ROLES if role.labelled and role.surrogate == surrogate}
-        there = [name for name in self.store.names(self.folder) if name.endswith(SECONDS) and _role_of(name) in roles]
+        role = SURROGATE if surrogate else TARGET
+        names = self.store.names(self.line(role).folder)
+        there = [name for name in names if name.endswith(SECONDS) and _role_of(name) in role.kind.roles]
         some = there[:: max(1, -(-len(there) // RECORDS_READ))]
         found = {name: record for name, record in self.store.read_records(some).items() if isinstance(record, dict)}
-        labels = sum(shard_size(self.problem, roles[_role_of(name)]) for name in found)
+        labels = len(found) * self.size(role)
         return sum(record["seconds"] for record in found.values()) / labels if labels else None
 
     def _seconds_name(self, role: Role, index: int) -> str:
-        return f"{self.folder}/{role.name}-{index:05d}{SECONDS}"
+        return f"{self.line(role).folder}/{role.name}-{index:05d}{SECONDS}"
 
     def stored(self) -> list[Shard]:
         """The shards that there are, whole or damaged, by role and number."""
-        found = (_SHARD.fullmatch(name) for name in self.store.names(self.folder))
-        roles = {role.name: role for role in ROLES}
-        return [Shard(roles[name["role"]], int(name["index"])) for name in found if name and name["role"] in roles]
+        return [
+            Shard(role, int(found["index"]))
+            for role in sorted(ROLES, key=lambda role: role.name)
+            for name in self.store.names(self.line(role).folder)
+            if (found := SHARD_NAME.fullmatch(name)) and found["role"] == role.name
+        ]
 
     def is_checked(self) -> bool:
         """Whether the shards that there are have been compared with each other, and their labels looked at."""
         try:
-            record = self.store.read_record(f"{self.folder}/{CHECKED}")
+            record = self.store.read_record(f"{self.line(TARGET).folder}/{CHECKED}")
         except Damaged:
             return False
         return record is not None and record["shards"] == self._names_all()
 
     def note_checked(self) -> None:
         """Say that they have."""
-        self.store.write_record(f"{self.folder}/{CHECKED}", {"shards": self._names_all()})
+        self.store.write_record(f"{self.line(TARGET).folder}/{CHECKED}", {"shards": self._names_all()})
 
     def _names_all(self) -> str:
         return fingerprint([self.shard_name(shard.role, shard.index) for shard in self.stored()])
@@ -181,7 +239,7 @@ class Dataset:
             columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
         except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
             raise Damaged(f"{name} cannot be read: {' '.join(str(error).split())}") from error
-        expected = (self.fingerprint, role.name, index)
+        expected = (self.line(role).fingerprint, role.name, index)
         if not whole or found != expected:
             raise Damaged(f"{name} is not what was written there (it says {found})")
         return Split(columns["input"], columns.get("label"))
@@ -207,7 +265,7 @@ class Dataset:
         wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
         if not self.store.is_distant:
             return [shard for shard in wanted if not self.holds(shard, warn)]
-        there = set(self.store.names(self.folder))
+        there = {name for role in sizes for name in self.store.names(self.line(role).folder)}
         return [shard for shard in wanted if self.shard_name(shard.role, shard.index) not in there]
 
     def read(self, role: Role, count: int) -> Split:
@@ -243,19 +301,11 @@ def _read(dataset: Dataset, role: Role, count: int) -> Split:
     return Split(inputs, labels)
 
 
-def shard_size(problem: Problem, role: Role) -> int:
-    """Samples that a shard of the role holds."""
-    return problem.labels_per_task if role.labelled and not role.surrogate else SHARD
-
-
 def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Cross-validation inside a budget: ``number`` pairs of (fitted, held-out) indices of ``count`` labels."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     parts = [order[i::number] for i in range(number)]
     return [(torch.cat(parts[:i] + parts[i + 1 :]), held_out) for i, held_out in enumerate(parts)]
-
-
-_SHARD = re.compile(r".*/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")
 
 
 def _role_of(name: str) -> str:

@@ -20,7 +20,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from sibcl_ray import check, orbits
 from sibcl_ray.claims import Claims
-from sibcl_ray.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard, shard_size
+from sibcl_ray.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
 from sibcl_ray.shards import Draft, Made, drawn, forms, groups, make_shard, stored
 from sibcl_ray.store import Damaged, StoreError
@@ -62,7 +62,7 @@ def _drawn_on_ray(dataset: Dataset, shards: list[Shard], apart: np.ndarray) -> n
     """The forms of the inputs that shards will have, if the solver does not fail."""
     problem, found = dataset.problem, []
     for shard in shards:
-        size, rng = shard_size(problem, shard.role), dataset.rng(shard.role, shard.index)
+        size, rng = dataset.size(shard.role), dataset.rng(shard.role, shard.index)
         found.append(forms(problem, drawn(problem, shard, size, rng, apart)[0].inputs))
     return np.concatenate(found)
 
@@ -211,7 +211,7 @@ class _Generation:
                 if made.failures:
                     self.warn(
                         f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
-                        f"{shard_size(self.problem, shard.role)} inputs, which were drawn anew; first with {made.told}"
+                        f"{self.dataset.size(shard.role)} inputs, which were drawn anew; first with {made.told}"
                     )
                 self.stored[shard] = made
                 yield shard
@@ -250,7 +250,7 @@ def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
     for role in dict.fromkeys(shard.role for shard in shards):
         indices = [shard.index for shard in shards if shard.role == role]
         for index, sample, labels in dataset.problem.shards(
-            role.name, dataset.seed, indices, shard_size(dataset.problem, role)
+            role.name, dataset.seed, indices, dataset.size(role)
         ):
             dataset.write(role, index, sample, labels)
             yield Shard(role, index)

@@ -18,19 +18,16 @@ from typing import ClassVar
 import safetensors.torch
 import torch
 
-from sibcl_ray import dataset as _dataset
-from sibcl_ray import evaluate as _evaluate
-from sibcl_ray import losses, networks, parallel, prior, randomness, symmetry, training
+from sibcl_ray import networks, parallel
 from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.copies import read_once
-from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
+from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Role, Split, folds
+from sibcl_ray.deciding import LEARNED, deciding, version_of
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.records import DIVERGED, DONE, Record, failure, stands, timed, write_record
-from sibcl_ray.store import Damaged, Store, StoreError, code_version, describe, fingerprint
+from sibcl_ray.store import Damaged, Store, StoreError, describe, fingerprint
 from sibcl_ray.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
-
-COMPUTES = (_dataset, _evaluate, losses, networks, parallel, prior, randomness, symmetry, training)
 
 Warn = Callable[[str], None]
 
@@ -44,6 +41,7 @@ class Job(ABC):
     """Work with a name. Equal names mean equal results."""
 
     kind: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when results change: tests/test_versions.py says when they do
     wide: ClassVar[bool] = False  # whether several workers may run it together
     dataset: Dataset
 
@@ -53,18 +51,29 @@ class Job(ABC):
     @cached_property
     def key(self) -> str:
         """Names the result: what is computed, from which data, by which code."""
-        return fingerprint(self.kind, self.code(), self.about())
-
-    @classmethod
-    def code(cls) -> str:
-        """Names the code that the result depends on."""
-        return code_version((*COMPUTES, cls.compute))
+        return fingerprint(self.kind, self.version, self.encoder_version, self.about())
 
     def about(self) -> Record:
-        """The job as plain values, its dataset and its pretraining by name."""
+        """The job as plain values, its pretraining, its data, and the problem's part in it by name."""
         about = {f.name: getattr(self, f.name) for f in fields(self)}
         about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
-        return describe({**about, "dataset": self.dataset.fingerprint})
+        problem = version_of(deciding(self.dataset.problem, *self.asks))
+        return describe({**about, "dataset": self.dataset.named(*self.reads), "problem": problem})
+
+    @property
+    @abstractmethod
+    def encoder_version(self) -> int:
+        """Of the network's encoder."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[Role, ...]:
+        """The data that the result depends on."""
+
+    @property
+    @abstractmethod
+    def asks(self) -> tuple[str, ...]:
+        """The methods of the problem that it depends on, those that make data aside."""
 
     @property
     def store(self) -> Store:
@@ -113,6 +122,18 @@ class PretrainJob(Job):
     unlabelled: int  # inputs used
     surrogate: int  # surrogate samples used
     configuration: Pretraining
+
+    @property
+    def encoder_version(self) -> int:
+        return self.configuration.architecture.encoder.version
+
+    @property
+    def reads(self) -> tuple[Role, ...]:
+        return (SURROGATE, *(UNLABELLED,) * self.configuration.contrastive)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        return (*LEARNED, "surrogate_loss")
 
     @property
     def title(self) -> str:
@@ -193,6 +214,18 @@ class _FinetuneJob(Job):
     budget: int  # target labels that may be seen
     pretraining: PretrainJob | None
     configuration: Finetuning
+
+    @property
+    def encoder_version(self) -> int:
+        return self.configuration.architecture.encoder.version
+
+    @property
+    def reads(self) -> tuple[Role, ...]:
+        return (TARGET,)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        return (*LEARNED, "error", *("estimate",) * self.configuration.delta)
 
     @property
     def requires(self) -> tuple[Job, ...]:

@@ -17,7 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sibcl_ray.dataset import Dataset, Shard
+from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
+from sibcl_ray.deciding import LEARNED, deciding, version_of
 from sibcl_ray.history import load, names, open_history
 from sibcl_ray.history import set_aside as set_histories_aside
 from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
@@ -124,8 +125,9 @@ class Ledger:
         moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
         offered, start = dimensions(method, study.space, *moves)
         decides = (
-            TrialJob.code(),
-            self.dataset.fingerprint,
+            TrialJob.version,
+            self.dataset.named(TARGET, *(SURROGATE, UNLABELLED) * method.pretrains),
+            version_of(deciding(study.problem, *LEARNED, "error", "surrogate_loss", *("estimate",) * method.delta)),
             method,
             constants(method, study.space),
             study.folds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
 @dataclass(frozen=True, kw_only=True)
 class ReferenceEncoder:
     """The CNN of Loh et al. (2022): zero padding, BatchNorm, ReLU, max-pooling, global average."""
+
+    version: ClassVar[int] = 1  # raise it when what the network computes changes
 
     channels: tuple[int, ...] = (64, 256, 256)  # of each convolution
     kernel: int = 7  # odd side of every filter, pixels
@@ -83,6 +86,8 @@ class InvariantEncoder:
     forget where things are. The dilation stack gives the receptive field that pooling would give
     (Schurov et al., arXiv 2406.08318).
     """
+
+    version: ClassVar[int] = 1  # raise it when what the network computes changes
 
     channels: int = 48  # of every layer
     dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of the residual 3 × 3 layers

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sibcl_ray.dataset import Dataset, Split, shard_size
+from sibcl_ray.dataset import Dataset, Split
 from sibcl_ray.ledger import Missing
 from sibcl_ray.methods import Method
 from sibcl_ray.networks import Architecture
@@ -48,7 +48,7 @@ def plan(study: Study, dataset: Dataset, lacking: Missing) -> Plan:
     problem, space = study.problem, study.space
     labels = Counter[bool]()  # by whether they are the surrogate's
     for shard in lacking.shards:
-        labels[shard.role.surrogate] += shard.role.labelled * shard_size(problem, shard.role)
+        labels[shard.role.surrogate] += shard.role.labelled * dataset.size(shard.role)
     fit = _mean(_step(problem, a, space.batch) for a in space.architectures)
     steps = _mean(space.steps)
     searches = len({study.search_budget(b) for b in study.budgets})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sibcl_ray import check, orbits
-from sibcl_ray.dataset import TEST, Dataset, Role, Shard, shard_size
+from sibcl_ray.dataset import TEST, Dataset, Role, Shard
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample, SolverFailed
 from sibcl_ray.sandbox import CallFailed, call, draw
 from sibcl_ray.symmetry import Group
@@ -60,7 +60,7 @@ def make_shard(
     """
     if dataset.holds(shard, lambda text: None):
         return stored(dataset, shard)
-    problem, role, size = dataset.problem, shard.role, shard_size(dataset.problem, shard.role)
+    problem, role, size = dataset.problem, shard.role, dataset.size(shard.role)
     allowed = max(FAILURES, size // 2)  # more are no accident
     if draft is None:
         draft = Draft(*drawn(problem, shard, size, dataset.rng(role, shard.index), apart))

@@ -7,14 +7,11 @@ the checksum it was written with.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
 import re
-import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +19,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pyarrow.fs import FileSystem
@@ -302,23 +298,3 @@ def fingerprint(*values: Any) -> str:
     """The name, 16 hexadecimal digits, of whatever these values decide."""
     text = json.dumps([describe(v) for v in values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache
-def code_version(code: tuple[ModuleType | Callable, ...]) -> str:
-    """A name for what modules and functions compute: comments, docstrings and layout leave it unchanged."""
-    return source_version(*(textwrap.dedent(inspect.getsource(part)) for part in code))
-
-
-def source_version(*sources: str) -> str:
-    """`code_version` of code that is given as text."""
-    return fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
-
-
-def _without_docstrings(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body: Iterable[ast.stmt] | None = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree

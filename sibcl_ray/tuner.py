@@ -44,7 +44,7 @@ def sampler(search: Search, ordinal: int) -> TPESampler:
         multivariate=True,
         group=False,
         constant_liar=True,
-        seed=named_seed(search.seed, search.name, ordinal) % 2**32,
+        seed=named_seed(search.seed, search.method, search.budget, ordinal) % 2**32,
     )
 
 

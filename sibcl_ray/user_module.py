@@ -6,6 +6,8 @@ elsewhere need no file, the pools of processes that a solver starts can import i
 nothing, and no bytecode or cache is written beside the file. What else lies there is linked to, where it is seen.
 """
 
+from __future__ import annotations
+
 import ast
 import contextlib
 import copyreg
@@ -24,7 +26,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -32,7 +34,8 @@ from typing import Any
 from sibcl_ray import guest
 from sibcl_ray.folders import private_folder
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.store import fingerprint, source_version
+from sibcl_ray.reach import Sources
+from sibcl_ray.store import fingerprint
 
 LARGEST = 2**20  # bytes of what goes along with every job
 WHOLE = 2**26  # bytes of a file of data that are looked at to name it
@@ -41,6 +44,11 @@ FOLDER = "sibcl_ray-modules"
 
 _loading = threading.RLock()
 _modules: dict["UserModule", ModuleType] = {}
+
+
+@lru_cache(maxsize=8)
+def _sources(module: UserModule) -> Sources:
+    return Sources({path: content for path, content in module.files if path.endswith(".py")}, dict(module.data))
 
 
 class TooLarge(ValueError):
@@ -58,10 +66,19 @@ class UserModule:
     origin: str  # that folder, on the machine where the files were read
 
     @property
+    def sources(self) -> Sources:
+        """Its code, to find out what decides what."""
+        return _sources(self)
+
+    def defines(self, kind: type) -> bool:
+        """Whether the class is one of its code."""
+        return kind.__module__ in self.sources.modules
+
+    @property
     def version(self) -> int:
-        """Names what its code and data compute."""
+        """What named its labels before they were named by what decides them."""
         sources = [importlib.util.decode_source(content) for path, content in self.files if path.endswith(".py")]
-        code = source_version(*sources)
+        code = fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
         return int(fingerprint(code, list(self.data)) if self.data else code, 16)
 
     def module(self) -> ModuleType:
@@ -79,7 +96,7 @@ class UserModule:
                     module = importlib.import_module(self.name)
                 for name, kind in classes(module).items():
                     if issubclass(kind, Problem):
-                        kind.version = self.version
+                        kind.version, kind.source = self.version, self
                     if kind.__reduce__ is object.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__:
                         copyreg.pickle(kind, partial(self._reduce, name))
                 _modules[self] = module
@@ -274,6 +291,15 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a text that is no name
         return False
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
 
 
 def _checksum(path: Path) -> str:

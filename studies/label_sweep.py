@@ -468,6 +468,13 @@ def main(
             "results aside (none is deleted; labels are kept) and start anew.",
         ),
     ] = True,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Where what decides labels has changed since they were made: [b]keep[/] them, and make what is "
+            "missing by the new code, or make all [b]new[/] and leave those alone."
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed for good; what diverged would do so again.")
     ] = False,
@@ -497,7 +504,10 @@ def main(
     _check_networks(study)
     store = _storage(storage, read_only=dry_run)
     tracking_uri = _tracking_uri(store, tracking_uri)
+    if labels not in (None, "keep", "new"):
+        raise BadInput(f"--labels is {labels!r}; give keep or new")
     ledger = Ledger(study, store, search_storage, _would_warn if dry_run else _warn)
+    ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels)
     if dry_run:
         _show_plan(ledger, ledger.missing())
         return

@@ -7,7 +7,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import combinations
 
 import pytest
@@ -23,7 +22,6 @@ from sibcl_ray.store import (
     NewerStore,
     Store,
     StoreError,
-    code_version,
     describe,
     fingerprint,
 )
@@ -495,63 +493,6 @@ def test_objects_name_nothing(value):
     for thing in (value, [value], {"a": value}, Pair(value)):
         with pytest.raises(TypeError, match="cannot name a result; use plain values"):
             fingerprint(thing)
-
-
-CODE = '''"""What it is."""
-
-def double(x):
-    """Twice x."""
-    return 2 * x
-
-class Thing:
-    """A thing."""
-'''
-
-
-@pytest.fixture
-def version(tmp_path):
-    """The code version of a module of the given text."""
-    made = []
-
-    def of(text):
-        path = tmp_path / f"module_{len(made)}.py"
-        path.write_text(text)
-        spec = spec_from_file_location(path.stem, path)
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        made.append(module)
-        return code_version((module,))
-
-    return of
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"""Twice x."""', '"""Two times x: see elsewhere."""'),
-        ('"""Twice x."""', ""),
-        ('"""A thing."""', "pass"),
-        ('"""What it is."""', "# A comment, and no docstring"),
-        ("return 2 * x", "return (2\n        * x)  # twice"),
-    ],
-)
-def test_words_and_layout_leave_the_code_version(old, new, version):
-    assert version(CODE.replace(old, new)) == version(CODE)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("2 * x", "3 * x"), ("2 * x", "x * 2"), ("double", "twice"), ("def double(x)", "def double(x, y=0)")],
-)
-def test_code_changes_the_code_version(old, new, version):
-    assert version(CODE.replace(old, new)) != version(CODE)
-
-
-def test_the_code_version_of_modules_depends_on_each():
-    import sibcl_ray.losses as a
-    import sibcl_ray.randomness as b
-
-    assert len({code_version(modules) for modules in ((a,), (b,), (a, b))}) == 3
 
 
 def test_a_store_that_is_read_only_changes_nothing(tmp_path):

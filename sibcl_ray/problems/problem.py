@@ -58,7 +58,9 @@ class Problem(ABC):
     """Physics, symmetry and surrogate of one regression task. See the module's text."""
 
     name: ClassVar[str]
-    version: ClassVar[int]  # raise it when samples or labels change: their shards are named by it
+    version: ClassVar[int]  # raise it when what the methods give changes, of a class that is not in a user's file
+    versions: ClassVar[Mapping[str, int]] = {}  # the same for some of the methods alone, by name
+    source: ClassVar[Any] = None  # the `UserModule` of a class in a user's file: what it says counts, and no version
     input_units: ClassVar[str]
     label_units: ClassVar[str]
     error_units: ClassVar[str] = ""  # of what `error` gives: FRACTION, or a unit, or the metric's name; empty: not said
@@ -115,6 +117,12 @@ class Problem(ABC):
         Pairs of views are of unlabelled and surrogate inputs; symmetries augment; delta-learning starts from estimates.
         """
         return "a cheap estimate of the label" if delta and type(self).estimate is Problem.estimate else ""
+
+    def behind(self, method: str) -> str:
+        """The method that decides what ``method`` gives: another where that is left as it is here."""
+        passed_on = {"solve_surrogate": "solve", "surrogate_loss": "label_loss"}
+        own = getattr(type(self), method) is not getattr(Problem, method)
+        return method if own else passed_on.get(method, method)
 
     def estimate(self, inputs: np.ndarray) -> np.ndarray:
         """A cheap estimate of the labels of any inputs, (count, *label_shape) float32: what delta-learning starts from.

@@ -47,6 +47,13 @@ class Simulation(Problem):
         )
         return next((what for lacking, what in needs if lacking), "")
 
+    def behind(self, method: str) -> str:
+        if getattr(type(self), method) is not getattr(Simulation, method):
+            return method
+        estimated = type(self).estimate is not Problem.estimate
+        passed_on = {"sample_surrogate": "sample", "solve_surrogate": "estimate" if estimated else "solve"}
+        return passed_on.get(method) or super().behind(method)
+
     def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
         """Inputs of the target family."""
         return self.sample(count, rng)

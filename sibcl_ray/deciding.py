@@ -1,0 +1,56 @@
+"""What decides what a problem's methods give: definitions by name, each with a checksum.
+
+Of a class in a user's file it is what its source reaches (see `reach`), of all other classes the version that stands
+beside the code. Nothing else names labels: no setting, no comment, no other method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+
+from sibcl_ray.problems.problem import Problem
+from sibcl_ray.problems.simulation import Simulation
+from sibcl_ray.store import describe, fingerprint
+
+# Whatever these say, labels and predictions are the same.
+SETTINGS = ("name", "timeout", "retries", "resources", "labels_per_task", "label_seconds", "surrogate_seconds")
+WORDS = ("input_units", "label_units", "error_units", "version", "versions", "lacks", "available")
+LEARNED = ("features", "label_loss", "offset", "spread", "symmetries", "equivariances")  # what fitting looks at
+
+
+@lru_cache
+def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
+    """The definitions, and values of fields, that decide what these methods give."""
+    kind, source = type(problem), problem.source
+    definers = {name: next(k for k in kind.__mro__ if name in vars(k)) for name in map(problem.behind, methods)}
+    own = {k for k in kind.__mro__ if source is not None and source.defines(k)}
+    found = {
+        f"{its.__name__}.{name}": f"version {vars(its).get('versions', {}).get(name, kind.version)}"
+        for name, its in definers.items()
+        if its not in own
+    }
+    values = {f.name for f in fields(problem) if not any(f.name in inspect.get_annotations(k) for k in own)}
+    if source is not None:
+        asked = [name for name, its in definers.items() if its in own]
+        if any(k not in (Simulation, Problem) for k in kind.__mro__ if k not in own and issubclass(k, Problem)):
+            # A solver of the library calls what is overridden, in ways that are not looked into.
+            asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in (*LEARNED, "error")]
+        reached = source.sources.reached(kind.__module__, kind.__name__, asked, (*SETTINGS, *WORDS))
+        found |= reached.checksums
+        values |= reached.fields
+    given = {name: fingerprint(name, describe(getattr(problem, name))) for name in sorted(values)}
+    return found | {f"the value of {name}": value for name, value in given.items()}
+
+
+def version_of(definitions: Mapping[str, str]) -> str:
+    """A name for what they decide. Where they stand, and in which file, has no part in it."""
+    named = [f"{name} {value}" if value.startswith("version ") else value for name, value in definitions.items()]
+    return fingerprint(sorted(named))
+
+
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The definitions that are new, gone, or others."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
