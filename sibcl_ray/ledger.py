@@ -5,6 +5,7 @@ A record is an entry: a pretraining, a trial or a cell that has come to an end. 
 
 import io
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -22,13 +23,14 @@ from sibcl_ray.deciding import LEARNED, deciding, version_of
 from sibcl_ray.history import load, names, open_history
 from sibcl_ray.history import set_aside as set_histories_aside
 from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
-from sibcl_ray.methods import Choice, Method, constants, dimensions, propose
-from sibcl_ray.records import FAILED, Record, stands
+from sibcl_ray.methods import METHODS, Choice, Method, constants, dimensions, propose
+from sibcl_ray.records import DONE, FAILED, Record, stands
 from sibcl_ray.search import Search
 from sibcl_ray.store import Damaged, Store, describe, fingerprint
 from sibcl_ray.study import Study
 
 MISSING = "missing"  # the state of a cell that has not been run
+CHOSEN = "chosen"  # the folder of records of cells that searches have chosen
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Cell:
     method: Method
     budget: int
     seed: int
+    trials: int  # of the search that has chosen it
     job: CellJob | None
     state: str = MISSING  # without a record
     reason: str = ""
@@ -87,7 +90,9 @@ class Ledger:
 
     def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
         """The entries that there are, by name; what is damaged is set aside and counts as missing."""
-        wanted = {job.record_name for job in jobs}
+        return self._named({job.record_name for job in jobs})
+
+    def _named(self, wanted: set[str]) -> dict[str, Record]:
         found = self.store.read_records(sorted(wanted - self._records.keys()))
         for name, record in found.items():
             if isinstance(record, Damaged):
@@ -126,7 +131,7 @@ class Ledger:
         offered, start = dimensions(method, study.space, *moves)
         decides = (
             TrialJob.version,
-            self.dataset.named(TARGET, *(SURROGATE, UNLABELLED) * method.pretrains),
+            self.dataset.named(*(SURROGATE, UNLABELLED) * method.pretrains),
             version_of(deciding(study.problem, *LEARNED, "error", "surrogate_loss", *("estimate",) * method.delta)),
             method,
             constants(method, study.space),
@@ -135,7 +140,7 @@ class Ledger:
             study.surrogate * method.pretrains,
         )
         return Search(
-            family=f"{study.name}, {method.name} at {budget} labels, {fingerprint(*decides)}",
+            family=f"{study.name}, {method.name} at {budget} labels, {self._labels}-{fingerprint(*decides)}",
             method=method.name,
             budget=budget,
             trials=study.trials,
@@ -184,6 +189,7 @@ class Ledger:
                 method,
                 budget,
                 seed,
+                search.trials,
                 self.cell_job(method, budget, seed, winner, search.budget) if winner else None,
                 FAILED if failed else MISSING,
                 reason,
@@ -208,25 +214,62 @@ class Ledger:
             test=self.study.test,
         )
 
+    @property
+    def _labels(self) -> str:
+        """Names what the study's errors are of: those of other labels are not compared with them."""
+        problem = self.study.problem
+        return fingerprint(self.dataset.named(TARGET), self.study.test, version_of(deciding(problem, "error")))[:8]
+
+    def note(self, search: Search) -> None:
+        """Keep which cells a search has chosen, so that they are shown whatever the study asks for next."""
+        rows = [_plain_row(self.study, cell) | {"record": cell.job.record_name} for cell in self.cells_chosen_by(search) if cell.job]
+        if rows and not self.store.read_only:
+            name = f"{self.folder}/{CHOSEN}/{fingerprint(self._labels, rows)}.json"
+            if not self.store.exists(name):
+                self.store.write_record(name, {"labels": self._labels, "rows": rows})
+
     def matrix(self) -> pd.DataFrame:
-        """The learning-curve matrix, one row a cell; see the README for its columns."""
-        cells = self.cells()
-        records = self.records(cell.job for cell in cells if cell.job)
-        return pd.DataFrame(
-            [_row(self.study, cell, records.get(cell.job.record_name, {}) if cell.job else {}) for cell in cells]
-        )
+        """The learning-curve matrix, one row a cell; see the README for its columns.
+
+        All that was ever done for the study is in it. Where a cell was done twice, that of the longest search is.
+        """
+        rows = [_plain_row(self.study, c) | {"record": c.job and c.job.record_name} for c in self.cells()]
+        noted = self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}"))
+        for record in noted.values():
+            if not isinstance(record, Damaged) and record["labels"] == self._labels:
+                rows += record["rows"]
+        records = self._named({row["record"] for row in rows if row["record"]})
+        best: dict[tuple, dict[str, Any]] = {}
+        for row in rows:
+            row |= _outcome(records.get(row.pop("record") or "", {}), row)
+            key = row["method"], row["budget"], row["seed"]
+            if key not in best or _worth(row) > _worth(best[key]):
+                best[key] = row
+        mixed = "; ".join(self.dataset.line(TARGET).earlier)
+        order = {name: place for place, name in enumerate((*METHODS, *(m.name for m in self.study.methods)))}
+        ordered = sorted(best.values(), key=lambda row: (order[row["method"]], row["budget"], row["seed"]))
+        return pd.DataFrame([row | {"labels": mixed} for row in ordered])
+
+    def asked(self, matrix: pd.DataFrame) -> pd.DataFrame:
+        """The rows that the study asks for now."""
+        study = self.study
+        its = matrix.method.isin([m.name for m in study.methods]) & matrix.budget.isin(study.budgets)
+        return matrix[its & (matrix.seed < study.seeds)]
 
     def trials(self) -> pd.DataFrame:
-        """All trials that came to an end, one row each."""
+        """All trials of the study that came to an end, one row each."""
         columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
         rows = []
-        for search in self.searches():
-            for number, trial in enumerate(search.ended(load(self.storage, search.name))):
+        searched = re.compile(rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*")
+        for name in names(self.storage):
+            if not (search := searched.fullmatch(name)):
+                continue
+            for number, trial in enumerate(Search.ended(load(self.storage, name))):
                 state = "complete" if trial.value is not None else "failed"
                 value = float("nan") if trial.value is None else trial.value
                 times = [t.timestamp() if t else 0.0 for t in (trial.datetime_start, trial.datetime_complete)]
-                key = f"{search.name}, trial {number}"
-                rows.append((search.method, search.budget, number, value, state, dict(trial.params), *times, key))
+                its = search["method"], int(search["budget"]), number
+                rows.append((*its, value, state, dict(trial.params), *times, f"{name}, trial {number}"))
         return pd.DataFrame(rows, columns=columns)
 
     def write_matrix(self, matrix: pd.DataFrame) -> str:
@@ -295,13 +338,16 @@ MATRIX_SCHEMA = pa.schema(
         "reason": pa.string(),
         "seconds": pa.float64(),
         "finished": pa.float64(),
+        "trials": pa.int64(),
+        "labels": pa.string(),
         "configuration": pa.string(),
         "sample_errors": pa.list_(pa.float64()),
     }
 )
 
 
-def _row(study: Study, cell: Cell, record: Record) -> dict[str, Any]:
+def _plain_row(study: Study, cell: Cell) -> dict[str, Any]:
+    """A row of the matrix, as far as it is known before the cell is done."""
     chosen = None
     if cell.job:
         pretraining = cell.job.pretraining
@@ -309,19 +355,31 @@ def _row(study: Study, cell: Cell, record: Record) -> dict[str, Any]:
             "pretraining": describe(pretraining.configuration) if pretraining else None,
             "finetuning": describe(cell.job.configuration),
         }
-    sample_errors = record.get("sample_errors")
     return {
         "problem": study.problem.name,
         "method": cell.method.name,
         "encoder": cell.job.configuration.architecture.encoder.label if cell.job else "",
         "budget": cell.budget,
         "seed": cell.seed,
-        "error": record.get("error", float("nan")),
         "error_units": " ".join(study.problem.error_units.split()),
-        "state": record.get("state", cell.state),
-        "reason": record.get("reason", cell.reason),
+        "state": cell.state,
+        "reason": cell.reason,
+        "trials": cell.trials,
+        "configuration": json.dumps(chosen),
+    }
+
+
+def _outcome(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+    sample_errors = record.get("sample_errors")
+    return {
+        "error": record.get("error", float("nan")),
+        "state": record.get("state", row["state"]),
+        "reason": record.get("reason", row["reason"]),
         "seconds": record.get("seconds", float("nan")),
         "finished": record.get("finished", float("nan")),
-        "configuration": json.dumps(chosen),
         "sample_errors": None if sample_errors is None else np.asarray(sample_errors),
     }
+
+
+def _worth(row: dict[str, Any]) -> tuple[bool, bool, int]:
+    return row["state"] == DONE, row["state"] != MISSING, row["trials"]

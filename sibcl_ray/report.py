@@ -152,7 +152,12 @@ def _caption(matrix: pd.DataFrame, units: Units) -> str:
     notes += _common_uncertainty(matrix, units)
     if len(seeds) and seeds.min() < most:
         notes.append(f"some entries have fewer seeds (at least {seeds.min()})")
-    return "\n".join(notes)
+    return "\n".join(notes + _mixed(matrix))
+
+
+def _mixed(matrix: pd.DataFrame) -> list[str]:
+    """Which labels were made by an earlier version of the code, if there are any."""
+    return [note for note in dict.fromkeys(matrix.get("labels", ())) if note]
 
 
 def failures_in_words(matrix: pd.DataFrame) -> Iterator[str]:
@@ -187,7 +192,7 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
     error = units_of(matrix).in_words(target)
     table = Table(
         title=Text(f"Labels for a test error of {error}, {baseline}'s at {largest} labels"),
-        caption=f"{baseline} itself needs {savings[0].baseline_labels:.0f}",
+        caption=Text("\n".join([f"{baseline} itself needs {savings[0].baseline_labels:.0f}", *_mixed(matrix)])),
     )
     for header in ("method", "labels needed", "label saving", "95 % interval"):
         table.add_column(header, justify="left" if header == "method" else "right")

@@ -135,6 +135,7 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
     cells: list[ray.ObjectRef] = []
 
     def evaluate(search: Search) -> None:
+        ledger.note(search)
         jobs = [cell.job for cell in ledger.cells_chosen_by(search) if cell.job]
         records = ledger.records(jobs)
         cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not stands(records.get(j.record_name)))

@@ -52,7 +52,8 @@ class Search:
         space = {name: distribution_to_json(d) for name, d in self.dimensions.items()}
         return f"{self.family}, space {fingerprint(space)[:8]}"
 
-    def ended(self, history: optuna.Study | None) -> list[FrozenTrial]:
+    @staticmethod
+    def ended(history: optuna.Study | None) -> list[FrozenTrial]:
         """Trials with a value or a reason. One whose process died has neither, and does not count."""
         if history is None:
             return []

@@ -9,6 +9,7 @@ import difflib
 import logging
 import math
 import os
+import re
 import secrets
 import signal
 import sys
@@ -115,6 +116,12 @@ def _numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise BadInput(f"{option} is {text!r}; give {'whole ' * (kind is int)}numbers separated by commas") from None
+
+
+def _as_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.+ -]{0,99}", name):
+        raise BadInput(f"--name is {name!r}; give letters, digits, blanks and any of _ - . +, at most 100")
+    return name
 
 
 def _at_least(option: str, value: float | None, least: float) -> None:
@@ -253,6 +260,8 @@ def _time(seconds: float) -> str:
 
 def _finish(ledger: Ledger, tracker: Tracker) -> tuple[bool, bool]:
     """Write and show the results; whether all cells are done, and whether MLflow shows them."""
+    for search in ledger.searches():
+        ledger.note(search)
     store, matrix = ledger.store, ledger.matrix()
     where = ledger.write_matrix(matrix)
     console.print(matrix_table(matrix))
@@ -269,8 +278,8 @@ def _finish(ledger: Ledger, tracker: Tracker) -> tuple[bool, bool]:
             _say(f"tracking  {tracker.finish(files)}")
         except TrackingUnavailable as error:
             _warn(f"tracking  {error}; with --sync-tracking this command does only that")
-            return _all_done(matrix), False
-    return _all_done(matrix), True
+            return _all_done(ledger.asked(matrix)), False
+    return _all_done(ledger.asked(matrix)), True
 
 
 def _all_done(matrix: pd.DataFrame) -> bool:
@@ -395,6 +404,9 @@ def main(
         Path | None,
         typer.Option(help=f"Folder with your own arrays and a problem.toml, for [b]--problem {TABULATED}[/]."),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the study, for one that is to be kept apart from others of its problem.")
+    ] = None,
     scale: Annotated[
         str,
         typer.Option(
@@ -500,6 +512,7 @@ def main(
     _not_together(retry_failed=retry_failed, dry_run=dry_run, sync_tracking=sync_tracking)
     changes: dict[str, int | None] = {"seeds": seeds, "trials": trials}
     study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes)
+    study = study if name is None else replace(study, name=_as_name(name))
     _check_shares(study, pretraining_workers)
     _check_networks(study)
     store = _storage(storage, read_only=dry_run)
