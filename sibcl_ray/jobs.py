@@ -21,7 +21,7 @@ import torch
 from sibcl_ray import networks, parallel
 from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.copies import read_once
-from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Role, Split, folds
+from sibcl_ray.dataset import ROLES, SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.deciding import LEARNED, deciding, version_of
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
@@ -51,29 +51,17 @@ class Job(ABC):
     @cached_property
     def key(self) -> str:
         """Names the result: what is computed, from which data, by which code."""
-        return fingerprint(self.kind, self.version, self.encoder_version, self.about())
+        return fingerprint(self.kind, self.version, self.about())
 
     def about(self) -> Record:
-        """The job as plain values, its pretraining, its data, and the problem's part in it by name."""
+        """The job as plain values, its pretraining, its data, and whatever else decides its result by name."""
         about = {f.name: getattr(self, f.name) for f in fields(self)}
         about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
-        problem = version_of(deciding(self.dataset.problem, *self.asks))
-        return describe({**about, "dataset": self.dataset.named(*self.reads), "problem": problem})
+        return describe({**about, **self.decides()})
 
-    @property
-    @abstractmethod
-    def encoder_version(self) -> int:
-        """Of the network's encoder."""
-
-    @property
-    @abstractmethod
-    def reads(self) -> tuple[Role, ...]:
-        """The data that the result depends on."""
-
-    @property
-    @abstractmethod
-    def asks(self) -> tuple[str, ...]:
-        """The methods of the problem that it depends on, those that make data aside."""
+    def decides(self) -> Record:
+        """The data and the code that the result depends on, by name."""
+        return {"dataset": self.dataset.named(*ROLES)}
 
     @property
     def store(self) -> Store:
@@ -123,17 +111,12 @@ class PretrainJob(Job):
     surrogate: int  # surrogate samples used
     configuration: Pretraining
 
-    @property
-    def encoder_version(self) -> int:
-        return self.configuration.architecture.encoder.version
-
-    @property
-    def reads(self) -> tuple[Role, ...]:
-        return (SURROGATE, *(UNLABELLED,) * self.configuration.contrastive)
-
-    @property
-    def asks(self) -> tuple[str, ...]:
-        return (*LEARNED, "surrogate_loss")
+    def decides(self) -> Record:
+        return {
+            "dataset": self.dataset.named(SURROGATE, *(UNLABELLED,) * self.configuration.contrastive),
+            "problem": version_of(deciding(self.dataset.problem, *LEARNED, "surrogate_loss")),
+            "encoder": self.configuration.architecture.encoder.version,
+        }
 
     @property
     def title(self) -> str:
@@ -215,17 +198,13 @@ class _FinetuneJob(Job):
     pretraining: PretrainJob | None
     configuration: Finetuning
 
-    @property
-    def encoder_version(self) -> int:
-        return self.configuration.architecture.encoder.version
-
-    @property
-    def reads(self) -> tuple[Role, ...]:
-        return (TARGET,)
-
-    @property
-    def asks(self) -> tuple[str, ...]:
-        return (*LEARNED, "error", *("estimate",) * self.configuration.delta)
+    def decides(self) -> Record:
+        asked = (*LEARNED, "error", *("estimate",) * self.configuration.delta)
+        return {
+            "dataset": self.dataset.named(TARGET),
+            "problem": version_of(deciding(self.dataset.problem, *asked)),
+            "encoder": self.configuration.architecture.encoder.version,
+        }
 
     @property
     def requires(self) -> tuple[Job, ...]:

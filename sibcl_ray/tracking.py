@@ -5,7 +5,7 @@ Experiment `{study}` holds one run per method, whose metric `test_error` (with `
 `{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by its
 tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
 enough, since MLflow can add to a metric but not correct it. Runs of other origin, and runs the ledger does not
-mention, are left alone.
+mention, are left alone. So is what people add in MLflow: tags, notes and names, also where a run is replaced.
 
 Nothing here may hold a study up: every wait has an end, and what is cut off is completed by the next sync.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 import sqlite3
 import ssl
@@ -25,7 +26,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
 import pandas as pd
@@ -49,7 +50,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-KEY, CONTENT, PARENT = "sibcl.key", "sibcl.content", "mlflow.parentRunId"
+KEY, CONTENT, NAME = "sibcl.key", "sibcl.content", "sibcl.name"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SCHEMES = ("http", "https", "sqlite", *PORTS)
 
@@ -62,10 +64,10 @@ def takes(tracking_uri: str) -> bool:
 
     A folder is one only where MLFLOW_ALLOW_FILE_STORE is true, without which MLflow refuses it.
     """
-    scheme, rest = tracking_uri.partition(":")[0], tracking_uri.partition("://")[2]
+    scheme, rest = urlsplit(tracking_uri).scheme, tracking_uri.partition("://")[2]
     if _is_databricks(tracking_uri) or (rest and scheme.split("+")[0] in SCHEMES):
         return True
-    if tracking_uri.startswith(("file:", "/", "./", "../")):
+    if tracking_uri and scheme in ("", "file"):
         return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
     return scheme in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
 
@@ -73,6 +75,13 @@ def takes(tracking_uri: str) -> bool:
 def _is_databricks(tracking_uri: str) -> bool:
     """Whether it is a workspace of Databricks, the default one or that of a profile."""
     return tracking_uri == "databricks" or tracking_uri.startswith("databricks://")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a database in a file, whatever the file's name is made of."""
+    if not set("?#%") & set(str(path)):
+        return f"sqlite:///{path}"
+    return f"sqlite:///file:{quote(str(path))}?uri=true"
 
 
 class TrackingUnavailable(RuntimeError):
@@ -84,6 +93,10 @@ class TrackingUnavailable(RuntimeError):
     def __init__(self, what: str, advice: str) -> None:
         self.what = redact(what)
         super().__init__(f"{self.what}. Results are safe in the ledger: {advice}")
+
+
+class DeletedInMlflow(Exception):
+    """What people have deleted there, which is not for this library to bring back."""
 
 
 @dataclass
@@ -144,6 +157,9 @@ def sync(
         what = f"MLflow at {tracking_uri} was given up after {limit.spent():.0f} s"
         what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
         raise TrackingUnavailable(what, "the next synchronisation completes it") from None
+    except DeletedInMlflow as error:
+        what, advice = f"MLflow at {tracking_uri} is left as it is: {error}", "restore it in MLflow, or give another --name"
+        raise TrackingUnavailable(what, advice) from None
     except Exception as error:  # whatever MLflow, its stores and the network raise
         what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
         advice = "start the server, or give another tracking URI, and synchronise again"
@@ -203,8 +219,12 @@ def _address(tracking_uri: str, experiment: str) -> str:
         from mlflow.utils.databricks_utils import get_databricks_host_creds
 
         return redact(f"{get_databricks_host_creds(tracking_uri).host.rstrip('/')}/ml/experiments/{experiment}")
-    server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri '{tracking_uri}'"
+    server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri {_in_shell(tracking_uri)}"
     return redact(f"{server}  and open  http://127.0.0.1:5000/{page}")
+
+
+def _in_shell(text: str) -> str:
+    return shlex.quote(text) if "'" in text else f"'{text}'"
 
 
 def _without_credentials(uri: str) -> str:
@@ -254,14 +274,14 @@ def _sqlite_file(tracking_uri: str) -> Path:
     path = tracking_uri.split("?")[0].partition(":///")[2]
     if not path:
         raise OSError("it names no file; give sqlite:////FOLDER/FILE")
-    return Path(path).absolute()
+    return Path(unquote(path.removeprefix("file:")) if path.startswith("file:") else path).absolute()
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -> str:
-    """Id of the experiment, made or restored, with its saved view."""
+    """Id of the experiment, made if there is none, with its saved view."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+        raise DeletedInMlflow(f"its experiment {name} was deleted there")
     tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
     if found:
         for key, value in tags.items():
@@ -331,13 +351,21 @@ def _write(client: MlflowClient, experiment: str, found: list[Any], run: Tracked
     if run_id:
         client.set_tag(run_id, CONTENT, "")
     else:
-        run_id = client.create_run(experiment, run.started, {**run.tags, KEY: run.key}, run.name).info.run_id
+        kept = {tag: value for r in found for tag, value in r.data.tags.items() if _is_theirs(tag)}
+        renamed = [r.info.run_name for r in found if r.info.run_name != r.data.tags.get(NAME, run.name)]
+        tags = {**kept, **run.tags, KEY: run.key, NAME: run.name}
+        run_id = client.create_run(experiment, run.started, tags, renamed[0] if renamed else run.name).info.run_id
     for path in run.artifacts:
         client.log_artifact(run_id, str(path))
     if run.ended is not None:
         client.set_terminated(run_id, run.status, run.ended)
     _log(client, run_id, metrics, run.params, run.tags | ({PARENT: parent} if parent else {}) | {CONTENT: content})
     return run_id
+
+
+def _is_theirs(tag: str) -> bool:
+    """Whether people may have added it to a run: in MLflow's pages a note is a tag as well."""
+    return tag == NOTE or not tag.startswith(("mlflow.", "sibcl."))
 
 
 def _log(
@@ -359,12 +387,11 @@ def _log(
 def _missing(client: MlflowClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
     """The points that a run of MLflow lacks to be `run`; None where it shows what is wrong, and has to be replaced."""
     info, data = found.info, found.data
-    own_tags = {tag for tag in data.tags if not tag.startswith(("mlflow.", "sibcl."))}
     right = (
-        (info.run_name, info.start_time) == (run.name, run.started)
+        info.start_time == run.started
+        and data.tags.get(NAME, run.name) == run.name
         and (run.ended is not None or info.end_time is None)
         and data.params.items() <= run.params.items()
-        and own_tags <= set(run.tags)
         and data.metrics.items() <= {(name, value) for name, value, _, _ in run.metrics}
     )
     if not right:

@@ -57,7 +57,7 @@ from sibcl_ray.screen import Screen, take_any_letter
 from sibcl_ray.store import NewerStore, Store, StoreError
 from sibcl_ray.study import Study
 from sibcl_ray.tracker import Tracker
-from sibcl_ray.tracking import TrackingUnavailable, takes
+from sibcl_ray.tracking import TrackingUnavailable, sqlite_uri, takes
 from sibcl_ray.training import new_network
 
 TABULATED = "tabulated"
@@ -298,7 +298,7 @@ def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
     folder = store.uri if store.is_local else _here()
     said = "--tracking-uri" if option is not None else "MLFLOW_TRACKING_URI"
-    uri = option if option is not None else os.environ.get(said) or f"sqlite:///{folder}/mlflow.db"
+    uri = option if option is not None else os.environ.get(said) or sqlite_uri(Path(folder) / "mlflow.db")
     if not takes(uri):
         raise BadInput(
             f"{said} {uri} is neither a server nor a database, and MLflow writes to folders only if "

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -130,7 +131,8 @@ def test_errors_are_shown_with_their_units(uri):
 def test_what_mlflow_writes_to_is_taken(uri, taken, monkeypatch):
     assert tracking.takes(uri) == taken
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    assert tracking.takes(uri) == (taken or ("/mlruns" in uri and "s3:" not in uri))
+    assert tracking.takes(uri) == (taken or ("mlruns" in uri and "s3:" not in uri))
+    assert tracking.takes(uri.replace("http:", "HTTP:")) == tracking.takes(uri)
 
 
 @pytest.mark.thorough
@@ -237,12 +239,47 @@ def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
     assert shown["SL · 50 labels · 1"].info.status == "FINISHED"
 
 
-def test_a_deleted_experiment_comes_back(uri, matrix):
+def test_a_deleted_experiment_is_said_and_not_brought_back(uri, matrix):
     tracking.sync(uri, "study", matrix, search(0))
     client, shown, _ = runs(uri, "study")
-    client.delete_experiment(shown["SL"].info.experiment_id)
+    experiment = shown["SL"].info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(tracking.TrackingUnavailable, match="experiment study was deleted there.* restore it in MLflow"):
+        tracking.sync(uri, "study", matrix, search(0))
+    assert client.get_experiment(experiment).lifecycle_stage == "deleted"
+    client.restore_experiment(experiment)
     tracking.sync(uri, "study", matrix, search(0))
     assert set(runs(uri, "study")[1]) == set(METHODS)
+
+
+def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(uri, matrix):
+    tracking.sync(uri, "study", matrix, search(0))
+    client, shown, _ = runs(uri, "study")
+    theirs = {"reviewed": "by me, 12 May", "mlflow.note.content": "for the paper"}
+    for tag, value in theirs.items():
+        client.set_tag(shown["SL"].info.run_id, tag, value)
+    client.update_run(shown["SIB-CL"].info.run_id, name="favourite")
+    for seeds in (2, 3):  # other means, which MLflow's metrics cannot be corrected to
+        tracking.sync(uri, "study", matrix[matrix.seed < seeds], search(0))
+        _, now, count = runs(uri, "study")
+        assert count == 3 and set(now) == {"SL", "SL-I", "favourite"}
+        assert theirs.items() <= now["SL"].data.tags.items()
+        assert now["favourite"].data.tags["sibcl.key"] == shown["SIB-CL"].data.tags["sibcl.key"]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "it's", "a#b c"])
+def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, empty_store, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    uri = tracking.sqlite_uri(folder / "mlflow.db")
+    figure = learning_curve_figure(matrix, tmp_path / "curves", "study")[0]
+    told = tracking.sync(uri, "study", matrix, search(0), [figure])
+    assert tracking.takes(uri) and set(runs(uri, "study")[1]) == set(METHODS)
+    assert len(list((folder / "mlartifacts").rglob(figure.name))) == len(METHODS)
+    assert {path.name for path in tmp_path.iterdir()} == {name, "curves.png", "curves.svg"}
+    command = shlex.split(told.partition("  and open")[0])
+    assert command[-1] == uri
 
 
 def test_what_cannot_be_reached_fails_fast_in_one_line(matrix, tmp_path):
