@@ -156,6 +156,15 @@ class Session:
                 continue  # whoever needs the storage will say so; if it comes back in time nothing happened
 
 
+def is_gone(store: Store, session: str) -> bool:
+    """Whether the process of a session is known to have ended, and not only to be silent."""
+    try:
+        about = store.read_record(_life(session))
+    except Damaged:
+        return False
+    return bool(about and about["place"] == _place() and _started(about["process"]) != about["started"])
+
+
 def _claim(name: str, generation: int) -> str:
     return f"claims/{name}.{generation}"
 

@@ -82,6 +82,9 @@ class Job(ABC):
     def compute(self, device: torch.device, report: Report) -> Record:
         """Do the work; the outcome as plain values."""
 
+    def clear(self) -> None:
+        """Forget what only an unfinished job needs; its record is there."""
+
     @property
     def record_name(self) -> str:
         """The name of the job's record in the store."""
@@ -128,14 +131,20 @@ class PretrainJob(Job):
         data = self.dataset
         unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
         surrogate = data.read(SURROGATE, self.surrogate)
-        checkpoint = StoredCheckpoint(self.store, f"checkpoints/{self.key}")
+        checkpoint = StoredCheckpoint(self.store, self._checkpoint)
         weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report, checkpoint)
         content = safetensors.torch.save(weights)
         digest = hashlib.sha256(content).hexdigest()
         if parallel.rank() == 0:
             self.store.write(_artefact(digest), content)
-            self.store.remove(checkpoint.name)
         return {"weights": digest}
+
+    @property
+    def _checkpoint(self) -> str:
+        return f"checkpoints/{self.key}"
+
+    def clear(self) -> None:
+        self.store.remove(self._checkpoint)
 
     def record(self, warn: Warn = _ignore) -> Record | None:
         record = super().record(warn)
@@ -284,7 +293,7 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
 
     Raises:
         StoreError: the storage fails. That says nothing about the job, so there is no record of it.
-        Exception: whatever happens to one of several workers.
+        Exception: whatever happens to one of several workers, or leaves this process unable to go on.
     """
     remade: list[str] = []
     # Workers that share a job must agree on whether there is anything to do.
@@ -298,6 +307,8 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     except StoreError:
         raise
     except Exception as error:  # the ledger must say what happened, whatever it was
+        if _breaks_its_process(error):
+            raise  # the process goes, and another one tries the job again
         if parallel.size() > 1:
             raise  # it may be no more than the loss of another worker, of which this one knows nothing
         before = job.last_record() or {}
@@ -305,4 +316,11 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     record = timed({**outcome, "remade": remade}, time.monotonic() - began)
     if announce:
         write_record(job, record)
+        if stands(record):
+            job.clear()
     return record
+
+
+def _breaks_its_process(error: Exception) -> bool:
+    """Whether every later job of this process would fail as well: a CUDA error stays with it."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -163,8 +163,6 @@ def _watching(
 
     def look() -> None:
         nonlocal told
-        if session.lost.is_set():
-            workers.stop("another driver took this one for dead, and may go on in its place")
         state = workers.state()
         for note in state["notes"][told:]:
             warn(note)
@@ -182,6 +180,11 @@ def _watching(
             )
         )
 
+    def guard() -> None:
+        session.lost.wait()
+        workers.stop("another driver took this one for dead, and may go on in its place")
+
+    threading.Thread(target=guard, daemon=True).start()  # whatever becomes of the display
     with _repeatedly(look):
         yield
 
@@ -192,8 +195,8 @@ def _repeatedly(look: Callable[[], None]) -> Iterator[None]:
     ended = threading.Event()
 
     def repeat() -> None:
-        with suppress(ray.exceptions.RayError):
-            while not ended.wait(0.5):
+        while not ended.wait(0.5):
+            with suppress(ray.exceptions.RayError):  # whoever works finds out whether it lasts
                 look()
 
     thread = threading.Thread(target=repeat, daemon=True)

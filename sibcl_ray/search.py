@@ -57,7 +57,8 @@ class Search:
         """Trials with a value or a reason. One whose process died has neither, and does not count."""
         if history is None:
             return []
-        trials = history.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        trials = history.get_trials(deepcopy=False, states=states)
         retried = history.user_attrs.get(RETRIED, ()) if any(STATE in t.user_attrs for t in trials) else ()
         return [
             t for t in trials if t.state == TrialState.COMPLETE or (REASON in t.user_attrs and t.number not in retried)

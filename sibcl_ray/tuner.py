@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from sibcl_ray.history import load
 from sibcl_ray.jobs import TrialJob
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.records import Record
+from sibcl_ray.records import DIVERGED, Record
 from sibcl_ray.search import REASON, STATE, Search
 from sibcl_ray.thin import Sealed, hand_on
 
@@ -104,7 +104,9 @@ class _Rounds:
         else:
             trial.set_user_attr(REASON, record["reason"])
             trial.set_user_attr(STATE, record["state"])
-            self.history.tell(trial, state=TrialState.FAIL)
+            # Of one that diverged the sampler learns that it is worse than all others; of a failed one, nothing.
+            worst = record["state"] == DIVERGED
+            self.history.tell(trial, state=TrialState.PRUNED if worst else TrialState.FAIL)
 
 
 class BudgetSearcher(Searcher):

@@ -223,6 +223,8 @@ class Workers:
 
     def _keep(self, number: int, group: Group, lane: str, before: int) -> None:
         """Have a group serve a lane whenever there is more work than those before it can do."""
+        from ray.train import WorkerGroupError
+
         fruitless, whole = 0, True
         try:
             # The first is wanted soon in any case.
@@ -233,19 +235,24 @@ class Workers:
                     self._train(lane, group, self._sizes[number], name)
                     whole = True  # it was sent home, for want of work
                     continue
-                except Exception as error:
-                    reason = " ".join(str(error).split())[:1000]
-                    blamed = list(getattr(error, "worker_failures", ()))
+                except WorkerGroupError as error:
+                    reason, blamed = " ".join(str(error).split())[:1000], list(error.worker_failures)
+                except Exception as error:  # of Train itself, or of a machine that was called back
+                    reason, blamed = " ".join(str(error).split())[:1000], []
                 if self._closing:
                     return
                 _free_what_the_dead_reserved()
                 whole = _are_there(nodes, NOTICED if lane == WIDE else 0.0)  # if not, that is reason enough
                 at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
-                fruitless = 0 if at_work else fruitless + 1
+                fruitless = 0 if at_work and (blamed or not whole) else fruitless + 1
                 if fruitless == ATTEMPTS:
-                    self.stop(f"the worker group failed {ATTEMPTS} times before it asked for a job: {reason}")
+                    what = "by no job's fault" if at_work else "before it asked for a job"
+                    self.stop(f"the worker group failed {ATTEMPTS} times {what}: {reason}")
         except ray.exceptions.RayError as error:
             self.failure = _gone(error)
+        except Exception as error:  # in this thread nobody else would hear of it, and all would wait
+            self.failure = f"a group of workers cannot be kept: {type(error).__name__}: {error}"
+            raise
 
     def _size(self, number: int, group: Group, lane: str, whole: bool) -> int:
         """How many workers a group starts with.

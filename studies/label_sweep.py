@@ -42,6 +42,7 @@ from recipes import SCALES
 
 from sibcl_ray import own
 from sibcl_ray.claims import Session
+from sibcl_ray.cleaning import free, unneeded
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.limits import Limit, OutOfTime, within
 from sibcl_ray.methods import METHODS
@@ -294,6 +295,26 @@ def _all_done(matrix: pd.DataFrame) -> bool:
     return states.get("done", 0) == len(matrix)
 
 
+def _clean(store: Store) -> None:
+    """Say what nobody needs any more, and remove it from a store that is not read only."""
+    session = Session(store)
+    found = unneeded(store, session.claims)
+    for what, names in (
+        ("weights that no pretraining in the ledger refers to", found.weights),
+        ("checkpoints of pretrainings that have ended", found.checkpoints),
+        ("claims of drivers that are gone", found.claims),
+        ("signs of life of drivers that are gone", found.sessions),
+    ):
+        size = sum(Path(store.path(n)).stat().st_size for n in names if store.is_local and store.exists(n))
+        _say(f"{len(names):,} {what}{f', {size / 2**20:,.1f} MiB' * bool(size)}")
+    if found.running:
+        _warn(f"{len(found.running)} drivers are at work, so weights and claims are left alone")
+    if found and not store.read_only:
+        with session:
+            free(store, session, found)
+    _say("They are removed." if found and not store.read_only else "Nothing was removed.")
+
+
 def _tracking_uri(store: Store, option: str | None) -> str:
     """The option, else the environment, else SQLite beside the results."""
     folder = store.uri if store.is_local else _here()
@@ -494,6 +515,14 @@ def main(
         bool,
         typer.Option("--sync-tracking", help="Only show the results there are, and bring MLflow to what they say."),
     ] = False,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean",
+            help="Say what nobody needs any more in the storage, of all its studies, and remove it: weights and "
+            "checkpoints without a pretraining, claims of drivers that are gone. With [b]--dry-run[/] only say it.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print what would be done, with an estimate of its time, and stop."),
@@ -510,6 +539,9 @@ def main(
         raise BadInput(f"--gpus-per-worker is {gpus_per_worker}; give a fraction below 1, or a whole number")
     _not_together(fresh=not resume, dry_run=dry_run, sync_tracking=sync_tracking)
     _not_together(retry_failed=retry_failed, dry_run=dry_run, sync_tracking=sync_tracking)
+    _not_together(clean=clean, fresh=not resume, retry_failed=retry_failed, sync_tracking=sync_tracking)
+    if clean:
+        return _clean(_storage(storage, read_only=dry_run))
     changes: dict[str, int | None] = {"seeds": seeds, "trials": trials}
     study = _study(_problem(problem, data), scale, seed, methods, budgets, temperatures, changes)
     study = study if name is None else replace(study, name=_as_name(name))

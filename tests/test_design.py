@@ -65,6 +65,7 @@ ORDER = (
     "training",
     "evaluate",
     "jobs",
+    "cleaning",
     "methods",
     "queue",
     "workers",
