@@ -126,7 +126,10 @@ class Dataset:
         shard = next(shard for shard in self.stored() if shard.role.kind == role.kind)
         split = self.read_shard(shard.role, shard.index)
         there = split.inputs.shape[1:], None if split.labels is None else split.labels.shape[1:]
-        now = torch.Size(self.problem.input_shape), None if split.labels is None else torch.Size(self.problem.label_shape)
+        now = (
+            torch.Size(self.problem.input_shape),
+            None if split.labels is None else torch.Size(self.problem.label_shape),
+        )
         if there != now:
             raise LabelsChanged(
                 f"the {role.name} inputs and labels that are stored have shapes {there}, and now they have {now}, so "
@@ -265,7 +268,7 @@ class Dataset:
         wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
         if not self.store.is_distant:
             return [shard for shard in wanted if not self.holds(shard, warn)]
-        there = {name for role in sizes for name in self.store.names(self.line(role).folder)}
+        there = {name for folder in {self.line(role).folder for role in sizes} for name in self.store.names(folder)}
         return [shard for shard in wanted if self.shard_name(shard.role, shard.index) not in there]
 
     def read(self, role: Role, count: int) -> Split:

@@ -27,15 +27,17 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
     kind, source = type(problem), problem.source
     definers = {name: next(k for k in kind.__mro__ if name in vars(k)) for name in map(problem.behind, methods)}
     own = {k for k in kind.__mro__ if source is not None and source.defines(k)}
-    found = {
-        f"{its.__name__}.{name}": f"version {vars(its).get('versions', {}).get(name, kind.version)}"
-        for name, its in definers.items()
-        if its not in own
-    }
-    values = {f.name for f in fields(problem) if not any(f.name in inspect.get_annotations(k) for k in own)}
+    found: dict[str, str] = {}
+    for name, its in definers.items():
+        if its not in own:
+            sayer = its if own else kind
+            number = getattr(sayer, "versions", {}).get(name, getattr(sayer, "version", 1))
+            found[f"{its.__name__}.{name}"] = f"version {number}"
+    names = [f.name for f in fields(problem)]  # type: ignore[arg-type]
+    values = {name for name in names if not any(name in inspect.get_annotations(k) for k in own)}
     if source is not None:
         asked = [name for name, its in definers.items() if its in own]
-        if any(k not in (Simulation, Problem) for k in kind.__mro__ if k not in own and issubclass(k, Problem)):
+        if any(issubclass(k, Problem) and k not in (Simulation, Problem, *own) for k in kind.__mro__):
             # A solver of the library calls what is overridden, in ways that are not looked into.
             asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in (*LEARNED, "error")]
         reached = source.sources.reached(kind.__module__, kind.__name__, asked, (*SETTINGS, *WORDS))
@@ -52,5 +54,6 @@ def version_of(definitions: Mapping[str, str]) -> str:
 
 
 def changed(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The definitions that are new, gone, or others."""
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    """The definitions that are others, new, and gone, in this order."""
+    others = sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
+    return others + sorted(after.keys() - before.keys()) + sorted(before.keys() - after.keys())

@@ -249,9 +249,7 @@ def _parts(shards: list[Shard]) -> list[list[Shard]]:
 def _import(dataset: Dataset, shards: list[Shard]) -> Iterator[Shard]:
     for role in dict.fromkeys(shard.role for shard in shards):
         indices = [shard.index for shard in shards if shard.role == role]
-        for index, sample, labels in dataset.problem.shards(
-            role.name, dataset.seed, indices, dataset.size(role)
-        ):
+        for index, sample, labels in dataset.problem.shards(role.name, dataset.seed, indices, dataset.size(role)):
             dataset.write(role, index, sample, labels)
             yield Shard(role, index)
 

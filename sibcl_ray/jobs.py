@@ -21,7 +21,7 @@ import torch
 from sibcl_ray import networks, parallel
 from sibcl_ray.checkpoint import Checkpoint
 from sibcl_ray.copies import read_once
-from sibcl_ray.dataset import ROLES, SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
+from sibcl_ray.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.deciding import LEARNED, deciding, version_of
 from sibcl_ray.evaluate import test_errors
 from sibcl_ray.randomness import named_seed
@@ -61,7 +61,7 @@ class Job(ABC):
 
     def decides(self) -> Record:
         """The data and the code that the result depends on, by name."""
-        return {"dataset": self.dataset.named(*ROLES)}
+        return {"dataset": self.dataset.named(TARGET, SURROGATE, UNLABELLED)}
 
     @property
     def store(self) -> Store:

@@ -222,7 +222,11 @@ class Ledger:
 
     def note(self, search: Search) -> None:
         """Keep which cells a search has chosen, so that they are shown whatever the study asks for next."""
-        rows = [_plain_row(self.study, cell) | {"record": cell.job.record_name} for cell in self.cells_chosen_by(search) if cell.job]
+        rows = [
+            _plain_row(self.study, cell) | {"record": cell.job.record_name}
+            for cell in self.cells_chosen_by(search)
+            if cell.job
+        ]
         if rows and not self.store.read_only:
             name = f"{self.folder}/{CHOSEN}/{fingerprint(self._labels, rows)}.json"
             if not self.store.exists(name):
@@ -260,7 +264,9 @@ class Ledger:
         """All trials of the study that came to an end, one row each."""
         columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
         rows = []
-        searched = re.compile(rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*")
+        searched = re.compile(
+            rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
+        )
         for name in names(self.storage):
             if not (search := searched.fullmatch(name)):
                 continue

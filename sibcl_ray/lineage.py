@@ -154,8 +154,8 @@ def _others(problem: Problem, seed: int, store: Store, kind: Kind) -> Iterator[L
 
 
 def _recorded(record: Mapping[str, Any]) -> Line:
-    names = ("name", "folder", "fingerprint", "size", "version")
-    return Line(*(record[n] for n in names), tuple(record["earlier"]), record["definitions"])
+    named = {n: record[n] for n in ("name", "folder", "fingerprint", "size", "version", "definitions")}
+    return Line(**named, earlier=tuple(record["earlier"]))
 
 
 def _record_name(problem: Problem, seed: int, kind: Kind, version: str) -> str:
@@ -176,6 +176,10 @@ def _shards(store: Store, folder: str, kind: Kind) -> list[str]:
 
 def _seconds(store: Store, line: Line, kind: Kind) -> float | None:
     """Seconds of one core that a shard took, the mean of some."""
-    names = [n for n in store.names(line.folder) if n.endswith(".seconds") and n.rpartition("/")[2].split("-")[0] in kind.roles]
+    names = [
+        n
+        for n in store.names(line.folder)
+        if n.endswith(".seconds") and n.rpartition("/")[2].split("-")[0] in kind.roles
+    ]
     found = [r for r in store.read_records(names[:20]).values() if not isinstance(r, Damaged)]
     return sum(r["seconds"] for r in found) / len(found) if found else None

@@ -89,9 +89,9 @@ class _Module:
             used = {node.id for node in nodes if isinstance(node, ast.Name)}
             called = {n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
             variables = {n for n in used if any(not isinstance(d.node, Function) for d in self.bindings.get(n, ()))}
-            names = {name for node in nodes if isinstance(node, ast.stmt) for name in _bound(node)} | variables
-            self._bind(sorted(names), statement)
-            if not names or called & self.bindings.keys():
+            touched = {name for node in nodes if isinstance(node, ast.stmt) for name in _bound(node)} | variables
+            self._bind(sorted(touched), statement)
+            if not touched or called & self.bindings.keys():
                 self.always.append(_Definition(self, f"line {statement.lineno}", statement))
 
     def _bind(self, names: Iterable[str], statement: ast.stmt) -> None:
@@ -168,8 +168,10 @@ class _Walk:
             self._ask(name)
         for module in self.sources.modules.values():
             self.waiting += module.always
-            decorated = [d for b in module.bindings.values() for d in b if isinstance(d.node, Function)]
-            self.waiting += [d for d in decorated if any(self._is_own(module, e) for e in d.node.decorator_list)]
+            for definition in (d for bound in module.bindings.values() for d in bound):
+                decorators = definition.node.decorator_list if isinstance(definition.node, Function) else []
+                if any(self._is_own(module, each) for each in decorators):
+                    self.waiting.append(definition)
             for kind in module.classes.values():
                 if any(self._is_own(module, e) for e in kind.node.decorator_list):
                     self._use(kind)
@@ -342,7 +344,11 @@ class _Walk:
     def _text(self, text: str, module: _Module) -> None:
         """A text that names a file, or the end of the name of one in a folder."""
         for path, checksum in self.sources.data.items():
-            if text and f"/{path}".endswith(f"/{text.removeprefix('./')}") and path.startswith("/".join(module.package)):
+            if (
+                text
+                and f"/{path}".endswith(f"/{text.removeprefix('./')}")
+                and path.startswith("/".join(module.package))
+            ):
                 self.checksums[path] = _digest([path, checksum])
 
 
@@ -364,12 +370,14 @@ def _plain(value: Any) -> Any:
         kept = {
             name: _plain(part)
             for name, part in ast.iter_fields(value)
-            if name not in UNSAID and part not in (None, []) and not (isinstance(value, ast.arg) and name == "annotation")
+            if name not in UNSAID
+            and part not in (None, [])
+            and not (isinstance(value, ast.arg) and name == "annotation")
         }
         return [type(value).__name__, *sorted(kept.items())]
     if isinstance(value, list):
         return [_plain(part) for part in value if not _is_text(part)]
-    return value if isinstance(value, str) else f"{type(value).__name__} {ascii(value)}"
+    return value if isinstance(value, str) else f"{type(value).__name__} {value!a}"
 
 
 def _digest(value: Any) -> str:
@@ -402,9 +410,7 @@ def _bound(node: ast.stmt) -> list[str]:
         targets = [node.target]
     elif isinstance(node, ast.With | ast.AsyncWith):
         targets = [item.optional_vars for item in node.items if item.optional_vars]
-    return [
-        n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    ]
+    return [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def _imports(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, str]]:

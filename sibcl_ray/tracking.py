@@ -158,7 +158,10 @@ def sync(
         what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
         raise TrackingUnavailable(what, "the next synchronisation completes it") from None
     except DeletedInMlflow as error:
-        what, advice = f"MLflow at {tracking_uri} is left as it is: {error}", "restore it in MLflow, or give another --name"
+        what, advice = (
+            f"MLflow at {tracking_uri} is left as it is: {error}",
+            "restore it in MLflow, or give another --name",
+        )
         raise TrackingUnavailable(what, advice) from None
     except Exception as error:  # whatever MLflow, its stores and the network raise
         what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"

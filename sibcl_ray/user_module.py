@@ -43,7 +43,7 @@ UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has 
 FOLDER = "sibcl_ray-modules"
 
 _loading = threading.RLock()
-_modules: dict["UserModule", ModuleType] = {}
+_modules: dict[UserModule, ModuleType] = {}
 
 
 @lru_cache(maxsize=8)

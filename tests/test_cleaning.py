@@ -63,7 +63,10 @@ def cleaned(store):
 def test_what_is_left_over_goes(store, driver):
     driver.communicate("die\n")
     found = cleaned(store)
-    assert found.weights == ("artefacts/bb.safetensors",) and set(found.checkpoints) == {"checkpoints/k1", "checkpoints/k3"}
+    assert found.weights == ("artefacts/bb.safetensors",) and set(found.checkpoints) == {
+        "checkpoints/k1",
+        "checkpoints/k3",
+    }
     assert found.claims == ("datasets/x-1/target-00000.parquet", "studies/x")
     assert set(names_in(store)) == NEEDED
     assert not cleaned(store)

@@ -77,7 +77,7 @@ def test_processes_of_a_node_that_start_at_once_fetch_every_object_once(distant,
     there = environment(TMPDIR=str(tmp_path / "node"))
     program = READER.format(tests=str(Path(__file__).parent))
     command = [sys.executable, "-c", program, distant.store.uri, str(tmp_path)]
-    before = len(s3.requests("GET", distant.folder))
+    before = len(s3.requests("GET", distant.line(TARGET).folder))
     readers = [
         subprocess.Popen([*command, f"ready{i}"], stdout=subprocess.PIPE, text=True, env=there) for i in range(3)
     ]
@@ -88,7 +88,7 @@ def test_processes_of_a_node_that_start_at_once_fetch_every_object_once(distant,
     inputs = [distant.read_shard(TARGET, i).inputs.double().sum().item() for i in range(3)]
     (line,) = printed
     assert float(line.split()[0]) == pytest.approx(sum(inputs)) and line.split()[1] == str(SHARD)
-    asked = s3.requests("GET", distant.folder)[before:-3]  # the last three are those of this process
+    asked = s3.requests("GET", distant.line(TARGET).folder)[before:-3]  # the last three are those of this process
     assert len(asked) == len(set(asked)) == 4, asked
 
 

@@ -26,7 +26,6 @@ from sibcl_ray.dataset import (
     Dataset,
     Shard,
     folds,
-    shard_size,
 )
 from sibcl_ray.store import Damaged, Store, StoreError
 
@@ -122,7 +121,8 @@ def test_metadata_say_what_the_numbers_are(dataset):
     about = metadata(make(dataset, TARGET, 1))
     assert len(about.pop("sha256")) == 64
     assert about == {
-        "fingerprint": dataset.fingerprint,
+        "fingerprint": dataset.line(TARGET).fingerprint,
+        "version": dataset.line(TARGET).version,
         "role": "target",
         "shard": 1,
         "seed": 3,
@@ -178,16 +178,16 @@ class Sized(Moments):
     size: int = 1
 
 
-def test_the_fingerprint_names_the_problem_its_fields_its_version_and_the_seed(dataset):
+def test_data_are_named_by_the_problem_its_fields_its_version_and_the_seed(dataset):
     others = [
         replace(dataset, seed=4),
         replace(dataset, problem=Newer()),
         replace(dataset, problem=Sized()),
         replace(dataset, problem=Sized(2)),
     ]
-    names = {d.fingerprint for d in (dataset, *others)}
+    names = {d.named(TARGET) for d in (dataset, *others)}
     assert len(names) == 5
-    assert replace(dataset, store=Store("memory://elsewhere")).fingerprint == dataset.fingerprint
+    assert replace(dataset, store=Store("memory://elsewhere")).named(TARGET) == dataset.named(TARGET)
 
 
 def test_damage_anywhere_is_found(dataset):
@@ -244,7 +244,7 @@ def test_a_shard_under_anothers_name_is_damaged(seed, role, index, dataset):
     shutil.copy(dataset.store.path(other.shard_name(role, index)), own)
     with pytest.raises(Damaged, match="is not what was written there") as damage:
         dataset.read_shard(TARGET, 0)
-    assert str((other.fingerprint, role.name, index)) in str(damage.value)
+    assert str((other.line(role).fingerprint, role.name, index)) in str(damage.value)
 
 
 @pytest.mark.parametrize("change", ["input", "label", "units", "redrawn"])
@@ -314,7 +314,7 @@ def test_how_long_labels_took_is_kept_beside_them_and_is_no_part_of_them(tmp_pat
     sizes = {TARGET: 3, SURROGATE: SHARD}
     assert dataset.label_seconds() is None and dataset.label_seconds(surrogate=True) is None
     for shard in dataset.missing(sizes):
-        count = shard_size(dataset.problem, shard.role)
+        count = dataset.size(shard.role)
         sample = dataset.problem.sample(count, dataset.rng(shard.role, shard.index))
         dataset.write(shard.role, shard.index, sample, dataset.problem.solve(sample.inputs))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}

@@ -22,7 +22,7 @@ from servers import free_port, wait_until
 from test_ledger import fill, good
 
 from sibcl_ray import own
-from sibcl_ray.dataset import TARGET, shard_size
+from sibcl_ray.dataset import TARGET
 from sibcl_ray.jobs import CellJob, TrialJob
 from sibcl_ray.ledger import Ledger
 from sibcl_ray.methods import METHODS
@@ -273,7 +273,7 @@ def written(folder: Path, more: str = "") -> Place:
 def with_labels(place: Place) -> Place:
     ledger = place.ledger()
     for shard in ledger.missing().shards:
-        data, size = ledger.dataset, shard_size(ledger.dataset.problem, shard.role)
+        data, size = ledger.dataset, ledger.dataset.size(shard.role)
         sample = data.problem.sample(size, data.rng(shard.role, shard.index))
         labels = sample.inputs.mean((1, 2))[:, None] if shard.role.labelled else None
         data.write(shard.role, shard.index, sample, labels)

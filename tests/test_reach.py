@@ -93,7 +93,7 @@ class Mine(Lattice):
 if __name__ == "__main__":
     print(Mine())
 '''
-HELPERS = '''
+HELPERS = """
 import math
 FACTOR = 2.0
 
@@ -104,8 +104,8 @@ def scaled(x):
 
 def rough(x):
     return x.mean()
-'''
-BASE = '''
+"""
+BASE = """
 from sibcl_ray.problems.simulation import Simulation
 
 
@@ -118,7 +118,7 @@ class Lattice(Simulation):
 
     def offset(self):
         return 0.0
-'''
+"""
 FILES = {"model.py": MODEL, "helpers.py": HELPERS, "base.py": BASE}
 DATA = {"constants.npy": "12", "pictures.npy": "34"}
 EXCLUDED = {"timeout", "retries", "resources", "labels_per_task"}
@@ -164,11 +164,23 @@ DECIDES = {
     "how another class is made": ("model.py", "self.dt = dt\n", "self.dt = dt / 2\n"),
     "a helper in a sibling": ("helpers.py", "FACTOR * math.sqrt(x)", "FACTOR * math.cbrt(x)"),
     "a constant in a sibling": ("helpers.py", "FACTOR = 2.0", "FACTOR = 2.5"),
-    "what is imported by the name": ("model.py", "from helpers import scaled as rescaled", "from math import sqrt as rescaled"),
+    "what is imported by the name": (
+        "model.py",
+        "from helpers import scaled as rescaled",
+        "from math import sqrt as rescaled",
+    ),
     "a base": ("base.py", "self.cells(x).sum()", "self.cells(x).mean()"),
-    "what the base calls": ("base.py", "    def cells(self, x):\n        return x\n", "    def cells(self, x):\n        return 2 * x\n"),
+    "what the base calls": (
+        "base.py",
+        "    def cells(self, x):\n        return x\n",
+        "    def cells(self, x):\n        return 2 * x\n",
+    ),
     "the bases": ("model.py", "class Mine(Lattice):", "class Mine(Lattice, dict):"),
-    "an override": ("model.py", "    def constant(self):", "    def cells(self, x):\n        return -x\n\n    def constant(self):"),
+    "an override": (
+        "model.py",
+        "    def constant(self):",
+        "    def cells(self, x):\n        return -x\n\n    def constant(self):",
+    ),
     "a statement of the module": ("model.py", "UNUSED = 3", "UNUSED = 3\nnp.random.seed(1)"),
 }
 
@@ -280,7 +292,9 @@ def total(x):
 
 @pytest.mark.parametrize("edit", [("x**2", "x**4"), ("return 1.0", "return 2.0")])
 def test_what_registers_itself_counts(edit):
-    model = MODEL.replace("import helpers\n", "import helpers\nimport parts\n").replace("self.total(x)", "parts.total(x)")
+    model = MODEL.replace("import helpers\n", "import helpers\nimport parts\n").replace(
+        "self.total(x)", "parts.total(x)"
+    )
     files = FILES | {"model.py": model, "parts.py": REGISTERED}
     assert reached(files | {"parts.py": REGISTERED.replace(*edit)}).checksums != reached(files).checksums
 
@@ -394,7 +408,9 @@ print(json.dumps(dict(sorted(sources.reached("model", "Mine", ["sample", "solve"
 
 def named_by(python):
     command = [python, "-c", PROGRAM, reach.__file__]
-    done = subprocess.run(command, input=SYNTAX.encode(), capture_output=True, check=True, env={"PATH": os.environ["PATH"]})
+    done = subprocess.run(
+        command, input=SYNTAX.encode(), capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
     return json.loads(done.stdout)
 
 

@@ -48,7 +48,7 @@ def value_of(job: Job) -> dict:
 
 def mixed(job: Job) -> dict:
     """Some trials diverge, and some fail."""
-    end = int(job["choice"].finetuning.learning_rate * 1e7) % 4
+    end = int(job["choice"].finetuning.learning_rate * 1e8) % 4
     states = {0: "diverged", 1: "failed"}
     return {"state": states[end], "reason": f"the end was {end}"} if end in states else value_of(job)
 

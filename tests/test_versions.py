@@ -5,7 +5,6 @@ a problem's method in its `versions`, of an encoder or of a job in its `version`
 """
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,10 @@ COUNT = 3
 
 def results(problem):
     """A few numbers that each method of a problem gives, by its name."""
-    sample, cheap = problem.sample(COUNT, np.random.default_rng(0)), problem.sample_surrogate(COUNT, np.random.default_rng(1))
+    sample, cheap = (
+        problem.sample(COUNT, np.random.default_rng(0)),
+        problem.sample_surrogate(COUNT, np.random.default_rng(1)),
+    )
     labels, others = problem.solve(sample.inputs), problem.solve_surrogate(cheap)
     pair = torch.from_numpy(others), torch.from_numpy(labels)
     less = tuple(values - torch.from_numpy(problem.offset) for values in pair)
@@ -82,10 +84,16 @@ def learned(architecture):
         )  # fmt: skip
         moving = (("translation", 0.5), ("point_group", 0.5))
         finetuning = Finetuning(architecture=architecture, augmentation=moving, views=2, batch=10, steps=10)
-        shared = {"dataset": data, "method": "SIB-CL", "budget": 20, "pretraining": pretraining, "configuration": finetuning}
+        shared = {
+            "dataset": data,
+            "method": "SIB-CL",
+            "budget": 20,
+            "pretraining": pretraining,
+            "configuration": finetuning,
+        }
         jobs = (pretraining, TrialJob(**shared, folds=2), CellJob(**shared, seed=0, test=50))
         records = [execute(job, torch.device("cpu"), lambda fraction, loss: None) for job in jobs]
-        weights = pretraining.weights().values()
+        weights = [w for _, w in sorted(pretraining.weights().items())]
         found = {
             "pretraining": numbers(torch.cat([w.double().flatten() for w in weights])),
             "trial": [records[1]["error"]],
@@ -134,5 +142,5 @@ def test_a_job_comes_to_what_its_version_came_to(name, golden):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
+    torch.set_num_threads(1)
     GOLDEN.write_text(json.dumps(written(), indent=1) + "\n")
