@@ -82,7 +82,7 @@ class Job(ABC):
     def compute(self, device: torch.device, report: Report) -> Record:
         """Do the work; the outcome as plain values."""
 
-    def clear(self) -> None:
+    def clear(self) -> None:  # noqa: B027  most need nothing
         """Forget what only an unfinished job needs; its record is there."""
 
     @property

@@ -53,7 +53,7 @@ class Line:
 
 
 class LabelsChanged(ValueError):
-    """Labels are there that another version of the code has made, and the user has not said what is to become of them."""
+    """There are labels that another version of the code has made, and it was not said what is to become of them."""
 
 
 def line_of(problem: Problem, seed: int, store: Store, kind: Kind, size: int) -> Line:

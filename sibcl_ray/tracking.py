@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import socket
 import sqlite3
@@ -64,10 +65,11 @@ def takes(tracking_uri: str) -> bool:
 
     A folder is one only where MLFLOW_ALLOW_FILE_STORE is true, without which MLflow refuses it.
     """
-    scheme, rest = urlsplit(tracking_uri).scheme, tracking_uri.partition("://")[2]
+    found, rest = re.match(r"([a-z][a-z0-9+.-]*):", tracking_uri, re.I), tracking_uri.partition("://")[2]
+    scheme = found[1].lower() if found else ""
     if _is_databricks(tracking_uri) or (rest and scheme.split("+")[0] in SCHEMES):
         return True
-    if tracking_uri and scheme in ("", "file"):
+    if tracking_uri and scheme in ("", "file") and tracking_uri != "databricks-uc":
         return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
     return scheme in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
 
@@ -79,9 +81,12 @@ def _is_databricks(tracking_uri: str) -> bool:
 
 def sqlite_uri(path: Path) -> str:
     """The URI of a database in a file, whatever the file's name is made of."""
-    if not set("?#%") & set(str(path)):
-        return f"sqlite:///{path}"
-    return f"sqlite:///file:{quote(str(path))}?uri=true"
+    from sqlalchemy import URL, make_url
+
+    # With the driver's name, as else MLflow makes a folder of the quoted name; SQLAlchemy quotes from version 2.1 on.
+    quoted = URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+    offered = (f"sqlite:///{path}", quoted, f"sqlite+pysqlite:///file:{quote(str(path))}?uri=true")
+    return next((uri for uri in offered if make_url(uri).database == str(path)), offered[-1])
 
 
 class TrackingUnavailable(RuntimeError):
@@ -274,7 +279,9 @@ def _probe(tracking_uri: str) -> None:
 
 
 def _sqlite_file(tracking_uri: str) -> Path:
-    path = tracking_uri.split("?")[0].partition(":///")[2]
+    from sqlalchemy import make_url
+
+    path = make_url(tracking_uri).database
     if not path:
         raise OSError("it names no file; give sqlite:////FOLDER/FILE")
     return Path(unquote(path.removeprefix("file:")) if path.startswith("file:") else path).absolute()

@@ -14,7 +14,8 @@ from sibcl_ray.store import Store
 
 NEEDED = {
     "artefacts/aa.safetensors", "checkpoints/k2", "ledger/pretraining/k1.json", "ledger/pretraining/k3.json",
-    "ledger/cell/c.json", "datasets/x-1/target-00000.parquet", "studies/x/matrix.parquet", "aside/old/a", "sibcl_ray.json",
+    "ledger/cell/c.json", "datasets/x-1/target-00000.parquet", "studies/x/matrix.parquet", "aside/old/a",
+    "sibcl_ray.json",
 }  # fmt: skip
 HOLDER = """
 import os, sys

@@ -233,7 +233,7 @@ def test_labels_of_another_shape_cannot_be_kept(project):
     project.edit("mine.py", "label_shape = (1,)", "label_shape = (2,)")
     project.edit("mine.py", "values[:, None]", "np.stack([values, values], 1)")
     project.edit("mine.py", "np.ones(1, np", "np.ones(2, np")
-    with pytest.raises(LabelsChanged, match="shapes .* so they cannot be kept; give --labels new"):
+    with pytest.raises(LabelsChanged, match=r"shapes .* so they cannot be kept; give --labels new"):
         project.make(HALF, "keep")
     assert project.make(HALF, "new").read(TARGET, 4).labels.shape == (4, 2)
 
@@ -301,7 +301,7 @@ def test_labels_of_the_version_before_are_asked_about_where_the_file_has_changed
     store = Store(str(stored / "runs"))
     data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store)
     with pytest.raises(
-        LabelsChanged, match="may have changed since an older sibcl_ray.* since 5 target and test labels"
+        LabelsChanged, match=r"may have changed since an older sibcl_ray.* since 5 target and test labels"
     ):
         data.settle([TARGET, TEST])
     data.settle([TARGET, TEST], "keep")

@@ -239,11 +239,6 @@ def test_a_constant_name_is_one_that_is_written():
     assert reached(other) == reached(files)
 
 
-HANDED_ON = {
-    "to a function": ("helpers.scaled(self)", "FACTOR * math.sqrt(x)", "FACTOR * math.sqrt(x.weight)"),
-}
-
-
 def test_a_problem_that_is_handed_on_has_all_its_fields_read():
     files = FILES | {"model.py": MODEL.replace("+ self.constant()", "+ hash(self)")}
     assert reached(files).fields == {"dt", "width", "weight"}
@@ -301,7 +296,18 @@ def test_what_registers_itself_counts(edit):
 
 PACKAGE = {
     "lab/__init__.py": "",
-    "lab/model.py": "from .tools import *\nfrom . import tools as t\n\n\nclass Mine:\n    def sample(self):\n        return draw()\n\n    def solve(self):\n        return t.inner.deep()\n",
+    "lab/model.py": """
+from .tools import *
+from . import tools as t
+
+
+class Mine:
+    def sample(self):
+        return draw()
+
+    def solve(self):
+        return t.inner.deep()
+""",
     "lab/tools.py": "from . import inner\n\n\ndef draw():\n    return 1\n\n\ndef other():\n    return 2\n",
     "lab/inner.py": "def deep():\n    return 3\n\n\ndef shallow():\n    return 4\n",
 }
@@ -313,8 +319,11 @@ def test_packages_relative_imports_and_stars():
         return Sources(encoded, {}).reached("lab.model", "Mine", ["sample", "solve"]).checksums
 
     for path, value, decides in (
-        ("lab/tools.py", "1", True), ("lab/tools.py", "2", False), ("lab/inner.py", "3", True), ("lab/inner.py", "4", False)
-    ):  # fmt: skip
+        ("lab/tools.py", "1", True),
+        ("lab/tools.py", "2", False),
+        ("lab/inner.py", "3", True),
+        ("lab/inner.py", "4", False),
+    ):
         changed = PACKAGE | {path: PACKAGE[path].replace(f"return {value}", f"return {value}0")}
         assert (names(changed) != names(PACKAGE)) == decides, (path, value)
 

@@ -244,7 +244,9 @@ def test_a_deleted_experiment_is_said_and_not_brought_back(uri, matrix):
     client, shown, _ = runs(uri, "study")
     experiment = shown["SL"].info.experiment_id
     client.delete_experiment(experiment)
-    with pytest.raises(tracking.TrackingUnavailable, match="experiment study was deleted there.* restore it in MLflow"):
+    with pytest.raises(
+        tracking.TrackingUnavailable, match=r"experiment study was deleted there.* restore it in MLflow"
+    ):
         tracking.sync(uri, "study", matrix, search(0))
     assert client.get_experiment(experiment).lifecycle_stage == "deleted"
     client.restore_experiment(experiment)
