@@ -47,6 +47,7 @@ class _Class:
 
     def __post_init__(self) -> None:
         name = self.node.name
+        decorated = any("dataclass" in ast.unparse(decorator) for decorator in self.node.decorator_list)
         bare = ast.ClassDef(name, self.node.bases, self.node.keywords, [], self.node.decorator_list)
         self.head.append(_Definition(self.module, name, bare, self))
         for statement in self.node.body:
@@ -56,7 +57,7 @@ class _Class:
                 self.head.append(definition)
             for each in names:
                 self.members[each].append(definition)
-            if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
+            if decorated and isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
                 self.fields.update(names)
 
 

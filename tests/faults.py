@@ -4,7 +4,8 @@
 
 First two `smoke` studies run undisturbed, one of photonic-dos and one of a user's solver that works with files of fixed
 names. Then, in each round, one of these commands runs on another storage and something is killed: a worker, a part of
-Ray, the driver, a node, the tracking server; or the driver is asked to stop. Whenever a study has come to its end it is
+Ray, the driver, a node, the tracking server; or the driver is asked to stop, or the storage is cleaned. Half of the
+labels of the second problem are there at first, as an older version of the library has named them. Whenever a study has come to its end it is
 compared with the undisturbed one, checked, and the next round begins one of the other kind. What must hold:
 
 - after every round: a driver that should have survived did; the exit code tells; no process is left; what the ledger
@@ -21,26 +22,30 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import conftest  # noqa: F401  where things lie, and how Ray is set up for tests
-from processes import AGENTS, PATIENCE, Driver, Process
+from processes import AGENTS, PATIENCE, SCRIPT, Driver, Process, environment
 from recipes import SCALES
 from servers import MlflowServer, mlflow_server, wait_until
 from test_outages import assert_shows
 
 from sibcl_ray import own
-from sibcl_ray.dataset import TARGET, TEST
+from sibcl_ray.dataset import LABELS, TARGET, TEST, Dataset
 from sibcl_ray.ledger import Ledger
+from sibcl_ray.lineage import BEFORE
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.store import Store
+from sibcl_ray.problems.problem import Sample
+from sibcl_ray.store import Store, fingerprint
 
 RECORDS = "ledger/*/*.json"
 GRACE = 10.0  # seconds that a driver may take to stop; three, on a machine that does nothing else
@@ -151,8 +156,27 @@ def the_tracking(scene: Scene) -> tuple[str, set[int]]:
     return f"MLflow was away for {away:.0f} s", {0}
 
 
+def a_cleaning(scene: Scene) -> tuple[str, set[int]]:
+    """One beside the driver, or after its death, which may be killed itself."""
+    scene.moment()
+    alone = scene.chance.random() < 0.5
+    if alone:
+        scene.driver.send(signal.SIGKILL)
+    command = [sys.executable, SCRIPT, "--storage", str(scene.storage), "--clean"]
+    cleaner = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        printed, _ = cleaner.communicate(timeout=scene.chance.uniform(4, 12))
+        assert cleaner.returncode == 0, printed
+        how = "to its end"
+    except subprocess.TimeoutExpired:
+        cleaner.kill()
+        cleaner.communicate()
+        how = "until it was killed"
+    return f"cleaned {'after' if alone else 'beside'} the driver {how}", {0, -signal.SIGKILL} if alone else {0}
+
+
 STUDIED = ("photonic-dos", f"{Path(__file__).with_name('fixed_files.py')}:FixedFiles")
-FAULTS = (a_worker, the_cluster, the_driver, a_stop, a_node, the_tracking)
+FAULTS = (a_worker, the_cluster, the_driver, a_stop, a_node, the_tracking, a_cleaning)
 
 
 @contextmanager
@@ -213,6 +237,8 @@ class Campaign:
         """One run with one fault; says what happened."""
         if len(self.announced) == self.records:  # there is nothing left to disturb
             self.finish()
+        if own.is_own(self.problem) and not self.storage.exists():
+            self._begin_with_old_labels()
         with ExitStack() as stack:
             nodes = stack.enter_context(two_nodes()) if fault is a_node else None
             variables = {"RAY_ADDRESS": nodes.address} if nodes else {}
@@ -234,6 +260,19 @@ class Campaign:
             self._next()
             progress += ", all verified"
         return f"{done}; exit code {code}; {progress}"
+
+    def _begin_with_old_labels(self) -> None:
+        """Half of them are there, under the name that an older version of the library gave them."""
+        made = Dataset(self.ledger.study.problem, 0, Store(str(self.folder / f"study-{STUDIED.index(self.problem)}")))
+        adopted = replace(made, store=Store(str(self.storage)))
+        problem = made.problem
+        old = fingerprint(BEFORE, problem.labels_per_task, problem.version, problem, 0)
+        line = made.line(TARGET)
+        adopted._lines[LABELS] = replace(line, folder=f"datasets/{problem.name}-{old}", fingerprint=old)
+        for shard in made.stored()[::2]:
+            if shard.role in (TARGET, TEST):
+                split = made.read_shard(shard.role, shard.index)
+                adopted.write(shard.role, shard.index, Sample(split.inputs.numpy()), split.labels.numpy())
 
     def finish(self) -> None:
         """Bring the last study to its end, if one has been begun."""

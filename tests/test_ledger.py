@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from stores import names_in
@@ -623,6 +624,39 @@ def test_every_cell_is_read_once_however_many_there_are(seeds, place):
         once = reads.total()
         ledger.matrix(), ledger.missing(), ledger.cells()
         assert reads.total() == once, "what stands is not read again"
+
+
+def noted(ledger):
+    """The ledger of a study that has been run, and of which a driver has kept what it chose."""
+    fill(ledger)
+    for search in ledger.searches():
+        ledger.note(search)
+    return ledger
+
+
+def test_the_matrix_and_the_trials_are_all_that_was_done_whatever_is_asked_for(any_place):
+    matrix, trials = (whole := noted(any_place.open())).matrix(), whole.trials()
+    assert len(matrix) == CELLS and len(trials) == TRIALS
+    for changes in ({"methods": (METHODS["SL"],)}, {"budgets": (10,), "seeds": 1}, {"trials": 2}):
+        ledger = any_place.open(replace(STUDY, **changes))
+        pd.testing.assert_frame_equal(ledger.matrix(), matrix)
+        pd.testing.assert_frame_equal(ledger.trials(), trials)
+        assert len(ledger.asked(matrix)) == len(ledger.cells())
+    ledger = any_place.open(replace(STUDY, methods=(METHODS["TL"],), surrogate=60))
+    assert Counter(ledger.matrix().state) == {DONE: CELLS, MISSING: 4} and set(ledger.asked(ledger.matrix()).method) == {"TL"}
+
+
+def test_of_a_cell_that_was_done_twice_that_of_the_longest_search_is_shown(place):
+    noted(place.open(replace(STUDY, space=replace(SPACE, batch=8))))
+    longer = noted(place.open(replace(STUDY, trials=6, space=replace(SPACE, batch=16)))).matrix()
+    assert set(longer.trials) == {6} and len(longer) == CELLS
+    pd.testing.assert_frame_equal(place.open(replace(STUDY, space=replace(SPACE, batch=8))).matrix(), longer)
+
+
+def test_errors_on_other_labels_are_not_in_the_same_matrix(place):
+    noted(place.open())
+    other = place.open(replace(STUDY, test=60, methods=(METHODS["SL"],)))
+    assert set(other.matrix().state) == {MISSING} and len(other.matrix()) == 4 and not len(other.trials())
 
 
 def test_of_an_unfinished_study_only_what_may_still_come_is_read_again(place):

@@ -310,6 +310,25 @@ def test_labels_of_the_version_before_are_asked_about_where_the_file_has_changed
     other.settle([TARGET, TEST])
 
 
+@pytest.mark.parametrize("written", range(3))
+def test_a_driver_that_dies_while_labels_are_adopted_loses_none(written, stored, monkeypatch):
+    store = Store(str(stored / "runs"))
+    sizes = {TARGET: 3, TEST: 2, SURROGATE: 50, UNLABELLED: 50}
+    left = iter(range(written))
+
+    def create(self, name, data, create=Store.create):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return create(self, name, data)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "create", create)
+        Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store).settle(sizes)
+    data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store)
+    data.settle(sizes)
+    assert not data.missing(sizes) and len(list((stored / "runs" / "versions").rglob("*.json"))) == 3
+
+
 def test_a_dry_run_decides_nothing(project):
     project.make(HALF)
     project.edit(*DECIDES["a constant"][:3])

@@ -206,6 +206,12 @@ def test_values_of_fields_count_where_they_are_asked_for():
     assert reached(members=["features"]).fields == {"weight"}
 
 
+def test_an_annotated_constant_of_a_plain_class_is_one_like_others():
+    files = FILES | {"model.py": MODEL.replace("@dataclass(frozen=True)\n", "")}
+    other = files | {"model.py": files["model.py"].replace("dt: float = 0.1", "dt: float = 0.2")}
+    assert not reached(files).fields and reached(other).checksums != reached(files).checksums
+
+
 def test_kinds_of_labels_have_their_own():
     names = {m: {name.split()[0] for name in reached(members=[m]).checksums} for m in ("sample", "solve", "estimate")}
     assert "force" in names["solve"] and "force" not in names["sample"] | names["estimate"]

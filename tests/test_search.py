@@ -379,6 +379,20 @@ def test_failures_are_tried_again_with_the_same_parameters_and_divergences_are_n
     assert search.retry_failures(any_storage) == [] and extended(search, any_storage) == []
 
 
+def test_of_a_divergence_the_sampler_learns_and_of_a_failure_it_does_not(storage):
+    drive(begun([a_search(trials=8)], storage), mixed)
+    trials = load(storage, a_search(trials=8).name).get_trials()
+    states = {t.user_attrs.get("state"): t.state for t in trials}
+    assert states == {None: TrialState.COMPLETE, "diverged": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
+def test_the_sampler_is_seeded_by_what_the_search_is_of_and_not_by_its_name():
+    one, other = a_search(), replace(a_search(), family="another version of the code")
+    assert one.name != other.name
+    drawn = [sampler(s, 3)._rng.rng.random(4).tolist() for s in (one, other, replace(one, budget=100), replace(one, seed=1))]
+    assert drawn[0] == drawn[1] and drawn[0] != drawn[2] != drawn[3] != drawn[0]
+
+
 def test_asking_for_another_try_may_be_cut_off_and_repeated(tmp_path):
     search = a_search(trials=8)
     with journal(tmp_path, []) as (storage, path, _):
