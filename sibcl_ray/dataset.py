@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.numpy
 import torch
 from torch import Tensor
 
 from sibcl_ray.copies import read_once
+from sibcl_ray.deciding import deciding, version_of
 from sibcl_ray.lineage import SHARD_NAME, Kind, LabelsChanged, Line, begin, change_of, kept, line_of
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
@@ -32,6 +34,7 @@ READERS = 16  # requests to a distant store at a time
 SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
 RECORDS_READ = 20  # of these, at most, for an estimate
 CHECKED = "checked"  # the name of a record
+T = TypeVar("T")
 SHARD = 50  # samples of a shard, if they are no target labels; the last one of a finite role may hold fewer
 
 
@@ -64,6 +67,12 @@ class Split:
 
     inputs: Tensor
     labels: Tensor | None
+    estimates: Tensor | None = None  # of the labels, where they are asked for
+
+    def rows(self, which: Tensor) -> Split:
+        """Some of the samples, by number."""
+        labels, estimates = (t if t is None else t[which] for t in (self.labels, self.estimates))
+        return Split(self.inputs[which], labels, estimates)
 
 
 @dataclass(frozen=True)
@@ -271,19 +280,41 @@ class Dataset:
         there = {name for folder in {self.line(role).folder for role in sizes} for name in self.store.names(folder)}
         return [shard for shard in wanted if self.shard_name(shard.role, shard.index) not in there]
 
-    def read(self, role: Role, count: int) -> Split:
-        """The first ``count`` samples of a role; kept in memory for the next call.
+    def estimate_name(self, role: Role, index: int) -> str:
+        """The name in the store of the estimates of a shard's labels."""
+        version = version_of(deciding(self.problem, "estimate"))
+        return f"{self.line(role).folder}/{role.name}-{index:05d}.{version}.estimates"
+
+    def write_estimates(self, role: Role, index: int, estimates: np.ndarray) -> None:
+        """Store estimates of a shard's labels beside it."""
+        content = safetensors.numpy.save({"estimates": np.ascontiguousarray(estimates)})
+        self.store.write(self.estimate_name(role, index), hashlib.sha256(content).digest() + content)
+
+    def missing_estimates(self, sizes: Mapping[Role, int]) -> list[Shard]:
+        """The shards that ``sizes`` needs and that have no estimates."""
+        folders = {self.line(role).folder for role in sizes}
+        there = {name for folder in folders for name in self.store.names(folder)}
+        wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
+        return [shard for shard in wanted if self.estimate_name(shard.role, shard.index) not in there]
+
+    def _estimates(self, role: Role, index: int) -> Tensor:
+        return self._from_node(self.estimate_name(role, index), _checked_estimates)
+
+    def read(self, role: Role, count: int, estimated: bool = False) -> Split:
+        """The first ``count`` samples of a role, with estimates if asked; kept in memory for the next call.
 
         Raises:
             StoreError: a shard is damaged, and has been set aside, or is gone. Whoever begins again makes it anew.
         """
-        return _read(self, role, count)
+        return _read(self, role, count, estimated)
 
     def _shard(self, role: Role, index: int) -> Split:
-        """A shard that has to be there, from this node's disk if one of its processes has read it before."""
-        name = self.shard_name(role, index)
+        return self._from_node(self.shard_name(role, index), partial(self._checked, role, index))
+
+    def _from_node(self, name: str, check: Callable[[bytes], T]) -> T:
+        """What has to be there, from this node's disk if one of its processes has read it before."""
         try:
-            return read_once(self.store, name, partial(self._checked, role, index))
+            return read_once(self.store, name, check)
         except Damaged as damage:
             raise StoreError(f"{damage}; it is kept as {self.store.set_aside(name)}, to be made again") from damage
         except FileNotFoundError as error:
@@ -291,17 +322,25 @@ class Dataset:
 
 
 @lru_cache(maxsize=16)
-def _read(dataset: Dataset, role: Role, count: int) -> Split:
+def _read(dataset: Dataset, role: Role, count: int, estimated: bool) -> Split:
     if not count:
         nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
         return Split(nothing[0], nothing[1] if role.labelled else None)
     with ThreadPoolExecutor(READERS if dataset.store.is_distant else 1) as readers:
-        shards = list(readers.map(partial(dataset._shard, role), range(dataset.shards_for(role, count))))
+        indices = range(dataset.shards_for(role, count))
+        shards = list(readers.map(partial(dataset._shard, role), indices))
+        estimates = list(readers.map(partial(dataset._estimates, role), indices)) if estimated else []
     inputs = torch.cat([s.inputs for s in shards])[:count]
     if len(inputs) < count:
         raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")
     labels = torch.cat([s.labels for s in shards if s.labels is not None])[:count] if role.labelled else None
-    return Split(inputs, labels)
+    return Split(inputs, labels, torch.cat(estimates)[:count] if estimated else None)
+
+
+def _checked_estimates(data: bytes) -> Tensor:
+    if hashlib.sha256(data[32:]).digest() != data[:32]:
+        raise Damaged("estimates are not what was written")
+    return torch.from_numpy(safetensors.numpy.load(data[32:])["estimates"].copy())
 
 
 def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:

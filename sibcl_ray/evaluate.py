@@ -22,7 +22,10 @@ def test_errors(
 
     ``views``, ``device`` and ``delta`` are those of `training.predict`.
     """
-    split = dataset.read(TEST, count)
+    split = dataset.read(TEST, count, delta)
     assert split.labels is not None
-    prediction = predict(network, dataset.problem, split.inputs, views, device, delta, precision=split.labels.dtype)
+    prediction = predict(
+        network, dataset.problem, split.inputs, views, device, delta,
+        precision=split.labels.dtype, estimates=split.estimates,
+    )  # fmt: skip
     return dataset.problem.error(prediction, split.labels).numpy()

@@ -8,7 +8,7 @@ nothing.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import wraps
 from typing import Any
@@ -22,6 +22,7 @@ from sibcl_ray import check, orbits
 from sibcl_ray.claims import Claims
 from sibcl_ray.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
+from sibcl_ray.sandbox import CallFailed, call
 from sibcl_ray.shards import Draft, Made, drawn, forms, groups, make_shard, stored
 from sibcl_ray.store import Damaged, StoreError
 
@@ -75,6 +76,29 @@ def _read_on_ray(dataset: Dataset, shards: list[Shard]) -> dict[Shard, Made]:
         with suppress(FileNotFoundError, Damaged):
             found[shard] = stored(dataset, shard)
     return found
+
+
+def estimate(dataset: Dataset, shards: Sequence[Shard]) -> None:
+    """Store estimates of the labels of shards that are there, each only once for an input.
+
+    Raises:
+        SolverFailed, BadProblem: they cannot be made, or used.
+    """
+    for reference in [_estimate_on_ray.options(**_options(dataset, s)).remote(dataset, s) for s in shards]:
+        _result(reference)
+
+
+@_task
+def _estimate_on_ray(dataset: Dataset, shard: Shard) -> None:
+    problem, what = dataset.problem, f"{dataset.problem.name}.estimate"
+    inputs = dataset.read_shard(shard.role, shard.index).inputs.numpy()
+    try:
+        estimates = check.labels(problem, call(problem, "estimate", inputs), len(inputs), what)
+    except CallFailed as failed:
+        raise SolverFailed(f"{what} raises {failed}{failed.left}; mend it") from None
+    if not np.isfinite(estimates).all():
+        raise BadProblem(f"{what} gives a number that is not finite; give one for every input")
+    dataset.write_estimates(shard.role, shard.index, estimates)
 
 
 def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:

@@ -237,24 +237,24 @@ class TrialJob(_FinetuneJob):
 
     def compute(self, device: torch.device, report: Report) -> Record:
         problem = self.dataset.problem
-        pool = self.dataset.read(TARGET, self.budget)
-        assert pool.labels is not None
+        pool = self.dataset.read(TARGET, self.budget, self.configuration.delta)
         errors = []
         for i, (fit, held_out) in enumerate(
             folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget))
         ):
-            part = Split(pool.inputs[fit], pool.labels[fit])
+            part, rest = pool.rows(fit), pool.rows(held_out)
             network = self._finetune(
                 part,
                 device,
                 lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
             )
             c = self.configuration
-            labels = pool.labels[held_out]
+            assert rest.labels is not None
             prediction = predict(
-                network, problem, pool.inputs[held_out], c.views, device, c.delta, precision=labels.dtype
-            )
-            errors.append(problem.error(prediction, labels))
+                network, problem, rest.inputs, c.views, device, c.delta,
+                precision=rest.labels.dtype, estimates=rest.estimates,
+            )  # fmt: skip
+            errors.append(problem.error(prediction, rest.labels))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
 
@@ -271,8 +271,8 @@ class CellJob(_FinetuneJob):
         return f"cell {self.method} at {self.budget} labels, seed {self.seed}"
 
     def compute(self, device: torch.device, report: Report) -> Record:
-        network = self._finetune(self.dataset.read(TARGET, self.budget), device, report)
         c = self.configuration
+        network = self._finetune(self.dataset.read(TARGET, self.budget, c.delta), device, report)
         errors = test_errors(network, self.dataset, self.test, c.views, device, c.delta)
         return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 

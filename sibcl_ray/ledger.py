@@ -9,7 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -53,6 +53,7 @@ class Missing:
     shards: list[Shard]
     trials: int
     cells: int
+    estimates: list[Shard] = field(default_factory=list)  # of which there are none
 
     def __bool__(self) -> bool:
         return bool(self.shards or self.trials or self.cells)
@@ -163,8 +164,13 @@ class Ledger:
         cells = self.cells()
         records = self.records(cell.job for cell in cells if cell.job)
         open_ = [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
-        shards = self.dataset.missing(self.study.sizes, self.warn) if trials or open_ else []
-        return Missing(shards, trials, len(open_))
+        if not (trials or open_):
+            return Missing([], 0, 0)
+        sizes = self.study.sizes
+        estimated = {role: sizes[role] for role in self.study.estimated}
+        return Missing(
+            self.dataset.missing(sizes, self.warn), trials, len(open_), self.dataset.missing_estimates(estimated)
+        )
 
     def cells(self) -> list[Cell]:
         """All cells of the study, by method, budget and seed."""

@@ -13,9 +13,14 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.sandbox import call
 
 
-def known(problem: Problem, inputs: Tensor, delta: bool) -> Tensor:
-    """What the network does not have to learn of the labels: their offset, or the estimate for each input."""
-    return _estimates(problem, inputs) if delta else torch.from_numpy(problem.offset)
+def known(problem: Problem, inputs: Tensor, delta: bool, estimates: Tensor | None = None) -> Tensor:
+    """What the network does not have to learn of the labels: their offset, or the estimate for each input.
+
+    ``estimates`` are those that are stored; without them the problem is asked.
+    """
+    if not delta:
+        return torch.from_numpy(problem.offset)
+    return _estimates(problem, inputs) if estimates is None else estimates
 
 
 def moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem, delta: bool) -> Tensor:

@@ -57,7 +57,11 @@ class _Class:
                 self.head.append(definition)
             for each in names:
                 self.members[each].append(definition)
-            if decorated and isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
+            if (
+                decorated
+                and isinstance(statement, ast.AnnAssign)
+                and "ClassVar" not in ast.unparse(statement.annotation)
+            ):
                 self.fields.update(names)
 
 

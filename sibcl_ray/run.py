@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from sibcl_ray.claims import Claims, Session
-from sibcl_ray.generate import generate
+from sibcl_ray.generate import estimate, generate
 from sibcl_ray.ledger import Ledger, Missing
 from sibcl_ray.progress import Count, Snapshot, Watch
 from sibcl_ray.queue import Unfinished
@@ -119,6 +119,7 @@ def run(
     with timings.stage("labels"), _repeatedly(lambda: watch(snapshot)):
         for done, _ in enumerate(generate(ledger.dataset, lacking.shards, session.claims, ledger.warn), start=1):
             snapshot = replace(snapshot, shards=Count(done, len(lacking.shards)))
+        estimate(ledger.dataset, lacking.estimates)
     if not (lacking.trials or lacking.cells):
         return
     timings.workers = resources.workers

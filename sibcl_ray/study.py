@@ -59,6 +59,11 @@ class Study:
         """Samples needed of each role."""
         return {TARGET: max(self.budgets), TEST: self.test, SURROGATE: self.surrogate, UNLABELLED: self.unlabelled}
 
+    @property
+    def estimated(self) -> tuple[Role, ...]:
+        """The roles of whose labels some method needs estimates."""
+        return (TARGET, TEST) if any(method.delta for method in self.methods) else ()
+
     def search_budget(self, budget: int) -> int:
         """The budget whose search chooses for ``budget``: the largest whose labels are all among its own."""
         return max((s for s in self.searched if s <= budget), default=budget)

@@ -204,7 +204,7 @@ def finetune(
         except RuntimeError as error:
             raise ValueError(f"the weights are of another architecture: {' '.join(str(error).split())}") from None
     assert labelled.labels is not None
-    known = prior.known(problem, labelled.inputs, c.delta)
+    known = prior.known(problem, labelled.inputs, c.delta, labelled.estimates)
     if c.delta:  # a good estimate leaves little to learn: of what size, the labels that may be seen tell
         network.scale.copy_((labelled.labels - known).square().mean().sqrt().clamp(min=1e-12))
     network.to(device)
@@ -232,12 +232,14 @@ def predict(
     delta: bool = False,
     batch: int = 500,
     precision: torch.dtype | None = None,
+    estimates: Tensor | None = None,
 ) -> Tensor:
     """Labels, (count, *label_shape), of inputs (count, *input_shape), on the CPU.
 
     With ``views`` the mean over that many views of each input, every one moved by random elements of all
     symmetries and equivariances, and of the latter moved back: the network's projection, in the limit, on
-    functions that share them. ``delta`` as it was fine-tuned with. ``precision`` is the type of the labels, if it is
+    functions that share them. ``delta`` as it was fine-tuned with; ``estimates`` are the inputs', where they are known
+    already. ``precision`` is the type of the labels, if it is
     not that of their offset or estimates: far from zero float32 would lose what the network has found.
     """
     network = network.to(device).eval()
@@ -253,7 +255,8 @@ def predict(
     for x in inputs.split(batch):
         x = x.to(device)
         outputs.append(sum(look(x) for _ in range(max(1, views))).cpu() / max(1, views))  # type: ignore[union-attr]
-    difference, known = torch.cat(outputs).view(-1, *problem.label_shape), prior.known(problem, inputs, delta)
+    difference = torch.cat(outputs).view(-1, *problem.label_shape)
+    known = prior.known(problem, inputs, delta, estimates)
     precision = precision or known.dtype
     return (difference.to(torch.promote_types(precision, known.dtype)) + known).to(precision)
 

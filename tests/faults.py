@@ -5,8 +5,9 @@
 First two `smoke` studies run undisturbed, one of photonic-dos and one of a user's solver that works with files of fixed
 names. Then, in each round, one of these commands runs on another storage and something is killed: a worker, a part of
 Ray, the driver, a node, the tracking server; or the driver is asked to stop, or the storage is cleaned. Half of the
-labels of the second problem are there at first, as an older version of the library has named them. Whenever a study has come to its end it is
-compared with the undisturbed one, checked, and the next round begins one of the other kind. What must hold:
+labels of the second problem are there at first, as an older version of the library has named them. Whenever a study
+has come to its end it is compared with the undisturbed one, checked, and the next round begins one of the other kind.
+What must hold:
 
 - after every round: a driver that should have survived did; the exit code tells; no process is left; what the ledger
   has once announced, it says for ever, byte for byte, so nothing was done twice;

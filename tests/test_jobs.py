@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -452,3 +453,58 @@ def test_a_pretraining_that_was_lost_is_gone_on_with(full, monkeypatch):
         weights = record["weights"]
         full.store.remove(job.record_name)
     assert weights == seen()[1]["weights"]
+
+
+@dataclass(frozen=True)
+class Estimated(Moments):
+    """Moments with an estimate that is a little off, as long as it is not told to be asked for no more."""
+
+    name = "estimated"
+    ASKED: ClassVar[list[int]] = []
+    SILENT: ClassVar[list[bool]] = []
+
+    def estimate(self, inputs):
+        assert not self.SILENT, "it was asked although its estimates are stored"
+        self.ASKED.append(len(inputs))
+        return self.solve(inputs) * np.float32(0.9)
+
+
+@pytest.mark.parametrize("make", [trial, cell])
+def test_estimates_are_read_where_they_are_stored(make, tmp_path):
+    errors = []
+    for stored in (False, True):
+        data = Dataset(Estimated(), 1, Store(str(tmp_path / str(stored))))
+        for role in (TARGET, TEST):
+            write(data, role)
+            shards = data.missing_estimates({role: 2 * SHARD})
+            assert len(shards) == 2
+            for shard in shards if stored else ():
+                data.write_estimates(
+                    role, shard.index, data.problem.estimate(data.read_shard(role, shard.index).inputs.numpy())
+                )
+            assert len(data.missing_estimates({role: 2 * SHARD})) == 2 * (not stored)
+        if not stored:
+            for role in (TARGET, TEST):
+                for index in (0, 1):
+                    inputs = data.read_shard(role, index).inputs.numpy()
+                    data.write_estimates(role, index, data.problem.solve(inputs) * np.float32(0.8))
+        Estimated.SILENT.append(True)
+        try:
+            record = run(make(data, configuration=replace(FINETUNING, delta=True)))
+        finally:
+            Estimated.SILENT.clear()
+        assert record["state"] == DONE, record["reason"]
+        errors.append(record["error"])
+    assert errors[0] != errors[1], "they are those that are stored"
+
+
+def test_damaged_estimates_are_set_aside_to_be_made_again(tmp_path):
+    data = Dataset(Estimated(), 1, Store(str(tmp_path)))
+    write(data, TARGET)
+    for index in (0, 1):
+        data.write_estimates(TARGET, index, data.problem.estimate(data.read_shard(TARGET, index).inputs.numpy()))
+    name = data.estimate_name(TARGET, 1)
+    data.store.write(name, data.store.read(name)[:-3] + b"xyz")
+    with pytest.raises(StoreError, match=r"estimates are not what was written.* to be made again"):
+        data.read(TARGET, 2 * SHARD, estimated=True)
+    assert [shard.index for shard in data.missing_estimates({TARGET: 2 * SHARD})] == [1]

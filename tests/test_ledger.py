@@ -643,7 +643,9 @@ def test_the_matrix_and_the_trials_are_all_that_was_done_whatever_is_asked_for(a
         pd.testing.assert_frame_equal(ledger.trials(), trials)
         assert len(ledger.asked(matrix)) == len(ledger.cells())
     ledger = any_place.open(replace(STUDY, methods=(METHODS["TL"],), surrogate=60))
-    assert Counter(ledger.matrix().state) == {DONE: CELLS, MISSING: 4} and set(ledger.asked(ledger.matrix()).method) == {"TL"}
+    assert Counter(ledger.matrix().state) == {DONE: CELLS, MISSING: 4} and set(
+        ledger.asked(ledger.matrix()).method
+    ) == {"TL"}
 
 
 def test_of_a_cell_that_was_done_twice_that_of_the_longest_search_is_shown(place):

@@ -389,7 +389,9 @@ def test_of_a_divergence_the_sampler_learns_and_of_a_failure_it_does_not(storage
 def test_the_sampler_is_seeded_by_what_the_search_is_of_and_not_by_its_name():
     one, other = a_search(), replace(a_search(), family="another version of the code")
     assert one.name != other.name
-    drawn = [sampler(s, 3)._rng.rng.random(4).tolist() for s in (one, other, replace(one, budget=100), replace(one, seed=1))]
+    drawn = [
+        sampler(s, 3)._rng.rng.random(4).tolist() for s in (one, other, replace(one, budget=100), replace(one, seed=1))
+    ]
     assert drawn[0] == drawn[1] and drawn[0] != drawn[2] != drawn[3] != drawn[0]
 
 
