@@ -102,13 +102,16 @@ class Dataset:
             self._lines[role.kind] = line_of(self.problem, self.seed, self.store, role.kind, size)
         return self._lines[role.kind]
 
-    def settle(self, roles: Iterable[Role], labels: str | None = None) -> None:
+    def settle(
+        self, roles: Iterable[Role], labels: str | None = None, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Find out which stored data the problem's code goes on with, and record it.
 
         Args:
             roles: those that are needed.
             labels: what is to become of labels that other code has made: ``keep`` them and make what is missing by the
                 new code, or make all ``new``, and leave those alone.
+            tell: is told once of labels that an older version of this library has left.
 
         Raises:
             LabelsChanged: there are such labels, and nothing was said; in one line, with what changed.
@@ -127,9 +130,14 @@ class Dataset:
         for change in changes if labels == "keep" else ():
             self._lines[change.kind] = lines[change.kind] = kept(change, lines[change.kind])
             self._check_shapes(needed[change.kind])
-        if not self.store.read_only:
-            for kind, line in lines.items():
-                begin(self.problem, self.seed, self.store, kind, line)
+        if self.store.read_only:
+            return
+        begun = [line for kind, line in lines.items() if begin(self.problem, self.seed, self.store, kind, line)]
+        if any(line.is_old for line in begun):
+            tell(
+                f"labels of {self.problem.name} that an older sibcl_ray has made are used; what it has learned from "
+                "them is not, and is made anew"
+            )
 
     def _check_shapes(self, role: Role) -> None:
         shard = next(shard for shard in self.stored() if shard.role.kind == role.kind)

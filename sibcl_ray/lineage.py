@@ -51,6 +51,11 @@ class Line:
     earlier: tuple[str, ...] = ()
     definitions: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def is_old(self) -> bool:
+        """Whether its data were named by a version of this library for which all of a problem's code counted."""
+        return not self.folder.endswith(f"-{self.name}")
+
 
 class LabelsChanged(ValueError):
     """There are labels that another version of the code has made, and it was not said what is to become of them."""
@@ -70,16 +75,17 @@ def line_of(problem: Problem, seed: int, store: Store, kind: Kind, size: int) ->
     return Line(name, f"datasets/{problem.name}-{its}", its, size, version, (), definitions)
 
 
-def begin(problem: Problem, seed: int, store: Store, kind: Kind, line: Line) -> None:
-    """Record that the code goes on with the line, unless something is recorded."""
+def begin(problem: Problem, seed: int, store: Store, kind: Kind, line: Line) -> bool:
+    """Record that the code goes on with the line, unless something is recorded; whether it was not."""
     name = _record_name(problem, seed, kind, line.version)
-    if not store.exists(name):
+    if new := not store.exists(name):
         record = {
             "kind": kind.name, "seed": seed, "name": line.name, "folder": line.folder, "fingerprint": line.fingerprint,
             "size": line.size, "version": line.version, "earlier": list(line.earlier),
             "definitions": dict(line.definitions), "made": time.time(), "by": uuid.uuid4().hex,
         }  # fmt: skip
         store.create(name, record_bytes(record))
+    return new
 
 
 @dataclass(frozen=True)

@@ -552,7 +552,7 @@ def main(
     if labels not in (None, "keep", "new"):
         raise BadInput(f"--labels is {labels!r}; give keep or new")
     ledger = Ledger(study, store, search_storage, _would_warn if dry_run else _warn)
-    ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels)
+    ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, _say)
     if dry_run:
         _show_plan(ledger, ledger.missing())
         return

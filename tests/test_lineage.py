@@ -283,7 +283,10 @@ def stored(tmp_path):
 def test_labels_of_the_version_before_are_adopted(stored):
     data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, Store(str(stored / "runs")))
     sizes = {TARGET: 3, TEST: 2, SURROGATE: 50, UNLABELLED: 50}
-    data.settle(sizes)
+    said = []
+    for _ in range(2):
+        data.settle(sizes, tell=said.append)
+    assert len(said) == 1 and said[0].startswith("labels of stored that an older sibcl_ray has made are used")
     assert not data.missing(sizes)
     pool = data.read(TARGET, 3)
     assert np.allclose(pool.labels[:, 0], 2 * pool.inputs.mean((1, 2)), rtol=1e-6)
