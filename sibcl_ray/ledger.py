@@ -256,8 +256,8 @@ class Ledger:
             if key not in best or _worth(row) > _worth(best[key]):
                 best[key] = row
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
-        order = {name: place for place, name in enumerate((*METHODS, *(m.name for m in self.study.methods)))}
-        ordered = sorted(best.values(), key=lambda row: (order[row["method"]], row["budget"], row["seed"]))
+        order = list(dict.fromkeys((*METHODS, *(m.name for m in self.study.methods))))
+        ordered = sorted(best.values(), key=lambda row: (order.index(row["method"]), row["budget"], row["seed"]))
         return pd.DataFrame([row | {"labels": mixed} for row in ordered])
 
     def asked(self, matrix: pd.DataFrame) -> pd.DataFrame:

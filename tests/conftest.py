@@ -53,16 +53,24 @@ def pytest_unconfigure():
 
 
 SHARING = (  # groups of modules whose tests share what is long in the making; each group runs in one process
-    ("test_bad_input", "test_s3", "test_search", "test_workers"),  # a cluster
-    ("test_generate", "test_own", "test_sandbox"),  # a second one, so that two processes share the load
+    (
+        "test_workers",
+        "test_bad_input",
+        "test_generate",
+        "test_own",
+        "test_s3",
+        "test_sandbox",
+        "test_search",
+    ),  # a cluster
     ("test_magnet", "test_problems"),  # ground states
 )
 
 
 def pytest_collection_modifyitems(items):
-    """Modules with slow tests begin."""
-    slow = {item.module for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.module not in slow)
+    """Those that share a cluster begin, as one process runs them all, and then modules with slow tests."""
+    slow = {item.module.__name__ for item in items if item.get_closest_marker("slow")}
+    first = {name: place for place, name in enumerate(SHARING[0])}
+    items.sort(key=lambda item: first.get(item.module.__name__, len(first) + (item.module.__name__ not in slow)))
     for item in items:
         shares = {"cluster"} & set(item.fixturenames)
         assert not shares or item.module.__name__ in sum(SHARING, ()), f"{item.nodeid} starts a cluster of its own"

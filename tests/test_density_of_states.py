@@ -110,6 +110,7 @@ def test_what_is_no_cell_is_rejected():
             photonic_dos(bad)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not mpb_reference.available(), reason=mpb_reference.INSTALL)
 def test_dos_agrees_with_mpb():
     *theirs, _ = mpb_reference.reference(CELLS[:1], k_grid().numpy(), 10)

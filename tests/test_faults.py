@@ -21,7 +21,8 @@ def test_a_short_campaign(tmp_path):
     assert len(told) == 4
 
 
-@pytest.mark.parametrize("size", ["400k", pytest.param("1m", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("size", ["400k", "1m"])
 def test_a_full_disk_stops_the_study_in_one_line_and_what_is_there_is_whole(size, tmp_path):
     """While labels are made, and while networks are trained."""
     with small_disk(tmp_path / "disk", size) as disk:

@@ -70,7 +70,7 @@ def telling(machines: Cluster) -> set[str]:
     return {path.name for path in logs if PASSWORD.encode() in path.read_bytes()}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_secrets_reach_the_driver_and_no_log(machines: Cluster, tmp_path):
     script = (interpreter(), "studies/label_sweep.py", "--scale=smoke", f"--storage={tmp_path}", "--workers=2")
     # In the environment of the head, where an option's variable or the shell of the job finds it, it stays there.
