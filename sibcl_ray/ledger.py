@@ -256,7 +256,7 @@ class Ledger:
             if key not in best or _worth(row) > _worth(best[key]):
                 best[key] = row
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
-        order = list(dict.fromkeys((*METHODS, *(m.name for m in self.study.methods))))
+        order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
         ordered = sorted(best.values(), key=lambda row: (order.index(row["method"]), row["budget"], row["seed"]))
         return pd.DataFrame([row | {"labels": mixed} for row in ordered])
 
