@@ -129,7 +129,7 @@ def change_of(problem: Problem, seed: int, store: Store, kind: Kind, line: Line)
 
 def kept(change: Change, line: Line) -> Line:
     """The earlier line, as the code goes on with it."""
-    told = f"{change.labels:,} {' and '.join(change.kind.roles)} labels are of before {change.what} changed"
+    told = f"{change.labels:,} {' and '.join(change.kind.roles)} labels were made before {change.what} changed"
     its, earlier = change.line, (*change.line.earlier, told)
     return Line(its.name, its.folder, its.fingerprint, its.size, line.version, earlier, line.definitions)
 

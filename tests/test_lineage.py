@@ -183,7 +183,7 @@ def test_labels_that_are_kept_stay_and_what_is_missing_is_made_by_the_new_code(p
     found = data.read(TARGET, 8)
     assert np.array_equal(found.inputs[:4], old.inputs) and np.array_equal(found.labels[:4], old.labels)
     assert np.allclose(found.labels[4:, 0], 3 * found.inputs[4:].mean((1, 2)), rtol=1e-6)
-    assert data.line(TARGET).earlier == ("6 target and test labels are of before GAIN in mine.py changed",)
+    assert data.line(TARGET).earlier == ("6 target and test labels were made before GAIN in mine.py changed",)
 
 
 def test_results_that_were_learned_from_labels_that_are_kept_stay(project):
