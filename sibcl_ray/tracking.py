@@ -53,6 +53,7 @@ for _name, _value in {
 
 KEY, CONTENT, NAME = "sibcl.key", "sibcl.content", "sibcl.name"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+OWN_NOTE = "sibcl.note"  # what a note was, should people have changed it since
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SCHEMES = ("http", "https", "sqlite", *PORTS)
 
@@ -358,24 +359,30 @@ def _write(client: MlflowClient, experiment: str, found: list[Any], run: Tracked
     """
     completed = ((r.info.run_id, _missing(client, r, run)) for r in found)
     run_id, metrics = next(((id_, points) for id_, points in completed if points is not None), ("", run.metrics))
+    tags = run.tags | ({OWN_NOTE: run.tags[NOTE]} if NOTE in run.tags else {}) | _theirs(found, run)
     if run_id:
         client.set_tag(run_id, CONTENT, "")
     else:
-        kept = {tag: value for r in found for tag, value in r.data.tags.items() if _is_theirs(tag)}
         renamed = [r.info.run_name for r in found if r.info.run_name != r.data.tags.get(NAME, run.name)]
-        tags = {**kept, **run.tags, KEY: run.key, NAME: run.name}
-        run_id = client.create_run(experiment, run.started, tags, renamed[0] if renamed else run.name).info.run_id
+        name = renamed[0] if renamed else run.name
+        run_id = client.create_run(experiment, run.started, {**tags, KEY: run.key, NAME: run.name}, name).info.run_id
     for path in run.artifacts:
         client.log_artifact(run_id, str(path))
     if run.ended is not None:
         client.set_terminated(run_id, run.status, run.ended)
-    _log(client, run_id, metrics, run.params, run.tags | ({PARENT: parent} if parent else {}) | {CONTENT: content})
+    _log(client, run_id, metrics, run.params, tags | ({PARENT: parent} if parent else {}) | {CONTENT: content})
     return run_id
 
 
-def _is_theirs(tag: str) -> bool:
-    """Whether people may have added it to a run: in MLflow's pages a note is a tag as well."""
-    return tag == NOTE or not tag.startswith(("mlflow.", "sibcl."))
+def _theirs(found: list[Any], run: TrackedRun) -> dict[str, str]:
+    """The tags that people have added to runs in MLflow's pages, where a note is one as well, and may replace ours."""
+    theirs: dict[str, str] = {}
+    for tags in (r.data.tags for r in found):
+        noted = tags[OWN_NOTE] if OWN_NOTE in tags else tags.get(NOTE) if NOTE in run.tags else None
+        added = {tag for tag in tags if not tag.startswith(("mlflow.", "sibcl."))} - set(run.tags)
+        added |= {NOTE} if NOTE in tags and tags[NOTE] != noted else set()
+        theirs |= {tag: tags[tag] for tag in added}
+    return theirs
 
 
 def _log(

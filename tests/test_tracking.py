@@ -259,13 +259,15 @@ def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(
     client, shown, _ = runs(uri, "study")
     theirs = {"reviewed": "by me, 12 May", "mlflow.note.content": "for the paper"}
     for tag, value in theirs.items():
-        client.set_tag(shown["SL"].info.run_id, tag, value)
+        for method in ("SL", "SL-I"):  # of which the second has a note of ours
+            client.set_tag(shown[method].info.run_id, tag, value)
     client.update_run(shown["SIB-CL"].info.run_id, name="favourite")
     for seeds in (2, 3):  # other means, which MLflow's metrics cannot be corrected to
         tracking.sync(uri, "study", matrix[matrix.seed < seeds], search(0))
         _, now, count = runs(uri, "study")
         assert count == 3 and set(now) == {"SL", "SL-I", "favourite"}
-        assert theirs.items() <= now["SL"].data.tags.items()
+        assert theirs.items() <= now["SL"].data.tags.items() and theirs.items() <= now["SL-I"].data.tags.items()
+        assert "SIB-CL needs" in now["favourite"].data.tags["mlflow.note.content"]
         assert now["favourite"].data.tags["sibcl.key"] == shown["SIB-CL"].data.tags["sibcl.key"]
 
 
