@@ -76,7 +76,9 @@ class _Module:
         self.bindings: dict[str, list[_Definition]] = defaultdict(list)
         self.always: list[_Definition] = []
         tree = ast.parse(source)
-        self.imported = dict(_imports(tree, self.package))
+        self.imported: dict[str, list[str]] = defaultdict(list)  # more than one where one stands in for another
+        for name, target in _imports(tree, self.package):
+            self.imported[name].append(target)
         rest = []
         for statement in tree.body:
             names = _bound(statement)
@@ -136,11 +138,11 @@ class Sources:
         first, *rest = name.split(".")
         if not rest and first in module.classes:
             return module.classes[first]
-        whole = ".".join([module.imported.get(first, first), *rest])
-        where, _, last = whole.rpartition(".")
-        other = self.modules.get(where)
-        if other is not None and other is not module:
-            return other.classes.get(last) or self._class(other, last)
+        for target in module.imported.get(first, [first]):
+            where, _, last = ".".join([target, *rest]).rpartition(".")
+            other = self.modules.get(where)
+            if other is not None and other is not module:
+                return other.classes.get(last) or self._class(other, last)
         return None
 
     def _lineage(self, kind: _Class) -> list[_Class]:
@@ -195,8 +197,8 @@ class _Walk:
             for definition in inside + outside:
                 if id(definition) not in left_out:
                     self._note(definition)
-            for name, target in module.imported.items():
-                self.checksums[f"import {name} in {module.path}"] = _digest([name, target])
+            for name, targets in module.imported.items():
+                self.checksums[f"import {name} in {module.path}"] = _digest([name, *targets])
         self.checksums |= {path: _digest([path, checksum]) for path, checksum in self.sources.data.items()}
         self.fields.update(*(kind.fields for kind in self.lineage))
         return Reached(self.checksums, frozenset(self.fields) - set(self.excluded))
@@ -210,8 +212,8 @@ class _Walk:
     def _is_own(self, module: _Module, decorator: ast.expr) -> bool:
         name = _dotted(decorator.func if isinstance(decorator, ast.Call) else decorator) or ""
         first = name.partition(".")[0]
-        target = module.imported.get(first, "").split(".")
-        imported = any(".".join(target[:end]) in self.sources.modules for end in range(1, len(target) + 1))
+        targets = [target.split(".") for target in module.imported.get(first, ())]
+        imported = any(".".join(t[:end]) in self.sources.modules for t in targets for end in range(1, len(t) + 1))
         return first in module.bindings or first in module.classes or imported
 
     def _use(self, kind: _Class) -> None:
@@ -291,17 +293,19 @@ class _Walk:
         if where.owner is not None and name in _first_arguments(where.node):
             self.attributes.update(attributes)
             if where.owner in self.lineage and attributes:
-                self._ask(attributes[0])
+                for each in attributes[: 1 + attributes[0].startswith("__")]:  # also of self.__class__
+                    self._ask(each)
             elif where.owner in self.lineage:
                 self.escaped = True
         elif name in module.imported:
-            self._dotted(module.imported[name].split(".") + attributes, f"import {name} in {module.path}", where)
+            for target in module.imported[name]:
+                self._dotted(target.split(".") + attributes, name, where)
         elif name in module.classes:
             self._its_class(module.classes[name], attributes, where)
         else:
             self.whole |= name in DYNAMIC
             self.waiting += module.bindings.get(name, ())
-            for star, whole in module.imported.items():
+            for star, (whole, *_) in module.imported.items():
                 if not star.startswith("* ") or name in module.bindings:
                     continue
                 if other := self.sources.modules.get(whole):
@@ -320,7 +324,7 @@ class _Walk:
         elif not isinstance(where.node, ast.ClassDef):  # which is derived from it
             self.escaped = True
 
-    def _dotted(self, names: list[str], told: str, where: _Definition) -> None:
+    def _dotted(self, names: list[str], imported: str, where: _Definition) -> None:
         """What is imported: from one of these modules, or from another, whose name then counts."""
         for end in range(len(names), 0, -1):
             if (module := self.sources.modules.get(".".join(names[:end]))) is not None:
@@ -335,7 +339,8 @@ class _Walk:
                 return
         whole = ".".join(names)
         self.whole |= any(f"{whole}.".startswith(f"{dynamic}.") for dynamic in DYNAMIC_IMPORTS)
-        self.checksums[told] = _digest([told.split()[1], where.module.imported[told.split()[1]]])
+        told = f"import {imported} in {where.module.path}"
+        self.checksums[told] = _digest([imported, *where.module.imported[imported]])
 
     def _look_up(self, call: ast.Call, where: _Definition) -> None:
         name = call.args[1] if len(call.args) > 1 else None

@@ -48,7 +48,8 @@ _modules: dict[UserModule, ModuleType] = {}
 
 @lru_cache(maxsize=8)
 def _sources(module: UserModule) -> Sources:
-    return Sources({path: content for path, content in module.files if path.endswith(".py")}, dict(module.data))
+    data = dict(module.data)  # programs in Python among them, which are not imported
+    return Sources({path: content for path, content in module.files if path.endswith(".py") and path not in data}, data)
 
 
 class TooLarge(ValueError):
@@ -216,8 +217,9 @@ def read(path: Path) -> UserModule:
         for text in texts:
             beside = (PurePosixPath(each).parent / text).as_posix()
             outside = text.startswith("/") or ".." in PurePosixPath(beside).parts  # a log, perhaps, which stays there
-            if not outside and _is_file(root / beside) and not beside.endswith(".py"):
+            if not outside and _is_file(root / beside):
                 named[beside] = root / beside
+    named = {beside: where for beside, where in named.items() if beside not in files}
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
         if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
             files[beside] = where.read_bytes()

@@ -186,6 +186,25 @@ def test_labels_that_are_kept_stay_and_what_is_missing_is_made_by_the_new_code(p
     assert data.line(TARGET).earlier == ("6 target and test labels were made before GAIN in mine.py changed",)
 
 
+@pytest.mark.parametrize("name", ["program.py", "parameters.txt"])
+def test_programs_and_data_that_the_file_names_count_where_they_are_used(name, project):
+    (project.folder / name).write_text("1.0  # one number\n")
+    line = f"SCALE = float(open(__file__.rpartition('/')[0] + '/' + {name!r}).read().split()[0])\n"
+    project.edit("mine.py", "GAIN = 2.0\n", f"GAIN = 2.0\n{line}")
+    project.make(HALF)
+    (project.folder / name).write_text("3.0  # another\n")
+    project.make(HALF)  # nothing that makes labels uses it
+    project.edit("mine.py", "self.weight * inputs", "SCALE * inputs")
+    project.make(HALF)
+    project.edit("mine.py", "GAIN * physics", "SCALE * physics")
+    with pytest.raises(LabelsChanged, match=r"Mine\.solve in mine.py, SCALE in mine.py"):
+        project.make(HALF)
+    project.make(HALF, "new")
+    (project.folder / name).write_text("4.0  # a third\n")
+    with pytest.raises(LabelsChanged, match=name):
+        project.make(HALF)
+
+
 def test_results_that_were_learned_from_labels_that_are_kept_stay(project):
     named = project.make(HALF).named(TARGET)
     project.edit(*DECIDES["solve"][:3])

@@ -253,6 +253,27 @@ def test_a_problem_that_is_handed_on_has_all_its_fields_read():
     assert reached(other).checksums != reached(files).checksums
 
 
+@pytest.mark.parametrize("asked", ["self.__class__.SCALE", "type(self).SCALE", "Mine.SCALE", "self.SCALE"])
+def test_a_constant_of_the_class_counts_however_it_is_asked_for(asked):
+    model = MODEL.replace("    label_shape = (1,)", "    label_shape = (1,)\n    SCALE = 3").replace(
+        "+ self.constant()", f"+ {asked}"
+    )
+    files = FILES | {"model.py": model}
+    assert reached(files | {"model.py": model.replace("SCALE = 3", "SCALE = 4")}).checksums != reached(files).checksums
+
+
+def test_of_two_imports_by_one_name_both_count():
+    model = MODEL.replace(
+        "import helpers\n",
+        "import helpers\ntry:\n    import fast as engine\nexcept ImportError:\n    import slow as engine\n",
+    )
+    model = model.replace("self.total(x)", "engine.total(x)")
+    files = FILES | {"model.py": model} | {f"{name}.py": "def total(x):\n    return x\n" for name in ("fast", "slow")}
+    for name in ("fast", "slow"):
+        other = files | {f"{name}.py": "def total(x):\n    return 2 * x\n"}
+        assert reached(other).checksums != reached(files).checksums
+
+
 def test_other_names_for_self_are_seen():
     other = MODEL.replace("def solve(self, inputs):", "def solve(me, inputs):").replace("self.total(x)", "me.total(x)")
     other = other.replace("Integrator(self.dt).run(inputs)", "Integrator(me.dt).run(inputs)")
