@@ -75,8 +75,14 @@ def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
     import label_sweep
 
     arguments = ["label_sweep.py", *options]
-    with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
-        code = label_sweep.command_line()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
+            code = label_sweep.command_line()
+    finally:  # a signal of another test is none of the next command's
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        label_sweep._signals.clear()
     return code, capture.readouterr()
 
 
