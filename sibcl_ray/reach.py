@@ -124,7 +124,15 @@ class Sources:
 
     def __init__(self, files: Mapping[str, bytes], data: Mapping[str, str]) -> None:
         self.data = data
-        self.modules = {m.dotted: m for path, source in files.items() for m in [_Module(path, source)]}
+        self.modules: dict[str, _Module] = {}
+        self.unread: dict[str, str] = {}  # checksums of what is no Python of this version, and counts as a whole
+        for path, source in files.items():
+            try:
+                module = _Module(path, source)
+            except (SyntaxError, ValueError):
+                self.unread[path] = _digest([path, hashlib.sha256(source).hexdigest()])
+            else:
+                self.modules[module.dotted] = module
 
     def reached(self, module: str, kind: str, members: Iterable[str], excluded: Collection[str] = ()) -> Reached:
         """What ``members`` of the class ``kind`` in ``module`` reach, all but what its members in ``excluded`` are."""
@@ -133,16 +141,16 @@ class Sources:
             return _Walk(self, [], excluded).everything()
         return _Walk(self, self._lineage(its), excluded).from_members(members)
 
-    def _class(self, module: _Module, name: str) -> _Class | None:
-        """The class that a dotted name stands for in a module, if it is one of these."""
+    def _class(self, module: _Module, name: str, seen: tuple[_Class | _Module, ...] = ()) -> _Class | None:
+        """The class, none of those ``seen``, that a dotted name stands for in a module, if it is one of these."""
         first, *rest = name.split(".")
-        if not rest and first in module.classes:
+        if not rest and module.classes.get(first) not in (None, *seen):
             return module.classes[first]
         for target in module.imported.get(first, [first]):
             where, _, last = ".".join([target, *rest]).rpartition(".")
             other = self.modules.get(where)
-            if other is not None and other is not module:
-                return other.classes.get(last) or self._class(other, last)
+            if other is not None and other not in (module, *seen):
+                return self._class(other, last, (*seen, module))
         return None
 
     def _lineage(self, kind: _Class) -> list[_Class]:
@@ -150,7 +158,7 @@ class Sources:
         found = [kind]
         for base in kind.node.bases:
             name = _dotted(base.value if isinstance(base, ast.Subscript) else base)
-            if name and (its := self._class(kind.module, name)) is not None:
+            if name and (its := self._class(kind.module, name, (kind,))) is not None:  # it may have its base's name
                 found = [c for c in found if c not in (line := self._lineage(its))] + line
         return found
 
@@ -160,9 +168,10 @@ class _Walk:
 
     def __init__(self, sources: Sources, lineage: list[_Class], excluded: Collection[str]) -> None:
         self.sources, self.lineage, self.excluded = sources, lineage, excluded
-        self.checksums: dict[str, str] = {}
+        self.checksums = dict(sources.unread)
         self.fields: set[str] = set()
         self.seen: set[int] = set()
+        self.passed: set[tuple] = set()  # names that were followed, as imports may lead round in a circle
         self.waiting: list[_Definition] = []
         self.classes: list[_Class] = []
         self.attributes: set[str] = set()  # asked of objects of which the source does not say what they are
@@ -289,38 +298,35 @@ class _Walk:
 
     def _name(self, name: str, attributes: list[str], where: _Definition) -> None:
         """What a name, and attributes asked of it one after another, may stand for."""
-        module = where.module
-        if where.owner is not None and name in _first_arguments(where.node):
-            self.attributes.update(attributes)
-            if where.owner in self.lineage and attributes:
-                for each in attributes[: 1 + attributes[0].startswith("__")]:  # also of self.__class__
-                    self._ask(each)
-            elif where.owner in self.lineage:
-                self.escaped = True
-        elif name in module.imported:
-            for target in module.imported[name]:
-                self._dotted(target.split(".") + attributes, name, where)
-        elif name in module.classes:
+        module, step = where.module, (where.module.path, name, tuple(attributes), id(where.node))
+        if step in self.passed:
+            return
+        self.passed.add(step)
+        if where.owner in self.lineage and name in _first_arguments(where.node):
+            self.escaped |= not attributes
+            for each in attributes[: 1 + attributes[0].startswith("__")] if attributes else ():  # also of __class__
+                self._ask(each)
+        self.attributes.update(attributes if name not in module.imported else ())  # of other modules' they are not ours
+        for target in module.imported.get(name, ()):
+            self._dotted(target.split(".") + attributes, name, where)
+        if name in module.classes:
             self._its_class(module.classes[name], attributes, where)
-        else:
+        self.waiting += module.bindings.get(name, ())  # a name may be imported, and given another meaning
+        if not (name in module.imported or name in module.classes or name in module.bindings):
             self.whole |= name in DYNAMIC
-            self.waiting += module.bindings.get(name, ())
             for star, (whole, *_) in module.imported.items():
-                if not star.startswith("* ") or name in module.bindings:
+                if not star.startswith("* "):
                     continue
                 if other := self.sources.modules.get(whole):
                     self._name(name, attributes, _Definition(other, name, where.node))
                 elif not hasattr(builtins, name):
                     self.checksums[f"import {star} in {module.path}"] = _digest(whole)
-            self.attributes.update(attributes)
 
     def _its_class(self, kind: _Class, attributes: list[str], where: _Definition) -> None:
         if kind not in self.lineage:
             self._use(kind)
-            self.attributes.update(attributes)
         elif attributes:
             self._ask(attributes[0])
-            self.attributes.update(attributes[1:])
         elif not isinstance(where.node, ast.ClassDef):  # which is derived from it
             self.escaped = True
 

@@ -206,6 +206,14 @@ def test_values_of_fields_count_where_they_are_asked_for():
     assert reached(members=["features"]).fields == {"weight"}
 
 
+def test_a_constant_with_the_name_of_an_argument_elsewhere_counts():
+    model = MODEL.replace("+ self.constant()", "+ sorted(inputs, key=lambda UNUSED: UNUSED)[0] + UNUSED")
+    files = FILES | {"model.py": model}
+    assert (
+        reached(files | {"model.py": model.replace("UNUSED = 3", "UNUSED = 4")}).checksums != reached(files).checksums
+    )
+
+
 def test_an_annotated_constant_of_a_plain_class_is_one_like_others():
     files = FILES | {"model.py": MODEL.replace("@dataclass(frozen=True)\n", "")}
     other = files | {"model.py": files["model.py"].replace("dt: float = 0.1", "dt: float = 0.2")}
@@ -272,6 +280,50 @@ def test_of_two_imports_by_one_name_both_count():
     for name in ("fast", "slow"):
         other = files | {f"{name}.py": "def total(x):\n    return 2 * x\n"}
         assert reached(other).checksums != reached(files).checksums
+
+
+CIRCLES = {
+    "stars": {"model.py": "from a import *\n", "a.py": "from b import *\n", "b.py": "from a import *\nGAIN = 2\n"},
+    "names": {
+        "model.py": "from a import GAIN\n",
+        "a.py": "from b import GAIN\n",
+        "b.py": "from a import GAIN\nGAIN = 2\n",
+    },
+    "a base of the same name": {"model.py": "from a import Mine\n", "a.py": "GAIN = 2\n\n\nclass Mine:\n    pass\n"},
+    "itself": {"model.py": "import model\nGAIN = 2\n"},
+}
+ROUND = "\n\nclass Mine(Mine):\n    def solve(self):\n        return unknown(GAIN, model.GAIN, a.b.c)\n"
+
+
+@pytest.mark.parametrize("files", CIRCLES.values(), ids=CIRCLES)
+def test_names_that_lead_round_in_a_circle_come_to_an_end(files):
+    def found(value):
+        sources = {path: text.replace("GAIN = 2", f"GAIN = {value}") for path, text in files.items()}
+        sources["model.py"] += ROUND
+        return Sources({p: t.encode() for p, t in sources.items()}, {}).reached("model", "Mine", ["solve"]).checksums
+
+    assert found(2) == found(2)
+    if files is not CIRCLES["a base of the same name"]:  # which does not import the number
+        assert found(2) != found(3)
+
+
+def test_a_module_that_is_no_python_of_today_counts_as_a_whole():
+    files = FILES | {"old.py": "print 'Python 2'\n"}
+    assert reached(files | {"old.py": "print 'other'\n"}).checksums != reached(files).checksums
+
+
+REBOUND = {
+    "a number": "from helpers import FACTOR as SCALE\n\nSCALE = SCALE * 2\n",
+    "a function that stands in": "try:\n    from numba import SCALE\nexcept ImportError:\n    SCALE = 2\n",
+    "a class": "from helpers import SCALE\n\n\nclass SCALE:\n    def __init__(self):\n        self.two = 2\n",
+}
+
+
+@pytest.mark.parametrize("top", REBOUND.values(), ids=REBOUND)
+def test_a_name_that_is_imported_and_given_another_meaning_counts_with_both(top):
+    model = MODEL.replace("STEPS = 100", f"STEPS = 100\n{top}").replace("+ self.constant()", "+ SCALE")
+    other = model.replace(top, top.replace("2", "3"))
+    assert reached(FILES | {"model.py": other}).checksums != reached(FILES | {"model.py": model}).checksums
 
 
 def test_other_names_for_self_are_seen():
