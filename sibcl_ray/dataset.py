@@ -25,14 +25,23 @@ from torch import Tensor
 
 from sibcl_ray.copies import read_once
 from sibcl_ray.deciding import deciding, version_of
-from sibcl_ray.lineage import SHARD_NAME, Kind, LabelsChanged, Line, begin, change_of, kept, line_of
+from sibcl_ray.lineage import (
+    SECONDS,
+    SHARD_NAME,
+    Kind,
+    LabelsChanged,
+    Line,
+    begin,
+    change_of,
+    kept,
+    line_of,
+    shard_seconds,
+)
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.store import Damaged, Store, StoreError, fingerprint
 
 READERS = 16  # requests to a distant store at a time
-SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
-RECORDS_READ = 20  # of these, at most, for an estimate
 CHECKED = "checked"  # the name of a record
 T = TypeVar("T")
 SHARD = 50  # samples of a shard, if they are no target labels; the last one of a finite role may hold fewer
@@ -206,17 +215,10 @@ class Dataset:
         self.store.write_record(self._seconds_name(role, index), {"seconds": seconds})
 
     def label_seconds(self, surrogate: bool = False) -> float | None:
-        """Seconds of one core that a label took, the target's or the surrogate's; None if none is recorded.
-
-        The mean over some of the records, as a distant store takes a request for each.
-        """
+        """Seconds of one core that a label took, the target's or the surrogate's; None if none is recorded."""
         role = SURROGATE if surrogate else TARGET
-        names = self.store.names(self.line(role).folder)
-        there = [name for name in names if name.endswith(SECONDS) and _role_of(name) in role.kind.roles]
-        some = there[:: max(1, -(-len(there) // RECORDS_READ))]
-        found = {name: record for name, record in self.store.read_records(some).items() if isinstance(record, dict)}
-        labels = len(found) * self.size(role)
-        return sum(record["seconds"] for record in found.values()) / labels if labels else None
+        seconds = shard_seconds(self.store, self.line(role), role.kind)
+        return seconds and seconds / self.size(role)
 
     def _seconds_name(self, role: Role, index: int) -> str:
         return f"{self.line(role).folder}/{role.name}-{index:05d}{SECONDS}"
@@ -282,11 +284,9 @@ class Dataset:
         Those on a local disk are read, and must be intact. Of a distant store only the names are looked at: whoever
         reads a shard there finds the damage.
         """
-        wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
         if not self.store.is_distant:
-            return [shard for shard in wanted if not self.holds(shard, warn)]
-        there = {name for folder in {self.line(role).folder for role in sizes} for name in self.store.names(folder)}
-        return [shard for shard in wanted if self.shard_name(shard.role, shard.index) not in there]
+            return [shard for shard in self._wanted(sizes) if not self.holds(shard, warn)]
+        return self._unnamed(sizes, self.shard_name)
 
     def estimate_name(self, role: Role, index: int) -> str:
         """The name in the store of the estimates of a shard's labels."""
@@ -300,10 +300,15 @@ class Dataset:
 
     def missing_estimates(self, sizes: Mapping[Role, int]) -> list[Shard]:
         """The shards that ``sizes`` needs and that have no estimates."""
-        folders = {self.line(role).folder for role in sizes}
-        there = {name for folder in folders for name in self.store.names(folder)}
-        wanted = [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
-        return [shard for shard in wanted if self.estimate_name(shard.role, shard.index) not in there]
+        return self._unnamed(sizes, self.estimate_name)
+
+    def _wanted(self, sizes: Mapping[Role, int]) -> list[Shard]:
+        return [Shard(role, index) for role, count in sizes.items() for index in range(self.shards_for(role, count))]
+
+    def _unnamed(self, sizes: Mapping[Role, int], name: Callable[[Role, int], str]) -> list[Shard]:
+        """The shards that are wanted, and of which the store has no file of that name."""
+        there = {n for folder in {self.line(role).folder for role in sizes} for n in self.store.names(folder)}
+        return [shard for shard in self._wanted(sizes) if name(shard.role, shard.index) not in there]
 
     def _estimates(self, role: Role, index: int) -> Tensor:
         return self._from_node(self.estimate_name(role, index), _checked_estimates)
@@ -356,11 +361,6 @@ def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     parts = [order[i::number] for i in range(number)]
     return [(torch.cat(parts[:i] + parts[i + 1 :]), held_out) for i, held_out in enumerate(parts)]
-
-
-def _role_of(name: str) -> str:
-    """The role that the name of a file beside shards begins with."""
-    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def _column(array: np.ndarray) -> pa.Array:

@@ -22,6 +22,8 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.store import Damaged, Store, fingerprint, record_bytes
 
 BEFORE = 2  # the format of shards when datasets were named by all of a problem's code
+SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
+RECORDS_READ = 20  # of these, at most, for an estimate
 SHARD_NAME = re.compile(r"(?P<folder>.*)/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")
 
 
@@ -122,7 +124,7 @@ def change_of(problem: Problem, seed: int, store: Store, kind: Kind, line: Line)
             continue
         if not other.definitions:
             differs = [f"what decides them may have changed since an older sibcl_ray made them, {problem.name}"]
-        seconds = _seconds(store, other, kind)
+        seconds = shard_seconds(store, other, kind)
         return Change(kind, other, differs, len(names) * other.size, seconds and seconds * len(names))
     return None
 
@@ -180,12 +182,13 @@ def _shards(store: Store, folder: str, kind: Kind) -> list[str]:
     return [n for n in store.names(folder) if (found := SHARD_NAME.fullmatch(n)) and found["role"] in kind.roles]
 
 
-def _seconds(store: Store, line: Line, kind: Kind) -> float | None:
-    """Seconds of one core that a shard took, the mean of some."""
-    names = [
-        n
-        for n in store.names(line.folder)
-        if n.endswith(".seconds") and n.rpartition("/")[2].split("-")[0] in kind.roles
-    ]
-    found = [r for r in store.read_records(names[:20]).values() if not isinstance(r, Damaged)]
+def shard_seconds(store: Store, line: Line, kind: Kind) -> float | None:
+    """Seconds of one core that the labels of a shard took; None if none is recorded.
+
+    The mean over some of the records, as a distant store takes a request for each.
+    """
+    names = [n for n in store.names(line.folder) if n.endswith(SECONDS)]
+    names = [n for n in names if n.rpartition("/")[2].rpartition("-")[0] in kind.roles]
+    some = names[:: max(1, -(-len(names) // RECORDS_READ))]
+    found = [r for r in store.read_records(some).values() if not isinstance(r, Damaged)]
     return sum(r["seconds"] for r in found) / len(found) if found else None

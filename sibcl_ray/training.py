@@ -238,9 +238,9 @@ def predict(
 
     With ``views`` the mean over that many views of each input, every one moved by random elements of all
     symmetries and equivariances, and of the latter moved back: the network's projection, in the limit, on
-    functions that share them. ``delta`` as it was fine-tuned with; ``estimates`` are the inputs', where they are known
-    already. ``precision`` is the type of the labels, if it is
-    not that of their offset or estimates: far from zero float32 would lose what the network has found.
+    functions that share them. ``delta`` as it was fine-tuned with; ``estimates`` are the inputs', where they are
+    known already. ``precision`` is the type of the labels, if it is not that of their offset or estimates: far from
+    zero float32 would lose what the network has found.
     """
     network = network.to(device).eval()
     generator = torch.Generator(device).manual_seed(named_seed("predict"))
