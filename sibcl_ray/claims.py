@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ class Claims:
             about = {"place": None, "beat": None}  # if it lives it will write another
         if about is None:
             return False
-        if about["place"] and about["place"] == _place():
+        if _is_beside(about):
             return _started(about["process"]) == about["started"]
         seen = self._seen.get(session)
         if seen is None or seen[0] != about["beat"]:
@@ -86,8 +86,18 @@ class Claims:
             return True
         if time.monotonic() - seen[1] < DEAD_AFTER:
             return True
-        self.store.write_record(_tombstone(session), {"by": self.session})  # should it wake up, it will know
+        if not self.store.read_only:
+            self.store.write_record(_tombstone(session), {"by": self.session})  # should it wake up, it will know
         return False
+
+    def living(self, sessions: Iterable[str], tell: Callable[[str], None]) -> tuple[str, ...]:
+        """Those that are at work; ``tell`` is told if this takes time, as processes elsewhere are not seen."""
+        found = tuple(s for s in sessions if self.alive(s))
+        if elsewhere := sum(s in self._seen for s in found):
+            tell(f"{elsewhere} drivers run elsewhere, if at all; waiting {DEAD_AFTER:.0f} s for a sign of life")
+            time.sleep(DEAD_AFTER)
+            found = tuple(s for s in found if self.alive(s))
+        return found
 
     def holder(self, name: str) -> str:
         """Who holds ``name``, in words."""
@@ -162,7 +172,12 @@ def is_gone(store: Store, session: str) -> bool:
         about = store.read_record(_life(session))
     except Damaged:
         return False
-    return bool(about and about["place"] == _place() and _started(about["process"]) != about["started"])
+    return bool(about and _is_beside(about) and _started(about["process"]) != about["started"])
+
+
+def _is_beside(about: dict[str, Any]) -> bool:
+    """Whether the process of a session would be seen here."""
+    return about["place"] is not None and about["place"] == _place()
 
 
 def _claim(name: str, generation: int) -> str:

@@ -7,7 +7,7 @@ taken before they are cleared, and while a driver lives, what it may be about to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sibcl_ray.claims import Claims, Session, is_gone
@@ -31,11 +31,14 @@ class Unneeded:
         return bool(self.weights or self.checkpoints or self.claims or self.sessions)
 
 
-def unneeded(store: Store, claims: Claims) -> Unneeded:
-    """What may go; weights only if no driver lives."""
+def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = None) -> Unneeded:
+    """What may go; weights only if no driver lives, which may take a minute to find out, of which ``tell`` is told.
+
+    Without ``tell`` a driver that runs elsewhere, and may long be dead, counts as living.
+    """
     sessions = [name.rpartition("/")[2] for name in store.names("sessions")]
     sessions = [s for s in sessions if not s.endswith(".dead") and s != claims.session]
-    running = tuple(s for s in sessions if claims.alive(s))
+    running = claims.living(sessions, tell) if tell else tuple(s for s in sessions if claims.alive(s))
     names = store.names(PRETRAININGS)
     records = {n: r for n, r in store.read_records(names).items() if not isinstance(r, Damaged)}
     ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if stands(record)}

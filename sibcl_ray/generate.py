@@ -142,10 +142,12 @@ def generate(
     are read here, where their files are.
 
     Raises:
+        LabelsChanged: there are labels that other code has made, and it was not said what is to become of them.
         SolverFailed: a label cannot be computed.
         BadProblem: labels cannot be learned from, or the test is not apart from the rest. Nothing more is started then;
             what is under way ends with this process, as Ray may abort a driver that cancels a task just when it ends.
     """
+    dataset.settle({shard.role for shard in shards})
     if dataset.problem.available is not None:
         yield from _import(dataset, shards)
         return

@@ -271,11 +271,12 @@ class Workers:
 
     def _train(self, lane: str, group: Group, size: int, name: str) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         trainer: Any = TorchTrainer(
             _SERVE[lane],
             train_loop_config={"queue": self.queue, "group": name},
+            torch_config=TorchConfig() if lane == WIDE else _without_process_group(),
             scaling_config=ScalingConfig(num_workers=size, use_gpu=bool(group.gpus), resources_per_worker=group.needs),
             run_config=RunConfig(
                 name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
@@ -286,6 +287,20 @@ class Workers:
             ),
         )
         trainer.fit()
+
+
+def _without_process_group() -> Any:
+    """For workers that work alone: the store of a process group takes connections from any machine."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Apart(Backend):
+        share_cuda_visible_devices = True
+
+    class Config(TorchConfig):
+        backend_cls = Apart
+
+    return Config()
 
 
 _SERVE = {NARROW: _serve, WIDE: _serve_together}

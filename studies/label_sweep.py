@@ -298,7 +298,7 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 def _clean(store: Store) -> None:
     """Say what nobody needs any more, and remove it from a store that is not read only."""
     session = Session(store)
-    found = unneeded(store, session.claims)
+    found = unneeded(store, session.claims, _say)
     for what, names in (
         ("weights that no pretraining in the ledger refers to", found.weights),
         ("checkpoints of pretrainings that have ended", found.checkpoints),
@@ -579,6 +579,7 @@ def main(
 
 def command_line() -> int:
     """Run, and turn whatever is the user's to mend into one line and an exit code."""
+    _signals.clear()  # of what this process did before
     _obey_signals()
     take_any_letter()
     try:

@@ -23,6 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else inherited
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes would each compile the library
     sys.dont_write_bytecode = False
     os.environ |= {"TMPDIR": PLACE, "RAY_TMPDIR": PLACE, "RAY_AUTH_MODE": "disabled"}
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = PLACE
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OPENBLAS_NUM_THREADS": "1"}
     tempfile.tempdir = None
 

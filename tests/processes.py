@@ -64,9 +64,8 @@ def of_session(session: int) -> list[Process]:
 
 def environment(**more: str) -> dict[str, str]:
     """Of a user: not of the tests, and no terminal's width."""
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RAY_ENABLE_", "MLFLOW_", "SIBCL_RAY_"))
-    }
+    others = ("RAY_ADDRESS", "RAY_ENABLE_", "MLFLOW_", "SIBCL_RAY_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return {**kept, "COLUMNS": "200", "PYTHONFAULTHANDLER": "1", **more}
 
 
@@ -79,10 +78,9 @@ def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
     try:
         with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
             code = label_sweep.command_line()
-    finally:  # a signal of another test is none of the next command's
+    finally:  # signals that other tests send are none of a command's
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        label_sweep._signals.clear()
     return code, capture.readouterr()
 
 
@@ -104,8 +102,10 @@ def ray_program() -> list[str]:
 class Driver:
     """`label_sweep.py --scale smoke` on a storage, in a session of its own; what it prints goes to a file."""
 
-    def __init__(self, storage: Path | str, log: Path, *options: str, **variables: str) -> None:
-        command = [sys.executable, SCRIPT, "--scale", "smoke", "--storage", str(storage), *options]
+    def __init__(
+        self, storage: Path | str, log: Path, *options: str, python: Path | str = sys.executable, **variables: str
+    ) -> None:
+        command = [python, SCRIPT, "--scale", "smoke", "--storage", str(storage), *options]
         self.log, self.started = log, time.monotonic()
         with open(log, "w") as output:
             self.process = subprocess.Popen(
@@ -115,6 +115,15 @@ class Driver:
     def processes(self) -> list[Process]:
         """Those of this driver, itself left out; on a cluster that was there before they are not its own."""
         return [p for p in of_session(self.process.pid) if p.number != self.process.pid]
+
+    def listens(self) -> set[str]:
+        """The addresses, in hexadecimal, at which it and its processes accept TCP connections."""
+        sockets = set()
+        for process in of_session(self.process.pid):
+            with suppress(OSError):  # one may have ended, and files be closed, meanwhile
+                sockets.update(os.readlink(link) for link in Path(f"/proc/{process.number}/fd").glob("*"))
+        lines = [line.split() for t in ("tcp", "tcp6") for line in Path(f"/proc/net/{t}").read_text().splitlines()[1:]]
+        return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
     def send(self, how: int) -> None:
         self.process.send_signal(how)

@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from processes import told
 from stores import names_in
 
+from sibcl_ray import claims
 from sibcl_ray.claims import Claims, Session
 from sibcl_ray.cleaning import free, unneeded
 from sibcl_ray.records import failure, timed
@@ -79,6 +83,31 @@ def test_beside_a_driver_what_it_may_need_stays(store, driver):
     names = set(names_in(store))
     assert names > NEEDED | {"artefacts/bb.safetensors"} and "checkpoints/k1" not in names
     assert not Claims(store, "other").take("studies/x")
+
+
+@pytest.mark.parametrize("beats", [False, True])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_driver_elsewhere_lives_as_long_as_it_beats(store, monkeypatch, beats, read_only):
+    monkeypatch.setattr(claims, "DEAD_AFTER", 0.5)
+    over, told = threading.Event(), []
+
+    def live():
+        beat = 0
+        while beat == 0 or beats and not over.wait(0.1):
+            beat += 1
+            about = {"beat": beat, "host": "far", "place": "another machine", "process": 1, "started": "1"}
+            store.write_record("sessions/far", about)
+
+    with ThreadPoolExecutor() as pool:
+        pool.submit(live)
+        while not store.exists("sessions/far"):
+            time.sleep(0.01)
+        its = Store(store.uri, read_only=read_only)
+        found = unneeded(its, Claims(its, "mine"), told.append)
+        over.set()
+    assert len(told) == 1 and "1 drivers run elsewhere" in told[0]
+    assert found.running == ("far",) * beats and bool(found.weights) != beats
+    assert store.exists("sessions/far.dead") == (not beats and not read_only)
 
 
 def test_a_damaged_record_may_refer_to_any_weights(store):

@@ -111,7 +111,7 @@ def test_what_is_no_cell_is_rejected():
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not mpb_reference.available(), reason=mpb_reference.INSTALL)
+@pytest.mark.skipif("not mpb_reference.available()", reason=mpb_reference.INSTALL)
 def test_dos_agrees_with_mpb():
     *theirs, _ = mpb_reference.reference(CELLS[:1], k_grid().numpy(), 10)
     reference = (torch.tensor(x.copy()) for x in mpb_reference.lower_of_opposites(*theirs))

@@ -1,6 +1,7 @@
 """The map of the library, read from its source: imports run downhill, and some things are known to few."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,11 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-SOURCES = {name_of(path): ast.parse(path.read_text()) for path in sorted(LIBRARY.rglob("*.py"))}
-SOURCES.pop("")
+@cache
+def sources():
+    """Syntax trees by name of module."""
+    files = sorted(LIBRARY.rglob("*.py"))
+    return {name: ast.parse(path.read_text()) for path in files if (name := name_of(path))}
 
 
 def imports(tree):
@@ -108,20 +112,20 @@ def imports(tree):
             assert node.level == 0, f"line {node.lineno} imports relatively; write the whole name"
             for alias in node.names:
                 below = f"{node.module}.{alias.name}"
-                yield below if below.removeprefix("sibcl_ray.") in SOURCES else node.module
+                yield below if below.removeprefix("sibcl_ray.") in sources() else node.module
 
 
 def own(name):
     """The modules of the library that a module imports."""
-    return {m.removeprefix("sibcl_ray.") for m in imports(SOURCES[name]) if m.startswith("sibcl_ray.")}
+    return {m.removeprefix("sibcl_ray.") for m in imports(sources()[name]) if m.startswith("sibcl_ray.")}
 
 
 def importers(package):
-    return {name for name, tree in SOURCES.items() if any(m.split(".")[0] == package for m in imports(tree))}
+    return {name for name, tree in sources().items() if any(m.split(".")[0] == package for m in imports(tree))}
 
 
 def test_every_module_has_its_place_in_the_order():
-    assert set(SOURCES) == set(ORDER), "give a new module its place in ORDER"
+    assert set(sources()) == set(ORDER), "give a new module its place in ORDER"
 
 
 @pytest.mark.parametrize("name", ORDER)
@@ -148,7 +152,7 @@ def test_results_are_shown_from_the_ledger_alone(name):
 
 
 def test_physics_knows_nothing_of_learning():
-    physics = [name for name in SOURCES if name.split(".")[0] in ("solvers", "problems", "symmetry")]
+    physics = [name for name in sources() if name.split(".")[0] in ("solvers", "problems", "symmetry")]
     assert not set().union(*map(own, physics)) & (LEARNING | set(VIEWS))
 
 
@@ -169,11 +173,11 @@ def reads_of_the_test_split(tree):
 def test_only_evaluate_reads_the_test_split():
     """Study says how many samples of it there are to be, and generate makes them, and keeps them apart from the others;
     nothing else even knows its name."""
-    assert {name for name, tree in SOURCES.items() if any(reads_of_the_test_split(tree))} == {"evaluate", "generate"}
+    assert {name for name, tree in sources().items() if any(reads_of_the_test_split(tree))} == {"evaluate", "generate"}
     assert not (own("generate") | own("shards")) & {"training", "networks", "evaluate", "jobs"}
     named = {
         name
-        for name, tree in SOURCES.items()
+        for name, tree in sources().items()
         for node in ast.walk(tree)
         if (isinstance(node, ast.Name) and node.id == "TEST")
         or (isinstance(node, ast.Attribute) and node.attr == "TEST")
@@ -184,7 +188,7 @@ def test_only_evaluate_reads_the_test_split():
 
 def test_no_name_hides_the_test_split():
     """Roles are used by name: nobody goes through all of them, or makes one."""
-    for name, tree in SOURCES.items():
+    for name, tree in sources().items():
         if name == "dataset":
             continue
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -11,6 +11,7 @@ from toy import Fragile, Moments
 from sibcl_ray.claims import Session
 from sibcl_ray.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
 from sibcl_ray.generate import generate
+from sibcl_ray.lineage import LabelsChanged
 from sibcl_ray.problems.problem import SolverFailed
 from sibcl_ray.shards import make_shard
 from sibcl_ray.store import Store
@@ -18,6 +19,12 @@ from sibcl_ray.store import Store
 SIZES = {TARGET: 120, TEST: 50, SURROGATE: 60, UNLABELLED: 10}
 SHARDS = {TARGET: 3, TEST: 1, SURROGATE: 2, UNLABELLED: 1}
 ONE = {TARGET: SHARD}
+
+
+class Newer(Moments):
+    """Of which the methods give something else."""
+
+    version = 2
 
 
 def a_dataset(folder: Path, problem: Moments | None = None) -> Dataset:
@@ -66,6 +73,14 @@ def test_a_damaged_shard_is_named_and_made_again(made):
     assert len(said) == 1 and name in said[0] and "made again" in said[0] and "\n" not in said[0]
     make(made, SIZES)
     assert made.store.read(name) == whole
+
+
+def test_labels_of_other_code_are_asked_about(made):
+    newer = a_dataset(Path(made.store.uri), Newer())
+    with pytest.raises(LabelsChanged, match=r"changed since 200 target and test labels .* --labels keep"):
+        make(newer, {**ONE, UNLABELLED: 10})
+    newer.settle([TARGET], "keep")
+    assert make(newer, ONE) == []
 
 
 def test_roles_share_no_input(made):

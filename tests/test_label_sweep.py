@@ -30,6 +30,7 @@ from sibcl_ray.problems import PROBLEMS, tabulated
 from sibcl_ray.problems.problem import FRACTION
 from sibcl_ray.problems.simulation import Simulation
 from sibcl_ray.records import failure
+from sibcl_ray.run import NOBODY
 from sibcl_ray.screen import Screen
 from sibcl_ray.store import Store
 
@@ -53,6 +54,29 @@ def matrix_of(folder: Path, name: str = NAME) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """What is seen from outside of a cluster that a driver has started."""
+
+    listens: set[str]  # addresses, in hexadecimal
+    visits: tuple[int, int]  # how they end that know the token of its user, and that do not
+    dashboards: set[str]  # that its workers would ask
+
+
+def visited(driver: Driver, user: dict[str, str]) -> Cluster:
+    """Look at the cluster of a driver at work, as its ``user`` and as somebody else."""
+    workers = [p for p in driver.processes() if p.title.startswith("ray::")]
+    address = next(m[1] for p in driver.processes() if (m := re.search(r"--gcs-address=(\S+)", p.title)))
+    visit = f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None, 10)"
+    visitors = [
+        subprocess.Popen([sys.executable, "-c", visit], env={**user, "RAY_AUTH_MODE": mode})
+        for mode in ("token", "disabled")
+    ]
+    variables = [Path(f"/proc/{worker.number}/environ").read_text().split("\0") for worker in workers]
+    asked = {v.partition("=")[2] for its in variables for v in its if v.startswith("RAY_API_SERVER_ADDRESS=")}
+    return Cluster(driver.listens(), tuple(visitor.wait(60) for visitor in visitors), asked)
+
+
+@dataclass(frozen=True)
 class Studied:
     """A smoke study from nothing, run by two drivers at once."""
 
@@ -60,19 +84,31 @@ class Studied:
     codes: tuple[int, int]
     printed: tuple[str, str]
     changed: tuple[str, ...]  # records that were seen with different contents
+    cluster: Cluster
 
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory):
+    """With an environment whose path has a blank, and another cluster's dashboard among the variables."""
     place = tmp_path_factory.mktemp("sweep")
-    folder, seen, changed = place / "runs", dict[str, str](), list[str]()
-    drivers = [Driver(folder, place / f"log-{i}") for i in range(2)]
+    folder, seen, changed, cluster = place / "runs", dict[str, str](), list[str](), None
+    spaced = place / "my environment"
+    spaced.symlink_to(sys.prefix)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE")  # as for everybody but these tests
+        user = environment(HOME=str(place))
+        its = {"HOME": str(place), "RAY_API_SERVER_ADDRESS": "http://192.0.2.1:8265"}
+        python = spaced / "bin" / "python"
+        drivers = [Driver(folder, place / f"log-{i}", python=python, **its) for i in range(2)]
     try:
         while any(driver.process.poll() is None for driver in drivers):
             changed += [p.name for p in folder.glob(RECORDS) if seen.setdefault(p.name, digest(p)) != digest(p)]
+            if seen and cluster is None:
+                cluster = visited(next(driver for driver in drivers if driver.processes()), user)
             time.sleep(0.1)
         first, second = drivers
-        return Studied(folder, (first.wait(), second.wait()), (first.printed(), second.printed()), tuple(changed))
+        codes, printed = (first.wait(), second.wait()), (first.printed(), second.printed())
+        return Studied(folder, codes, printed, tuple(changed), cluster)
     finally:
         for driver in drivers:
             driver.end()
@@ -102,6 +138,14 @@ def test_two_drivers_of_one_study_do_nothing_twice(studied):
 
 
 @pytest.mark.slow
+def test_a_cluster_of_our_own_listens_on_loopback_and_asks_for_a_token(studied):
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert studied.cluster.listens and studied.cluster.listens <= loopback
+    assert studied.cluster.visits == (0, 1)
+    assert studied.cluster.dashboards == {NOBODY}, "another's dashboard, asked for actors, would know none"
+
+
+@pytest.mark.slow
 def test_the_second_run_trains_nothing_and_is_quick(studied):
     folder = studied.folder
     before, matrix = ledger(folder), matrix_of(folder)
@@ -128,15 +172,24 @@ def test_another_budget_runs_only_that_budget_and_is_tracked_when_there_is_a_ser
     pd.testing.assert_frame_equal(kept, matrix)
 
 
+def starts(driver: Driver, folder: Path) -> bool:
+    return any(process.program == "raylet" for process in driver.processes())
+
+
+def works(driver: Driver, folder: Path) -> bool:
+    return bool(ledger(folder))
+
+
 @pytest.mark.slow
-def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(studied, tmp_path):
+@pytest.mark.parametrize("midway", [starts, pytest.param(works, marks=pytest.mark.thorough)])
+def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(midway, studied, tmp_path):
     folder = Path(shutil.copytree(studied.folder, tmp_path / "runs"))
     before = ledger(folder)
     driver = Driver(folder, tmp_path / "log", "--fresh", "--workers", "1")
     try:
         moved = (folder / "aside").glob
         wait_until(lambda: len(list(moved("*/ledger/*/*.json"))) == len(before), PATIENCE, driver.printed)
-        wait_until(lambda: ledger(folder), PATIENCE, driver.printed)
+        wait_until(lambda: midway(driver, folder), PATIENCE, driver.printed)
         driver.send(signal.SIGTERM)
         begun = time.monotonic()
         assert driver.wait() == 128 + signal.SIGTERM

@@ -70,6 +70,11 @@ def place():
         yield Place(Store(str(folder / "store")), None)
 
 
+journal_first = pytest.mark.parametrize(  # where both histories were already seen to hold the same
+    "any_place", ["journal", pytest.param("database", marks=pytest.mark.thorough)], indirect=True
+)
+
+
 @pytest.fixture(params=["journal", "database"])
 def any_place(request):
     with quick_folder() as folder:
@@ -177,6 +182,7 @@ def killed_at_move(number):
 # What is missing
 
 
+@journal_first
 def test_of_a_new_study_everything_is_missing(any_place):
     ledger = any_place.open()
     assert lacks(ledger) == (TRIALS, CELLS) and ledger.missing()
@@ -288,6 +294,7 @@ def ending_badly(job):
     return good(job)
 
 
+@journal_first
 def test_cells_that_failed_or_diverged_are_in_the_matrix_with_their_reasons(any_place):
     fill(any_place.open(), ending_badly)
     ledger = any_place.open()
@@ -454,6 +461,7 @@ def test_a_failed_pretraining_is_tried_again_with_what_failed_for_it(place):
     assert set(place.open(study).matrix().state) == {DONE}
 
 
+@journal_first
 def test_of_a_study_without_failures_nothing_is_tried_again(any_place):
     assert any_place.open().retry_failures() == 0
     fill(any_place.open())
@@ -591,6 +599,7 @@ def test_a_ledger_of_a_later_version_is_refused_in_one_line_and_left_alone(place
 # Other drivers, and cost
 
 
+@journal_first
 def test_who_has_waited_for_another_driver_sees_what_that_has_done(any_place):
     """Which may be to begin anew, or to choose another winner."""
     fill(any_place.open())

@@ -159,7 +159,7 @@ def test_runs_stay_themselves_while_they_grow(server, study):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.thorough)])
 def test_cut_off_after_any_request_the_next_sync_completes_it(step, server, link, study):
     early, late = ledgers()
     sync(link.address, f"{study} whole", *early)

@@ -218,10 +218,11 @@ class Holder:
 
 def test_asynchronous_actors_use_a_store_from_threads(cluster, store, s3):
     names = [f"prizes/{i}" for i in range(24)]
-    variables = {"env_vars": s3.environment}
-    actor = ray.remote(Holder).options(num_cpus=0, runtime_env=variables)
-    actors = [actor.remote(store, b"one"), actor.remote(store, b"other")]
-    one, other = ray.get([actor.create_all.remote(names) for actor in actors])
+    actor = ray.remote(Holder).options(num_cpus=0, runtime_env={"env_vars": s3.environment}).remote(store, b"one")
+    ray.get(actor.create_all.remote([]))  # it is there
+    asked = actor.create_all.remote(names)
+    other = asyncio.run(Holder(store, b"other").create_all(names))
+    one = ray.get(asked)
     assert [not mine for mine in one] == other
     assert [store.read(name) for name in names] == [b"one" if mine else b"other" for mine in one]
 

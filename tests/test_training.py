@@ -310,7 +310,7 @@ def _worker(rank, workers, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_workers_of_one_pretraining_end_where_one_worker_ends(workers, tmp_path):
     """BatchNorm, views, negatives and labels: all as if one had the whole batch, but for rounding."""
     group(_worker, (workers, str(tmp_path)), workers)
