@@ -93,7 +93,7 @@ def test_a_driver_elsewhere_lives_as_long_as_it_beats(store, monkeypatch, beats,
 
     def live():
         beat = 0
-        while beat == 0 or beats and not over.wait(0.1):
+        while beat == 0 or (beats and not over.wait(0.1)):
             beat += 1
             about = {"beat": beat, "host": "far", "place": "another machine", "process": 1, "started": "1"}
             store.write_record("sessions/far", about)
