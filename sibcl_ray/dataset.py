@@ -31,6 +31,7 @@ from sibcl_ray.lineage import (
     Kind,
     LabelsChanged,
     Line,
+    anew,
     begin,
     change_of,
     kept,
@@ -136,12 +137,16 @@ class Dataset:
                 "--labels keep uses them and makes what is missing by the new code, --labels new makes all anew and "
                 "keeps the old ones"
             )
-        for change in changes if labels == "keep" else ():
-            self._lines[change.kind] = lines[change.kind] = kept(change, lines[change.kind])
-            self._check_shapes(needed[change.kind])
+        for change in changes:
+            line = lines[change.kind]
+            line = kept(change, line) if labels == "keep" else anew(self.problem, change, line)
+            self._lines[change.kind] = lines[change.kind] = line
+            if labels == "keep":
+                self._check_shapes(needed[change.kind])
         if self.store.read_only:
             return
-        begun = [line for kind, line in lines.items() if begin(self.problem, self.seed, self.store, kind, line)]
+        decided = {change.kind for change in changes}
+        begun = [line for k, line in lines.items() if begin(self.problem, self.seed, self.store, k, line, k in decided)]
         if any(line.is_old for line in begun):
             tell(
                 f"labels of {self.problem.name} that an older sibcl_ray has made are used; what it has learned from "

@@ -7,9 +7,11 @@ beside the code. Nothing else names labels: no setting, no comment, no other met
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
+from typing import Protocol
 
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.problems.simulation import Simulation
@@ -19,6 +21,9 @@ from sibcl_ray.store import describe, fingerprint
 SETTINGS = ("name", "timeout", "retries", "resources", "labels_per_task", "label_seconds", "surrogate_seconds")
 WORDS = ("input_units", "label_units", "error_units", "version", "versions", "lacks", "available")
 LEARNED = ("features", "label_loss", "offset", "spread", "symmetries", "equivariances")  # what fitting looks at
+
+
+JUDGED = ("error", "surrogate_loss", "estimate")
 
 
 @lru_cache
@@ -37,19 +42,25 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
     values = {name for name in names if not any(name in inspect.get_annotations(k) for k in own)}
     if source is not None:
         asked = [name for name, its in definers.items() if its in own]
-        if any(issubclass(k, Problem) and k not in (Simulation, Problem, *own) for k in kind.__mro__):
-            # A solver of the library calls what is overridden, in ways that are not looked into.
-            asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in (*LEARNED, "error")]
-        reached = source.sources.reached(kind.__module__, kind.__name__, asked, (*SETTINGS, *WORDS))
+        if set(kind.__mro__) - own - set(Simulation.__mro__) - {Protocol}:
+            # Another base calls what is overridden, in ways that are not looked into.
+            asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in (*LEARNED, *JUDGED)]
+        lineage = [(k.__module__, k.__qualname__) for k in kind.__mro__ if k in own]
+        reached = source.sources.reached(lineage, asked, SETTINGS)
         found |= reached.checksums
-        values |= reached.fields
+        values |= reached.fields & set(names)
     given = {name: fingerprint(name, describe(getattr(problem, name))) for name in sorted(values)}
     return found | {f"the value of {name}": value for name, value in given.items()}
 
 
 def version_of(definitions: Mapping[str, str]) -> str:
-    """A name for what they decide. Where they stand, and in which file, has no part in it."""
-    named = [f"{name} {value}" if value.startswith("version ") else value for name, value in definitions.items()]
+    """A name for what they decide. In which file they stand has a part in it only where one name stands in several."""
+    places = Counter(name.partition(" in ")[0] for name in definitions)
+    named = []
+    for name, value in definitions.items():
+        short = name.partition(" in ")[0]
+        says_it = not (value.startswith("version ") or short.startswith("import ") or places[short] > 1)
+        named.append(value if says_it else f"{name if places[short] > 1 else short} {value}")
     return fingerprint(sorted(named))
 
 

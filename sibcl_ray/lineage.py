@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.store import Damaged, Store, fingerprint, record_bytes
 
 BEFORE = 2  # the format of shards when datasets were named by all of a problem's code
+READING = 2  # of what decides in users' source; others have other checksums
 SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
 RECORDS_READ = 20  # of these, at most, for an estimate
 SHARD_NAME = re.compile(r"(?P<folder>.*)/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")
@@ -77,16 +78,20 @@ def line_of(problem: Problem, seed: int, store: Store, kind: Kind, size: int) ->
     return Line(name, f"datasets/{problem.name}-{its}", its, size, version, (), definitions)
 
 
-def begin(problem: Problem, seed: int, store: Store, kind: Kind, line: Line) -> bool:
-    """Record that the code goes on with the line, unless something is recorded; whether it was not."""
+def begin(problem: Problem, seed: int, store: Store, kind: Kind, line: Line, decided: bool) -> bool:
+    """Record that the code goes on with the line, if that was just decided or nothing is recorded; whether it was."""
     name = _record_name(problem, seed, kind, line.version)
-    if new := not store.exists(name):
+    if new := decided or not store.exists(name):
         record = {
             "kind": kind.name, "seed": seed, "name": line.name, "folder": line.folder, "fingerprint": line.fingerprint,
             "size": line.size, "version": line.version, "earlier": list(line.earlier),
             "definitions": dict(line.definitions), "made": time.time(), "by": uuid.uuid4().hex,
+            "reading": READING, "shards": len(_shards(store, line.folder, kind)),
         }  # fmt: skip
-        store.create(name, record_bytes(record))
+        if decided:
+            store.write_record(name, record)
+        else:
+            store.create(name, record_bytes(record))
     return new
 
 
@@ -99,6 +104,7 @@ class Change:
     definitions: list[str]  # that differ
     labels: int
     seconds: float | None  # of one core, that they took
+    back: bool  # this code has made labels of the line before the other did
 
     def __str__(self) -> str:
         cost = "of unknown cost" if self.seconds is None else f"of {self.seconds / 3600:.3g} core hours"
@@ -112,20 +118,24 @@ class Change:
 
 
 def change_of(problem: Problem, seed: int, store: Store, kind: Kind, line: Line) -> Change | None:
-    """What there is of other versions, if this one has neither data nor a decision."""
-    if problem.available is not None or _shards(store, line.folder, kind):
+    """What there is of other versions, if this one has neither data nor a decision, or they have added to its data."""
+    if problem.available is not None:
         return None
-    if _read(store, _record_name(problem, seed, kind, line.version)) is not None:
+    decided = _read(store, _record_name(problem, seed, kind, line.version))
+    if decided is None and _shards(store, line.folder, kind):
         return None
-    for other in _others(problem, seed, store, kind):
+    for other, made, then in _others(problem, seed, store, kind):
         names = _shards(store, other.folder, kind)
+        if decided is not None and (other.folder != line.folder or made <= decided["made"] or then == len(names)):
+            continue
         differs = changed(other.definitions, line.definitions)
         if not names or (problem.source is None and not _same_problem(other, line)):
             continue
         if not other.definitions:
             differs = [f"what decides them may have changed since an older sibcl_ray made them, {problem.name}"]
         seconds = shard_seconds(store, other, kind)
-        return Change(kind, other, differs, len(names) * other.size, seconds and seconds * len(names))
+        labels, cost = len(names) * other.size, seconds and seconds * len(names)
+        return Change(kind, other, differs, labels, cost, back=decided is not None)
     return None
 
 
@@ -136,18 +146,29 @@ def kept(change: Change, line: Line) -> Line:
     return Line(its.name, its.folder, its.fingerprint, its.size, line.version, earlier, line.definitions)
 
 
+def anew(problem: Problem, change: Change, line: Line) -> Line:
+    """A line of this code alone."""
+    if not change.back:
+        return line
+    name = fingerprint(line.name, change.line.version, change.labels)
+    return Line(name, f"datasets/{problem.name}-{name}", name, line.size, line.version, (), line.definitions)
+
+
 def _same_problem(other: Line, line: Line) -> bool:
     """Whether nothing but versions of the library differs: another field is another problem."""
     both = [{n: v for n, v in each.definitions.items() if not v.startswith("version ")} for each in (other, line)]
     return both[0] == both[1] and other.definitions.keys() == line.definitions.keys()
 
 
-def _others(problem: Problem, seed: int, store: Store, kind: Kind) -> Iterator[Line]:
-    """Lines of the problem that other code has made, the latest decision first."""
+def _others(problem: Problem, seed: int, store: Store, kind: Kind) -> Iterator[tuple[Line, float, int | None]]:
+    """Lines of the problem that other code goes on with, the latest decision first; when and at how many shards."""
     names = [n for n in store.names(f"versions/{problem.name}") if f"/{kind.name}-{seed}-" in n]
     records = [r for r in store.read_records(names).values() if not isinstance(r, Damaged)]
     for record in sorted(records, key=lambda r: r["made"], reverse=True):
-        yield _recorded(record)
+        line = _recorded(record)
+        if problem.source is not None and record.get("reading") != READING:
+            line = replace(line, definitions={})  # which are not comparable
+        yield line, record["made"], record.get("shards")
     if problem.source is None:
         return
     known = {record["folder"] for record in records}
@@ -158,7 +179,8 @@ def _others(problem: Problem, seed: int, store: Store, kind: Kind) -> Iterator[L
                 about = json.loads((table.schema.metadata or {}).get(b"sibcl_ray", b"{}"))
                 if about.get("seed") == seed:
                     its = about["fingerprint"]
-                    yield Line(fingerprint(kind.name, its), folder, its, len(table), about.get("version", ""))
+                    line = Line(fingerprint(kind.name, its), folder, its, len(table), about.get("version", ""))
+                    yield line, 0.0, None
 
 
 def _recorded(record: Mapping[str, Any]) -> Line:

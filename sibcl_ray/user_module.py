@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -37,6 +37,9 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.reach import Sources
 from sibcl_ray.store import fingerprint
 
+PLACES = rb"__file__|__path__|__spec__|importlib|pkgutil|sys\.path"  # how a source asks where files are
+LISTING = rb"listdir|iterdir|scandir|os\.walk"  # and which there are
+IMPORTING = rb"import_module|__import__"  # how modules are imported by a text
 LARGEST = 2**20  # bytes of what goes along with every job
 WHOLE = 2**26  # bytes of a file of data that are looked at to name it
 UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has imported is removed
@@ -79,7 +82,10 @@ class UserModule:
     def version(self) -> int:
         """What named its labels before they were named by what decides them."""
         sources = [importlib.util.decode_source(content) for path, content in self.files if path.endswith(".py")]
-        code = fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
+        try:
+            code = fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
+        except (RecursionError, ValueError):  # of source so long, or of so long a number, that there was none
+            code = fingerprint(sources)
         return int(fingerprint(code, list(self.data)) if self.data else code, 16)
 
     def module(self) -> ModuleType:
@@ -204,7 +210,7 @@ def read(path: Path) -> UserModule:
     if stem != path.stem or (not levels and _is_taken(stem, path)):
         stem = f"own_{stem}"
     own = (package / f"{stem}.py").as_posix()
-    files, named = {own: content}, {}
+    files, early, late = {own: content}, list[str](), list[str]()
     waiting = [own, *((parent / "__init__.py").as_posix() for parent in (package, *package.parents) if levels)]
     while waiting:
         each = waiting.pop()
@@ -212,14 +218,16 @@ def read(path: Path) -> UserModule:
             if not (root / each).is_file():
                 continue
             files[each] = (root / each).read_bytes()
-        imported, texts = _asks_for(files[each], each)
+        imported, at_once, later = _asks_for(files[each], each)
+        if re.search(IMPORTING, files[each]):
+            imported += [text for text in (*at_once, *later) if text.isidentifier()]
         waiting += [found for name in imported for found in _found(root, name) if found not in files]
-        for text in texts:
-            beside = (PurePosixPath(each).parent / text).as_posix()
-            outside = text.startswith("/") or ".." in PurePosixPath(beside).parts  # a log, perhaps, which stays there
-            if not outside and _is_file(root / beside):
-                named[beside] = root / beside
-    named = {beside: where for beside, where in named.items() if beside not in files}
+        early, late = early + at_once, late + later
+    # What functions name is written where they are called, if no source asks for a place.
+    texts = early + late * any(re.search(PLACES, content) for content in files.values())
+    folders = {PurePosixPath(each).parent for each in files}
+    listed = any(re.search(LISTING, content) for content in files.values())
+    named = {beside: root / beside for beside in _named(root, folders, texts, listed) if beside not in files}
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
         if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
             files[beside] = where.read_bytes()
@@ -256,28 +264,51 @@ def _is_taken(stem: str, path: Path) -> bool:
     return any(not (os.path.exists(place) and os.path.samefile(place, path)) for place in others)
 
 
-def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str]]:
-    """The modules that a source imports, by full names, and the texts in it that could name a file beside it.
+def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str]]:
+    """The modules that a source imports, by full names, and the texts in it that could name files beside it.
 
-    A source that does not ask for its own place can find none: what it names is written where it is called.
+    Of the texts first those that are read while it is imported. What is computed in one, as in ``f"table{n}.txt"``, is
+    an asterisk.
     """
     try:
         tree = ast.parse(content) if path.endswith(".py") else ast.Module([], [])
     except (SyntaxError, ValueError):  # told when it is imported
-        return [], []
+        return [], [], []
     package = PurePosixPath(path).parent.parts
     names: list[str] = []
-    texts: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
-            whole = ".".join([*base, *([node.module] if node.module else [])])
-            names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
-            texts.append(node.value)
-    return names, texts if b"__file__" in content else []
+    early: list[str] = []
+    late: list[str] = []
+    for statement in tree.body:
+        texts = late if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else early
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                base = [*package[: len(package) - node.level + 1]] if node.level else []
+                whole = ".".join([*base, *([node.module] if node.module else [])])
+                names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
+                texts.append(re.sub(r"%[-+ #\d.]*[a-zA-Z]|\{[^}]*\}", "*", node.value))
+            elif isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+                )
+    return names, early, late
+
+
+def _named(root: Path, folders: set[PurePosixPath], texts: list[str], listed: bool) -> Iterator[str]:
+    """The files that texts may name in one of the folders, or in one below that a text names, by path."""
+    patterns = {text for each in texts for text in (each, each.removeprefix("*").lstrip("/"))}
+    patterns = {f"*{text}" if text.startswith(".") else text for text in patterns if text.strip("*./")}
+    patterns = {text for text in patterns if not text.startswith("/") and ".." not in PurePosixPath(text).parts}
+    below = {folder / text for folder in folders for text in patterns if _is_there(root / folder / text, Path.is_dir)}
+    for folder in folders | below:
+        for text in patterns | ({"*"} if listed and folder in below else set()):
+            if "*" in text:
+                with suppress(OSError, ValueError):
+                    yield from (p.relative_to(root).as_posix() for p in (root / folder).glob(text) if p.is_file())
+            elif _is_file(root / folder / text):
+                yield (folder / text).as_posix()
 
 
 def _found(root: Path, name: str) -> Iterator[str]:
@@ -289,8 +320,12 @@ def _found(root: Path, name: str) -> Iterator[str]:
 
 
 def _is_file(path: Path) -> bool:
+    return _is_there(path, Path.is_file)
+
+
+def _is_there(path: Path, is_kind: Callable[[Path], bool]) -> bool:
     try:
-        return path.is_file()
+        return is_kind(path)
     except (OSError, ValueError):  # a text that is no name
         return False
 

@@ -13,6 +13,7 @@ ORDER = (
     "randomness",
     "redaction",
     "limits",
+    "syntax",
     "reach",
     "guest",
     "symmetry",

@@ -224,6 +224,35 @@ def test_new_labels_leave_the_old_ones_which_are_found_again(project):
     assert np.array_equal(project.make(HALF).read(TARGET, 4).labels, old.labels) and project.solved == 12
 
 
+def test_an_edit_that_is_undone_does_not_hide_what_was_made_meanwhile(project):
+    project.make(HALF)
+    project.edit(*DECIDES["a constant"][:3])
+    project.make(HALF, "keep")
+    project.edit("mine.py", "GAIN = 3.0", "GAIN = 2.0")
+    assert project.make(HALF).line(TARGET).earlier == ()  # nothing was
+    project.edit(*DECIDES["a constant"][:3])
+    project.make(WHOLE)
+    project.edit("mine.py", "GAIN = 3.0", "GAIN = 2.0")
+    with pytest.raises(LabelsChanged, match=r"GAIN in mine\.py of mine changed since 12 target and test labels"):
+        project.make(WHOLE)
+    assert project.solved == 12
+    earlier = project.make(WHOLE, "keep").line(TARGET).earlier
+    assert len(earlier) == 2 and project.make(WHOLE).line(TARGET).earlier == earlier and project.solved == 12
+
+
+def test_of_labels_that_two_versions_made_all_can_be_made_anew(project):
+    old = project.make(HALF).read(TARGET, 4)
+    project.edit(*DECIDES["a constant"][:3])
+    project.make(WHOLE, "keep")
+    project.edit("mine.py", "GAIN = 3.0", "GAIN = 2.0")
+    project.make(HALF, "new")
+    data = project.make(WHOLE)
+    found = data.read(TARGET, 8)
+    assert project.solved == 24 and data.line(TARGET).earlier == ()
+    assert np.array_equal(found.labels[:4], old.labels)
+    assert np.allclose(found.labels[:, 0], 2 * found.inputs.mean((1, 2)), rtol=1e-6)
+
+
 def test_each_version_is_asked_about_once_more(project):
     project.make(HALF)
     project.edit(*DECIDES["a constant"][:3])
@@ -267,6 +296,18 @@ def test_a_damaged_decision_is_asked_for_again(project):
         project.make(HALF)
     project.make(HALF, "keep")
     assert project.solved == 6
+
+
+def test_what_an_older_library_has_read_in_its_way_is_not_compared(project):
+    version = project.make(HALF).line(TARGET).version
+    store, (path,) = project.dataset().store, (project.folder / "runs" / "versions").rglob(f"labels-*{version}.json")
+    record = store.read_record(f"versions/mine/{path.name}")
+    del record["reading"]
+    path.unlink()
+    store.write_record(f"versions/mine/labels-0-{'0' * 16}.json", record | {"version": "0" * 16})
+    project.edit(*DECIDES["a constant"][:3])
+    with pytest.raises(LabelsChanged, match=r"may have changed since an older sibcl_ray made them.* since 6 "):
+        project.make(HALF)
 
 
 def test_a_new_version_of_a_built_in_problem_is_asked_about(tmp_path, monkeypatch):

@@ -1,0 +1,254 @@
+"""Python's syntax trees: which names a statement gives a meaning to, or may change, and a checksum of what it says."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+CHANGING = {  # methods that change what they are called of
+    "add", "append", "clear", "discard", "extend", "fill", "insert", "pop", "popitem", "put", "register", "remove",
+    "resize", "reverse", "setdefault", "shuffle", "sort", "update",
+}  # fmt: skip
+HARMLESS = {"print", "warnings", "logging"}  # calls of these change nothing that is computed
+UNSAID = {"ctx", "kind", "type_comment", "type_ignores", "type_params", "returns"}  # parts of syntax trees
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef
+Block = Definition | ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+
+
+def parts(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of a syntax tree that decide what it computes."""
+    for name, value in ast.iter_fields(node):
+        if name not in UNSAID and not (name == "annotation" and isinstance(node, ast.arg)):
+            inside = value if isinstance(value, list) else [value]
+            yield from (part for part in inside if isinstance(part, ast.AST) and not is_text(part))
+
+
+def scope(node: ast.AST) -> Iterator[ast.AST]:
+    """All parts of a statement but those of functions, classes and comprehensions in it."""
+    waiting = [node]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if part is node or not isinstance(part, Block):
+            waiting += ast.iter_child_nodes(part)
+
+
+def bound(node: ast.AST) -> list[str]:
+    """The names that a statement gives a meaning to, also those of attributes, and of tables in which it writes."""
+    if isinstance(node, Definition):
+        return [node.name]
+    names: list[str] = [n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr)]
+    for part in scope(node):
+        if isinstance(part, Definition):
+            names.append(part.name)
+        elif isinstance(part, ast.alias) and part.name != "*":
+            names.append(part.asname or part.name.partition(".")[0])
+        elif isinstance(part, ast.Name | ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
+            names += _of(part)
+    return sorted(set(names), key=names.index)
+
+
+def _of(node: ast.expr) -> list[str]:
+    """The name of what an expression is, or is a part of; of an attribute of itself none."""
+    while isinstance(node, ast.Subscript | ast.Starred):
+        node = node.value
+    if isinstance(node, ast.Attribute):
+        return [] if getattr(chain(node)[0], "id", "") in ("self", "cls") else [node.attr]
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+def changed(node: ast.AST, variables: Collection[str], ours: Collection[str]) -> set[str]:
+    """Names of which a statement, or what is called, may change the meaning, besides those that it binds itself."""
+    found: set[str] = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Global):
+            found.update(part.names)
+        elif isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
+            found.update(name for name in _of(part) if isinstance(part, ast.Attribute) or name in variables)
+        elif isinstance(part, ast.Call):
+            name = _last(part.func)
+            if isinstance(part.func, ast.Attribute) and (name in CHANGING or name in ours):
+                found.update(_of(part.func.value))
+            if name in ours:
+                found.update(n for each in part.args for n in _of(each) if n in variables)
+            if name == "setattr" and isinstance(text := getattr((*part.args, None, None)[1], "value", None), str):
+                found.add(text)
+        elif isinstance(part, ast.Expr) and root(part.value) not in HARMLESS:
+            found.update(n.id for n in ast.walk(part) if isinstance(n, ast.Name) and n.id in variables)
+        elif isinstance(part, ast.Assign | ast.For):
+            value = part.value if isinstance(part, ast.Assign) else part.iter
+            found.update(name for name in _same(value) if name in variables)
+    return found
+
+
+def _same(value: ast.expr) -> Iterator[str]:
+    """Names of objects that may have one more name after an assignment of the value."""
+    waiting: list[ast.AST] = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Starred | ast.IfExp):
+            waiting += ast.iter_child_nodes(part)
+
+
+def acts(node: ast.AST, variables: Collection[str]) -> bool:
+    """Whether a statement calls something for what it does elsewhere: `np.random.seed(1)`."""
+    statements = [part for part in scope(node) if isinstance(part, ast.Expr)]
+    calls = [part for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call)]
+    methods = [call for call in calls if isinstance(call.func, ast.Attribute) and root(call) in variables]
+    return any(call not in methods and root(call) not in HARMLESS for call in calls)
+
+
+def run_when_defined(node: ast.AST) -> list[ast.AST]:
+    """The parts of a function or a class that are run where it is defined; decorators as what they are: called."""
+    if isinstance(node, Function):
+        called = [ast.Expr(ast.Call(d, [], [])) for d in node.decorator_list]
+        return [*called, *outside(node)]
+    if isinstance(node, ast.ClassDef):
+        called = [ast.Expr(ast.Call(d, [], [])) for d in node.decorator_list]
+        inside = [part for statement in node.body for part in run_when_defined(statement)]
+        return [*called, *node.bases, *(k.value for k in node.keywords), *inside]
+    return [node]
+
+
+def outside(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
+    """What of a function does not see its arguments."""
+    return [*node.decorator_list, *node.args.defaults, *(d for d in node.args.kw_defaults if d)]
+
+
+def own_names(node: ast.AST) -> set[str]:
+    """Names that are a function's own wherever they stand in it."""
+    arguments = {n.arg for n in ast.walk(node.args) if isinstance(n, ast.arg)}  # type: ignore[attr-defined]
+    stored = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return (arguments | stored) - {name for n in ast.walk(node) if isinstance(n, ast.Global) for name in n.names}
+
+
+def selves(node: ast.AST) -> set[str]:
+    """The names that an object may have in a member of its class."""
+    if isinstance(node, Function):
+        functions: list[Any] = [] if any(_last(d) == "staticmethod" for d in node.decorator_list) else [node]
+    else:
+        functions = [n for n in ast.walk(node) if isinstance(n, Function | ast.Lambda)]
+    return {a.arg for f in functions for a in (*f.args.posonlyargs, *f.args.args)[:1]}
+
+
+def fields(node: ast.AST) -> Iterator[str]:
+    """Of a dataclass."""
+    if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign) and not re.search("ClassVar|InitVar", ast.unparse(part.annotation)):
+                yield from bound(part)
+
+
+def roots(node: ast.AST) -> set[str]:
+    """The names of what a statement gives attributes to; an empty one if it does anything else."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return {root(t) if isinstance(t, ast.Attribute) else "" for t in targets}
+
+
+def chain(node: ast.expr) -> tuple[ast.expr, list[str]]:
+    """What attributes are asked of, and their names."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return node, names
+
+
+def root(node: ast.AST) -> str:
+    """The name that a chain of attributes and calls begins with, or an empty one."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _last(node: ast.AST) -> str:
+    """The last of a chain of names, also where it is subscripted or called."""
+    while isinstance(node, ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def is_text(node: Any) -> bool:
+    """Whether a statement is a docstring, or another constant that nothing is done with."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def is_odd(node: ast.AST) -> bool:
+    """Whether a statement of a class does more than to give names a meaning."""
+    if isinstance(node, ast.AnnAssign):
+        return "InitVar" in ast.unparse(node.annotation)
+    return not isinstance(node, Definition | ast.Assign | ast.AugAssign | ast.Pass)
+
+
+def computes(node: ast.stmt) -> bool:
+    """Whether a statement of a module is more than an import by name, a text, or what is run as a script."""
+    if isinstance(node, ast.ImportFrom):
+        return node.names[0].name == "*"
+    return not (isinstance(node, ast.Import | ast.Assert) or is_text(node) or _is_main(node))
+
+
+def _is_main(node: ast.stmt) -> bool:
+    if not (isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and not node.orelse):
+        return False
+    sides = {ast.unparse(side) for side in (node.test.left, *node.test.comparators)}
+    return sides == {"__name__", "'__main__'"} and isinstance(node.test.ops[0], ast.Eq)
+
+
+def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Names that are given by an import, and what they stand for."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2
+    elif isinstance(node, ast.ImportFrom):
+        base = package[: len(package) - node.level + 1] if node.level else ()
+        whole = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            if alias.name == "*":
+                yield f"* {whole}", whole
+            else:
+                yield alias.asname or alias.name, f"{whole}.{alias.name}" if whole else alias.name
+
+
+class _Mark(str):
+    """A word that is no text of the source."""
+
+
+def checksum(node: ast.AST, in_class: bool = False) -> str:
+    return digest(*_words(node, in_class))
+
+
+def _words(node: ast.AST, in_class: bool) -> Iterator[str]:
+    """A syntax tree as words: the same on every Python, whatever the layout."""
+    functions = [f for f in ast.walk(node) if isinstance(f, Function)]
+    registered = [f for f in functions if any(_last(d) == "register" for d in f.decorator_list)]  # by annotations
+    kept = {id(a) for f in registered for a in ast.walk(f.args)} | ({id(node)} if in_class else set())
+    kept |= {id(part) for c in ast.walk(node) if isinstance(c, ast.ClassDef) for part in c.body}
+    waiting: list[Any] = [node]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, ast.JoinedStr):  # Python 3.12 ends some with an empty text
+            value = ast.JoinedStr([part for part in value.values if getattr(part, "value", None) != ""])
+        if isinstance(value, ast.AST):
+            parts: list[Any] = []
+            for name, part in ast.iter_fields(value):
+                said = name not in UNSAID and (name != "annotation" or id(value) in kept)
+                if said and part is not None and part != []:
+                    parts += [_Mark(name), part]
+            yield f"({type(value).__name__}"
+            waiting += [_Mark(")"), *reversed(parts)]
+        elif isinstance(value, list):
+            waiting += [_Mark("]"), *(part for part in reversed(value) if not is_text(part)), _Mark("[")]
+        elif isinstance(value, _Mark):
+            yield value
+        else:
+            yield f"{type(value).__name__} {hex(value) if isinstance(value, int) else ascii(value)}"
+
+
+def digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:16]
