@@ -15,7 +15,7 @@ from processes import Driver
 from servers import wait_until
 from test_generate import make
 
-from sibcl_ray import own, sandbox
+from sibcl_ray import check, own, sandbox
 from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
 from sibcl_ray.sandbox import CallFailed, Sandbox, call
@@ -258,31 +258,45 @@ def test_after_a_wrong_label_the_command_ends_with_all_that_it_has_started(tmp_p
     wait_until(lambda: not list((tmp_path / "tmp").glob("sibcl_ray-call-*")), 5, lambda: "folders of calls are left")
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        ("return np.full((len(inputs), 1), 2.5)", "the 10 target labels that mean.solve gave are all equal; there is"),
-        (
-            "return np.maximum(0, inputs.mean((1, 2)) - 0.55)[:, None]",
-            r"Mean.error is not finite for \d+ of the 10 target labels .*zero, and the error divides.*give it an error",
-        ),
-        ("return 1e6 * inputs.mean((1, 2))[:, None]", r"networks learn numbers of order one: give an? .*spread near"),
-        (
-            "return (inputs.mean((1, 2)).astype(float) - 97208.0)[:, None]",
-            r"an offset near -97207\.\d, their mean, and a spread near 0.0\d",
-        ),
-        (
-            "return (inputs.mean((1, 2)) * 0.2 - 97208.0)[:, None].astype(np.float32)",
-            "are float32 and deviate by 0.00.*from -97207.9, where float32 has steps of about as much; give float64",
-        ),
-        (
-            "return 1e-9 * inputs.mean((1, 2))[:, None]",
-            r"an offset near 5\.\d*e-10, their mean, and a spread near [2-5]e-11",
-        ),
-    ],
-    ids=["equal", "zero", "large", "far off", "steps", "small"],
-)
-def test_what_only_several_labels_show_is_told_at_ten(body, says, cluster, tmp_path):
+SHOWN = {
+    "equal": (
+        "return np.full((len(inputs), 1), 2.5)",
+        "the 10 target labels that mean.solve gave are all equal; there is",
+    ),
+    "zero": (
+        "return np.maximum(0, inputs.mean((1, 2)) - 0.55)[:, None]",
+        r"Mean.error is not finite for \d+ of the 10 target labels .*zero, and the error divides.*give it an error",
+    ),
+    "large": (
+        "return 1e6 * inputs.mean((1, 2))[:, None]",
+        r"networks learn numbers of order one: give an? .*spread near",
+    ),
+    "far off": (
+        "return (inputs.mean((1, 2)).astype(float) - 97208.0)[:, None]",
+        r"an offset near -97207\.\d, their mean, and a spread near 0.0\d",
+    ),
+    "steps": (
+        "return (inputs.mean((1, 2)) * 0.2 - 97208.0)[:, None].astype(np.float32)",
+        "are float32 and deviate by 0.00.*from -97207.9, where float32 has steps of about as much; give float64",
+    ),
+    "small": (
+        "return 1e-9 * inputs.mean((1, 2))[:, None]",
+        r"an offset near 5\.\d*e-10, their mean, and a spread near [2-5]e-11",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "says"), SHOWN.values(), ids=SHOWN)
+def test_what_only_several_labels_show_is_told(body, says, tmp_path):
+    dataset = a_dataset(tmp_path, DEAR, before(body))
+    inputs = [sandbox.draw(dataset.problem, False, 1, dataset.rng(TARGET, i))[0].inputs for i in range(10)]
+    with Sandbox(dataset.problem) as apart, pytest.raises(BadProblem, match=says) as refused:
+        check.several(dataset.problem, np.concatenate([apart("solve", x) for x in inputs]), "mean.solve", "target")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("body", "says"), [SHOWN["equal"], SHOWN["zero"]], ids=["equal", "zero"])
+def test_what_only_several_labels_show_ends_a_generation_at_ten(body, says, cluster, tmp_path):
     dataset = a_dataset(tmp_path, DEAR, before(body))
     with pytest.raises(BadProblem, match=says) as refused:
         make(dataset, {TARGET: 40, TEST: 20})

@@ -8,7 +8,6 @@ import torch
 from box_reference import energies_by_arpack, hamiltonian
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest
 
 from sibcl_ray.problems.schrodinger import (
     BLUR,
@@ -282,6 +281,8 @@ def test_bad_input_is_one_line_with_advice(arguments, message):
 
 
 def uniform(values, low, high):
+    from scipy.stats import kstest  # takes a while
+
     return kstest(np.ravel(values), "uniform", (low, high - low)).pvalue
 
 

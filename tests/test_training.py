@@ -305,6 +305,8 @@ def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
     with parallel.together():
+        with pytest.raises(ValueError, match=f"a batch of 1 cannot be shared by {workers} workers"):
+            pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(SHARED, supervised_batch=1))
         torch.save(_precise(), f"{folder}/{rank}.pt")
     dist.barrier()  # whoever leaves first closes its connections
     dist.destroy_process_group()
@@ -312,7 +314,10 @@ def _worker(rank, workers, folder):
 
 @pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_workers_of_one_pretraining_end_where_one_worker_ends(workers, tmp_path):
-    """BatchNorm, views, negatives and labels: all as if one had the whole batch, but for rounding."""
+    """BatchNorm, views, negatives and labels: all as if one had the whole batch, but for rounding.
+
+    More workers than samples in a batch are refused before.
+    """
     group(_worker, (workers, str(tmp_path)), workers)
     first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(workers))
     assert all(same(first, other) for other in others)
@@ -320,18 +325,6 @@ def test_workers_of_one_pretraining_end_where_one_worker_ends(workers, tmp_path)
     for name, weight in alone.items():
         moved = float((weight - start[name]).abs().max())
         torch.testing.assert_close(first[name], weight, rtol=0, atol=1e-5 * moved + 1e-12)
-
-
-def _crowd(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    with parallel.together(), pytest.raises(ValueError, match="a batch of 1 cannot be shared by 2 workers"):
-        pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(SHARED, supervised_batch=1))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_more_workers_than_samples_in_a_batch_are_refused(tmp_path):
-    group(_crowd, (str(tmp_path),), 2)
 
 
 class Memory(Checkpoint):

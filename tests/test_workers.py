@@ -69,6 +69,7 @@ def test_a_failure_is_recorded_and_fails_what_needs_it(workers, dataset):
     assert ray.get(workers.submit(Sleep(dataset=dataset, number=302)))["state"] == "done"
 
 
+@pytest.mark.thorough
 def test_a_wide_job_has_a_process_group_of_its_own_beside_the_warm_one(workers, dataset):
     wide = workers.submit(Together(dataset=dataset, number=400))
     narrow = workers.submit(Sleep(dataset=dataset, number=401))
