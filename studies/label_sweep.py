@@ -12,11 +12,12 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,25 @@ def _stop(number: int, frame: object) -> None:
 def _obey_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+
+
+@contextmanager
+def _hearing_signals() -> Iterator[None]:
+    """Whoever takes signals from us meanwhile, as Ray does while it starts, and loses one: we obey it afterwards."""
+    heard, told = socket.socketpair()
+    with heard, told:
+        heard.setblocking(False)
+        told.setblocking(False)
+        before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            _obey_signals()
+        with suppress(BlockingIOError):
+            for number in heard.recv(1000):
+                if number in (signal.SIGINT, signal.SIGTERM):
+                    _stop(number, None)
 
 
 def _say(text: str, style: str = "") -> None:
@@ -366,9 +386,8 @@ def _run(
     from sibcl_ray.run import Timings, connect, run
 
     timings, begun = Timings(), time.monotonic()
-    with timings.stage("ray"):
+    with timings.stage("ray"), _hearing_signals():
         connect()
-        _obey_signals()  # Ray has put handlers of its own in place
     resources = fit_resources(workers, gpus, sharing)
     with Display(console) as display:
         run(ledger, lacking, session, resources, display, timings)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import folders as arrays
+import label_sweep
 import numpy as np
 import pandas as pd
 import pytest
@@ -200,6 +201,22 @@ def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(midw
     assert "stopped by SIGTERM; the same command continues" in driver.printed().splitlines()[-1]
     (aside,) = (folder / "aside").iterdir()
     assert ledger(aside).keys() == before.keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_another_handler_loses_is_obeyed(number):
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), label_sweep._hearing_signals():
+            signal.signal(number, lambda number, frame: None)  # as Ray puts in place while it starts
+            os.kill(os.getpid(), number)
+        assert label_sweep._signals == [number] and signal.getsignal(number) is label_sweep._stop
+        with label_sweep._hearing_signals():
+            pass
+    finally:
+        label_sweep._signals.clear()
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 @pytest.fixture
