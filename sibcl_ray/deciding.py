@@ -48,7 +48,7 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
         lineage = [(k.__module__, k.__qualname__) for k in kind.__mro__ if k in own]
         reached = source.sources.reached(lineage, asked, SETTINGS)
         found |= reached.checksums
-        values |= reached.fields & set(names)
+        values = set(names) - reached.unread - set(SETTINGS)
     given = {name: fingerprint(name, describe(getattr(problem, name))) for name in sorted(values)}
     return found | {f"the value of {name}": value for name, value in given.items()}
 

@@ -9,7 +9,6 @@ layout, comments, docstrings and the annotations of functions, and are the same 
 from __future__ import annotations
 
 import ast
-import builtins
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -21,16 +20,21 @@ from sibcl_ray import syntax
 
 DYNAMIC = {"dir", "eval", "exec", "globals", "locals", "vars", "__import__"}
 DYNAMIC_ATTRIBUTES = {"__dict__", "__getattribute__", "__subclasses__"}
-DYNAMIC_IMPORTS = ("builtins", "importlib", "inspect", "operator.attrgetter", "operator.methodcaller", "runpy")
+DYNAMIC_IMPORTS = (
+    "builtins", "importlib.import_module", "importlib.machinery", "importlib.reload", "importlib.util.module_from_spec",
+    "importlib.util.spec_from_file_location", "inspect", "operator.attrgetter", "operator.methodcaller", "runpy",
+)  # fmt: skip
+CHANCE = "random"  # stands for the state of all generators that have no name
 LOOKED_UP = {"getattr", "hasattr", "setattr", "delattr"}
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What decides: checksums by name of statement, import or file; and the fields whose values do."""
+    """What decides: checksums by name of statement, import or file; and which fields do, or are known not to."""
 
     checksums: Mapping[str, str]
     fields: frozenset[str]
+    unread: frozenset[str]
 
 
 class _Unit:
@@ -80,12 +84,19 @@ class _Unit:
                 name = base.id if isinstance(base, ast.Name) else ""
                 if name in anywhere or not self.module.is_foreign(name):  # attributes of others' modules are not ours
                     self.reads.update(attributes)
+                elif CHANCE in (name, *attributes[:-1]) and attributes[-1].islower():
+                    self.reads.add(CHANCE)
+                    self.names |= {CHANCE} if self.is_statement else set()
                 self.dynamic |= bool(DYNAMIC_ATTRIBUTES & set(attributes))
                 self._read(name, attributes, hidden)
                 waiting += [] if name else [(base, hidden)]
             elif isinstance(part, ast.Name):
                 self.bare.add(part.id)
                 self._read(part.id, [], hidden)
+            elif isinstance(part, ast.Compare) and isinstance(part.left, ast.Constant) and _is_lookup(part):
+                self.texts.append(str(part.left.value))  # "google.colab" in sys.modules
+            elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") == "__setattr__":
+                waiting += [(each, hidden) for each in part.args[1:]]  # of a frozen dataclass, by itself
             elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in LOOKED_UP:
                 self.dynamic |= not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
                 waiting += [(each, hidden) for each in part.args]
@@ -121,6 +132,7 @@ class _Module:
                 self.imported[name] += [target] if target not in self.imported[name] else []
         body = [statement for statement in tree.body if syntax.computes(statement)]
         self.bound = Counter(name for statement in body for name in syntax.bound(statement))
+        self._foreign: dict[str, bool] = {}
         self.units = [_Unit(self, statement) for statement in body]
 
     def is_ours(self, target: str) -> bool:
@@ -131,8 +143,16 @@ class _Module:
 
     def is_foreign(self, name: str) -> bool:
         """Whether a name always stands for something that is imported from elsewhere."""
-        targets = self.imported.get(name, ())
-        return bool(targets) and name not in self.bound and not any(map(self.is_ours, targets))
+        if name not in self._foreign:
+            targets = self.imported.get(name, ())
+            self._foreign[name] = bool(targets) and name not in self.bound and not any(map(self.is_ours, targets))
+        return self._foreign[name]
+
+    def meant(self, names: Iterable[str]) -> set[str]:
+        """Names, and those by which what they stand for is known in other of these modules."""
+        found = set(names)
+        found.update(t.rpartition(".")[2] for n in names for t in self.imported.get(n, ()) if self.is_ours(t))
+        return found
 
 
 class Sources:
@@ -165,20 +185,26 @@ class Sources:
         defined = [(unit, unit.node) for unit in self.units if isinstance(unit.node, syntax.Definition)]
         variables = {name for unit in self.units if unit.is_statement for name in unit.names}
         ours = {n.name for _, node in defined for n in ast.walk(node) if isinstance(n, syntax.Definition)}
+        variables |= {
+            n for _, node in defined if isinstance(node, ast.ClassDef) for s in node.body for n in syntax.bound(s)
+        }
+        mutated = set[str]().union(*(syntax.changed(unit.node, variables, ours) for unit in self.units))
         effects: dict[str, set[str]] = defaultdict(set)  # of calling what has the name
-        for _, node in defined:
-            effects[node.name] |= syntax.changed(node, variables, ours)
+        for unit, node in defined:
+            effects[node.name] |= unit.module.meant(syntax.changed(node, variables, ours, mutated))
         size = -1
         while size < (size := sum(map(len, effects.values()))):  # until those of all that they call are among them
             for unit, node in defined:
-                effects[node.name].update(*(effects[name] for name in unit.reads & effects.keys()))
+                effects[node.name].update(*(effects[name] for name in unit.module.meant(unit.reads) & effects.keys()))
         for unit in [*self.units, *(member for kind in self.units for member in kind.members)]:
             for part in [unit.node] if unit.is_statement else syntax.run_when_defined(unit.node):
-                unit.names |= syntax.changed(part, variables, ours)
-                called = {n.id for n in ast.walk(part) if isinstance(n, ast.Name)}
-                unit.names.update(*(effects[name] for name in called & effects.keys()))
-            if unit.is_statement and unit.owner is None:
-                unit.always |= unit.dynamic or syntax.acts(unit.node, variables)
+                unit.names |= unit.module.meant(syntax.changed(part, variables, ours, mutated))
+                called = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(part)}
+                unit.names.update(*(effects[name] for name in unit.module.meant(called) & effects.keys()))
+                if unit.owner is None:
+                    others = syntax.sets_others(part, unit.module.is_foreign)
+                    acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none
+                    unit.always |= others or acts or (unit.is_statement and unit.dynamic)
 
     def reached(
         self, lineage: Sequence[tuple[str, str]], members: Iterable[str], excluded: Collection[str] = ()
@@ -228,6 +254,7 @@ class _Walk:
             while asked:
                 if (name := asked.pop()) not in self.names:
                     self.names.add(name)
+                    asked += [n for m in self.sources.modules.values() for n in m.meant([name])]
                     waiting += [u for u in self.giving[name] if u.owner is None or u.owner in self.found]
             if waiting and (unit := waiting.pop()) not in self.found:
                 self.found[unit] = None
@@ -254,12 +281,16 @@ class _Walk:
             if unit in self.lineage:
                 self.found |= dict.fromkeys(m for m in unit.members if not self._is_setting(m))
         self.names.update(*(unit.reads for unit in self.found))
-        return Reached(self._checksums(dict(self.sources.data)), frozenset(self.fields))
+        return Reached(self._checksums(dict(self.sources.data)), frozenset(self.fields), frozenset())
 
     def _result(self) -> Reached:
         texts = {text for unit in self._seen for text in unit.texts}
+        texts |= {
+            n for m in self.sources.modules.values() for n in self.names & m.imported.keys()
+        }  # of what is no source
         data = {path: checksum for path, checksum in self.sources.data.items() if any(_names(t, path) for t in texts)}
-        return Reached(self._checksums(data), frozenset(self.fields if self.escaped else self.fields & self.names))
+        fields = self.fields if self.escaped else self.fields & self.names
+        return Reached(self._checksums(data), frozenset(fields), frozenset(self.fields - fields))
 
     @property
     def _seen(self) -> list[_Unit]:
@@ -269,15 +300,16 @@ class _Walk:
     def _checksums(self, data: Mapping[str, str]) -> dict[str, str]:
         meanings: dict[str, list[str]] = defaultdict(list)
         for unit in sorted(self._seen, key=lambda unit: unit.node.lineno):
-            if unit.owner not in self.lineage or not unit.names & self.fields:  # of those the values count
+            if unit.owner not in self.lineage or not unit.bound or set(unit.bound) - self.fields:  # whose values count
                 meanings[unit.label].append(syntax.checksum(unit.node, unit.owner is not None))
         found = {label: its[0] if len(its) == 1 else syntax.digest(*its) for label, its in meanings.items()}
         found |= self.sources.unread | {path: syntax.digest(path, checksum) for path, checksum in data.items()}
         for module in self.sources.modules.values():
-            statements = [unit for unit in module.units if unit.is_statement and unit in self.found]
-            given = Counter(name for unit in statements for name in unit.names)
-            if max(given.values(), default=0) > 1 or sum(unit.always for unit in statements) > 1:
-                order = [syntax.checksum(unit.node) for unit in statements]
+            # Also definitions of which a part is run where they stand.
+            run = [unit for unit in module.units if unit in self.found and syntax.run_when_defined(unit.node)]
+            given = Counter(name for unit in run for name in unit.names)
+            if max(given.values(), default=0) > 1 or sum(unit.always for unit in run) > 1:
+                order = [syntax.checksum(unit.node) for unit in run if unit not in self.lineage]
                 found[f"the order in {module.path}"] = syntax.digest(*order)
             if "__doc__" in self.names:
                 found[f"the docstrings in {module.path}"] = syntax.digest(*module.documents)
@@ -293,14 +325,19 @@ class _Walk:
                     found[f"import {name}"].add(" or ".join(others))
                 if any(name != t.rpartition(".")[2] for t in ours) or (ours and module.bound[name] + len(ours) > 1):
                     found[f"import {name} in {module.path}"].add(" or ".join(module.imported[name]))
-            unknown = {n for n in self.names if not (n in self.giving or n in module.imported or hasattr(builtins, n))}
-            for star in (n for n in module.imported if n.startswith("* ") and unknown):
+            for star in (n for n in module.imported if n.startswith("* ")):
                 found[f"import {star}"].update(t for t in module.imported[star] if not module.is_ours(t))
         return {label: syntax.digest(*sorted(targets)) for label, targets in found.items() if targets}
 
 
 def _is_dynamic(target: str) -> bool:
     return any(f"{target}.".startswith(f"{name}.") for name in DYNAMIC_IMPORTS)
+
+
+def _is_lookup(node: ast.Compare) -> bool:
+    """Whether it is asked if there is a module, or a variable, of a name."""
+    where = ast.unparse(node.comparators[0])
+    return isinstance(node.ops[0], ast.In | ast.NotIn) and where in ("globals()", "locals()", "sys.modules")
 
 
 def _module_name(path: str) -> str:
@@ -312,7 +349,7 @@ def _names(text: str, path: str) -> bool:
     """Whether a text may be, or be a part of, the name of a file."""
     parts = PurePosixPath(path).parts
     wholes = {*parts, PurePosixPath(path).stem}
-    return any(
+    return text in wholes or any(
         f in wholes or ("." in f and f in path) or any(p.startswith(f) for p in parts)
         for f in re.findall(r"[\w.+-]{3,}", text)
     )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-CHANGING = {  # methods that change what they are called of
+CHANGING = {  # methods that change what they are called of; those of generators that draw from them as well
+    "choice", "choices", "exponential", "gauss", "integers", "normal", "permutation", "permuted", "poisson", "rand",
+    "randint", "randn", "random", "randrange", "read", "readline", "sample", "send", "standard_normal", "uniform",
     "add", "append", "clear", "discard", "extend", "fill", "insert", "pop", "popitem", "put", "register", "remove",
     "resize", "reverse", "setdefault", "shuffle", "sort", "update",
 }  # fmt: skip
-HARMLESS = {"print", "warnings", "logging"}  # calls of these change nothing that is computed
+HARMLESS = {  # calls of these, by their usual names, change nothing that is computed
+    "print", "warnings", "logging", "logger", "log", "plt", "matplotlib", "mpl", "tqdm",
+}  # fmt: skip
 UNSAID = {"ctx", "kind", "type_comment", "type_ignores", "type_params", "returns"}  # parts of syntax trees
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
@@ -45,6 +49,10 @@ def bound(node: ast.AST) -> list[str]:
     for part in scope(node):
         if isinstance(part, Definition):
             names.append(part.name)
+        elif isinstance(part, ast.MatchAs | ast.MatchStar):
+            names += [part.name] if part.name else []
+        elif isinstance(part, ast.MatchMapping):
+            names += [part.rest] if part.rest else []
         elif isinstance(part, ast.alias) and part.name != "*":
             names.append(part.asname or part.name.partition(".")[0])
         elif isinstance(part, ast.Name | ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
@@ -53,16 +61,22 @@ def bound(node: ast.AST) -> list[str]:
 
 
 def _of(node: ast.expr) -> list[str]:
-    """The name of what an expression is, or is a part of; of an attribute of itself none."""
+    """The name of what an expression is, or is a part of; of an attribute that an object gives to itself none."""
+    own = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("self", "cls")
     while isinstance(node, ast.Subscript | ast.Starred):
         node = node.value
     if isinstance(node, ast.Attribute):
-        return [] if getattr(chain(node)[0], "id", "") in ("self", "cls") else [node.attr]
+        return [] if own and not isinstance(node.ctx, ast.Load) else [node.attr]
     return [node.id] if isinstance(node, ast.Name) else []
 
 
-def changed(node: ast.AST, variables: Collection[str], ours: Collection[str]) -> set[str]:
-    """Names of which a statement, or what is called, may change the meaning, besides those that it binds itself."""
+def changed(
+    node: ast.AST, variables: Collection[str], ours: Collection[str], mutated: Collection[str] = ()
+) -> set[str]:
+    """Names of which a statement, or what is called, may change the meaning, besides those that it binds itself.
+
+    Those in ``mutated`` are changed somewhere, and with them what they are parts of.
+    """
     found: set[str] = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Global):
@@ -75,25 +89,43 @@ def changed(node: ast.AST, variables: Collection[str], ours: Collection[str]) ->
                 found.update(_of(part.func.value))
             if name in ours:
                 found.update(n for each in part.args for n in _of(each) if n in variables)
+            if name == "next":
+                found.update(n for each in part.args for n in _of(each) if n in variables)
             if name == "setattr" and isinstance(text := getattr((*part.args, None, None)[1], "value", None), str):
                 found.add(text)
         elif isinstance(part, ast.Expr) and root(part.value) not in HARMLESS:
             found.update(n.id for n in ast.walk(part) if isinstance(n, ast.Name) and n.id in variables)
-        elif isinstance(part, ast.Assign | ast.For):
-            value = part.value if isinstance(part, ast.Assign) else part.iter
-            found.update(name for name in _same(value) if name in variables)
+        elif isinstance(part, ast.AugAssign):
+            found.update(_of(part.target))
+        elif isinstance(part, ast.Assign | ast.AnnAssign | ast.For | ast.withitem):
+            value, *targets = _given(part)
+            read = [n for n in ast.walk(value) if isinstance(n, ast.Name | ast.Attribute)] if value else []
+            if isinstance(part, ast.For) or any(name in mutated for target in targets for name in _stored(target)):
+                found.update(_last(n) for n in read if _last(n) in variables)
     return found
 
 
-def _same(value: ast.expr) -> Iterator[str]:
-    """Names of objects that may have one more name after an assignment of the value."""
-    waiting: list[ast.AST] = [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, ast.Name):
-            yield part.id
-        elif isinstance(part, ast.Tuple | ast.List | ast.Set | ast.Dict | ast.Starred | ast.IfExp):
-            waiting += ast.iter_child_nodes(part)
+def _given(node: Any) -> list[Any]:
+    """What a statement gives names to: the value, and the targets."""
+    if isinstance(node, ast.For):
+        return [node.iter, node.target]
+    if isinstance(node, ast.withitem):
+        return [node.context_expr, node.optional_vars]
+    return [node.value, *(node.targets if isinstance(node, ast.Assign) else [node.target])]
+
+
+def _stored(target: ast.expr | None) -> Iterator[str]:
+    return (n.id for n in ast.walk(target) if isinstance(n, ast.Name)) if target else iter(())
+
+
+def sets_others(node: ast.AST, is_foreign: Callable[[str], bool]) -> bool:
+    """Whether a statement changes something of another library: `mp.dps = 5`, `old = np.seterr(all="raise")`."""
+    for part in scope(node):
+        stores = isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load)
+        calls = isinstance(part, ast.Call) and re.match("set|seed|manual_seed", _last(part.func))
+        if (stores or calls) and is_foreign(root(part)) and root(part) not in HARMLESS:
+            return True
+    return False
 
 
 def acts(node: ast.AST, variables: Collection[str]) -> bool:
@@ -123,7 +155,8 @@ def outside(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
 
 def own_names(node: ast.AST) -> set[str]:
     """Names that are a function's own wherever they stand in it."""
-    arguments = {n.arg for n in ast.walk(node.args) if isinstance(n, ast.arg)}  # type: ignore[attr-defined]
+    its: ast.arguments = node.args  # type: ignore[attr-defined]
+    arguments = {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
     stored = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return (arguments | stored) - {name for n in ast.walk(node) if isinstance(n, ast.Global) for name in n.names}
 
@@ -190,14 +223,15 @@ def computes(node: ast.stmt) -> bool:
     """Whether a statement of a module is more than an import by name, a text, or what is run as a script."""
     if isinstance(node, ast.ImportFrom):
         return node.names[0].name == "*"
-    return not (isinstance(node, ast.Import | ast.Assert) or is_text(node) or _is_main(node))
+    return not (isinstance(node, ast.Import) or is_text(node) or _is_main(node))
 
 
 def _is_main(node: ast.stmt) -> bool:
     if not (isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and not node.orelse):
         return False
-    sides = {ast.unparse(side) for side in (node.test.left, *node.test.comparators)}
-    return sides == {"__name__", "'__main__'"} and isinstance(node.test.ops[0], ast.Eq)
+    sides = [side for side in (node.test.left, *node.test.comparators) if isinstance(side, ast.Name | ast.Constant)]
+    said = {side.id if isinstance(side, ast.Name) else side.value for side in sides}
+    return said == {"__name__", "__main__"} and isinstance(node.test.ops[0], ast.Eq)
 
 
 def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,10 @@ from sibcl_ray.reach import Sources
 from sibcl_ray.store import fingerprint
 
 PLACES = rb"__file__|__path__|__spec__|importlib|pkgutil|sys\.path"  # how a source asks where files are
-LISTING = rb"listdir|iterdir|scandir|os\.walk"  # and which there are
+LISTING = rb"listdir|iterdir|scandir|os\.walk|glob"  # and which there are
+COMPILED = (*EXTENSION_SUFFIXES, ".pyc")
+COMPUTED = r"%(?:\(\w+\))?[-+ #\d.]*[a-zA-Z]|\{[^}]*\}|\$\{?\w+\}?"  # parts of a text that are put in its place
+DEPTH = 3  # folders below a folder that are looked at
 IMPORTING = rb"import_module|__import__"  # how modules are imported by a text
 LARGEST = 2**20  # bytes of what goes along with every job
 WHOLE = 2**26  # bytes of a file of data that are looked at to name it
@@ -210,7 +214,7 @@ def read(path: Path) -> UserModule:
     if stem != path.stem or (not levels and _is_taken(stem, path)):
         stem = f"own_{stem}"
     own = (package / f"{stem}.py").as_posix()
-    files, early, late = {own: content}, list[str](), list[str]()
+    files, early, late, compiled = {own: content}, list[str](), list[str](), list[str]()
     waiting = [own, *((parent / "__init__.py").as_posix() for parent in (package, *package.parents) if levels)]
     while waiting:
         each = waiting.pop()
@@ -220,14 +224,16 @@ def read(path: Path) -> UserModule:
             files[each] = (root / each).read_bytes()
         imported, at_once, later = _asks_for(files[each], each)
         if re.search(IMPORTING, files[each]):
-            imported += [text for text in (*at_once, *later) if text.isidentifier()]
+            imported += [t.lstrip(".") for t in (*at_once, *later) if t.replace(".", "").isidentifier()]
         waiting += [found for name in imported for found in _found(root, name) if found not in files]
+        compiled += [f"{name.replace('.', '/')}{end}" for name in imported for end in COMPILED]
         early, late = early + at_once, late + later
     # What functions name is written where they are called, if no source asks for a place.
     texts = early + late * any(re.search(PLACES, content) for content in files.values())
     folders = {PurePosixPath(each).parent for each in files}
     listed = any(re.search(LISTING, content) for content in files.values())
     named = {beside: root / beside for beside in _named(root, folders, texts, listed) if beside not in files}
+    named |= {beside: root / beside for beside in compiled if _is_file(root / beside)}
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
         if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
             files[beside] = where.read_bytes()
@@ -278,9 +284,13 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
     names: list[str] = []
     early: list[str] = []
     late: list[str] = []
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(part) for function in functions for statement in function.body for part in ast.walk(statement)}
+    called = {getattr(n.func, "id", "") for n in ast.walk(tree) if isinstance(n, ast.Call) and id(n) not in inside}
+    at_once = {id(part) for function in functions if function.name in called for part in ast.walk(function)}
     for statement in tree.body:
-        texts = late if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) else early
         for node in ast.walk(statement):
+            texts = late if id(node) in inside - at_once else early
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -288,7 +298,8 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
                 whole = ".".join([*base, *([node.module] if node.module else [])])
                 names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
-                texts.append(re.sub(r"%[-+ #\d.]*[a-zA-Z]|\{[^}]*\}", "*", node.value))
+                texts.append(re.sub(COMPUTED, "*", node.value))
+                texts += node.value.split() if len(node.value.split()) > 1 else []
             elif isinstance(node, ast.JoinedStr):
                 texts.append(
                     "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
@@ -298,10 +309,14 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
 
 def _named(root: Path, folders: set[PurePosixPath], texts: list[str], listed: bool) -> Iterator[str]:
     """The files that texts may name in one of the folders, or in one below that a text names, by path."""
-    patterns = {text for each in texts for text in (each, each.removeprefix("*").lstrip("/"))}
+    patterns = {each.removeprefix("./") for each in texts}
+    patterns |= {text.removeprefix("*").lstrip("/") for text in patterns}
     patterns = {f"*{text}" if text.startswith(".") else text for text in patterns if text.strip("*./")}
     patterns = {text for text in patterns if not text.startswith("/") and ".." not in PurePosixPath(text).parts}
-    below = {folder / text for folder in folders for text in patterns if _is_there(root / folder / text, Path.is_dir)}
+    below: set[PurePosixPath] = set()
+    for _ in range(DEPTH):
+        for folder in folders | below:
+            below |= {folder / text for text in patterns if "*" not in text and _is_folder(root / folder / text)}
     for folder in folders | below:
         for text in patterns | ({"*"} if listed and folder in below else set()):
             if "*" in text:
@@ -321,6 +336,10 @@ def _found(root: Path, name: str) -> Iterator[str]:
 
 def _is_file(path: Path) -> bool:
     return _is_there(path, Path.is_file)
+
+
+def _is_folder(path: Path) -> bool:
+    return _is_there(path, Path.is_dir)
 
 
 def _is_there(path: Path, is_kind: Callable[[Path], bool]) -> bool:
