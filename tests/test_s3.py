@@ -324,8 +324,8 @@ def test_a_study_on_a_bucket_that_finds_damage_ends_with_one_line_and_the_same_c
     before = store.read_records(ledger := [name for kind in store.names("ledger") for name in store.names(kind)])
     assert len(before) >= 6 and store.names("scratch") == store.names("claims") == store.names("sessions") == []
 
-    (data,) = store.names("datasets")
-    damaged = next(name for name in store.names(data) if "target-" in name)
+    shards = [name for kind in store.names("datasets") for name in store.names(kind)]
+    damaged = next(name for name in shards if "target-" in name and name.endswith(".parquet"))
     whole = store.read(damaged)
     store.write(damaged, whole[:-100])
     (Path(tempfile.gettempdir()) / f"sibcl_ray-{os.getuid()}" / copy_of(store, damaged)).unlink()
