@@ -21,8 +21,6 @@ from sibcl_ray.store import describe, fingerprint
 SETTINGS = ("name", "timeout", "retries", "resources", "labels_per_task", "label_seconds", "surrogate_seconds")
 WORDS = ("input_units", "label_units", "error_units", "version", "versions", "lacks", "available")
 LEARNED = ("features", "label_loss", "offset", "spread", "symmetries", "equivariances")  # what fitting looks at
-
-
 JUDGED = ("error", "surrogate_loss", "estimate")
 
 
@@ -44,7 +42,8 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
         asked = [name for name, its in definers.items() if its in own]
         if set(kind.__mro__) - own - set(Simulation.__mro__) - {Protocol}:
             # Another base calls what is overridden, in ways that are not looked into.
-            asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in (*LEARNED, *JUDGED)]
+            apart = (*LEARNED, *JUDGED, *WORDS)
+            asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in apart]
         lineage = [(k.__module__, k.__qualname__) for k in kind.__mro__ if k in own]
         reached = source.sources.reached(lineage, asked, SETTINGS)
         found |= reached.checksums

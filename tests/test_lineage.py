@@ -310,6 +310,26 @@ def test_what_an_older_library_has_read_in_its_way_is_not_compared(project):
         project.make(HALF)
 
 
+@pytest.mark.parametrize(
+    ("edit", "decides"), [("units = 'hartree'", False), ("timeout = 70", False), ("return 2 * super()", True)]
+)
+def test_a_problem_derived_from_one_of_the_library_is_named_by_what_it_overrides(edit, decides, tmp_path):
+    text = """
+from sibcl_ray.problems.schrodinger import Schrodinger2D
+class Mine(Schrodinger2D):
+    name = "mine"
+    label_units = 'eV'
+    timeout = 60
+    def solve(self, inputs):
+        return 1 * super().solve(inputs)
+"""
+    versions = []
+    for old in ("", {"u": "units = 'eV'", "t": "timeout = 60", "r": "return 1 * super()"}[edit[0]]):
+        (tmp_path / "mine.py").write_text(text.replace(old, edit) if old else text)
+        versions.append(version_of(deciding(own.load(f"{tmp_path}/mine.py:Mine"), "sample", "solve")))
+    assert (versions[0] != versions[1]) == decides
+
+
 def test_a_new_version_of_a_built_in_problem_is_asked_about(tmp_path, monkeypatch):
     store, problem = Store(str(tmp_path)), Schrodinger2D()
     data = Dataset(problem, 0, store)
