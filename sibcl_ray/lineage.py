@@ -22,7 +22,7 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.store import Damaged, Store, fingerprint, record_bytes
 
 BEFORE = 2  # the format of shards when datasets were named by all of a problem's code
-READING = 2  # of what decides in users' source; others have other checksums
+READING = 3  # of what decides in users' source; others have other checksums
 SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
 RECORDS_READ = 20  # of these, at most, for an estimate
 SHARD_NAME = re.compile(r"(?P<folder>.*)/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")

@@ -19,11 +19,14 @@ from pathlib import PurePosixPath
 from sibcl_ray import syntax
 
 DYNAMIC = {"dir", "eval", "exec", "globals", "locals", "vars", "__import__"}
-DYNAMIC_ATTRIBUTES = {"__dict__", "__getattribute__", "__subclasses__"}
+DYNAMIC_ATTRIBUTES = {"__annotations__", "__dict__", "__getattribute__", "__subclasses__"}
 DYNAMIC_IMPORTS = (
     "builtins", "importlib.import_module", "importlib.machinery", "importlib.reload", "importlib.util.module_from_spec",
     "importlib.util.spec_from_file_location", "inspect", "operator.attrgetter", "operator.methodcaller", "runpy",
+    "typing.get_type_hints",
 )  # fmt: skip
+FIELDS = "__dataclass_fields__"  # read by what looks at all fields of a dataclass
+ALL_FIELDS = {"dataclasses.asdict", "dataclasses.astuple", "dataclasses.fields"}
 CHANCE = "random"  # stands for the state of all generators that have no name
 LOOKED_UP = {"getattr", "hasattr", "setattr", "delattr"}
 
@@ -71,9 +74,16 @@ class _Unit:
             self.head.label, self.head.always = self.label, True
             self.members = [_Unit(module, part, self) for part in node.body if not syntax.is_text(part)]
 
+    @property
+    def acts(self) -> bool:
+        """Whether it changes something of other modules when its own is imported."""
+        into_others = self.is_statement and syntax.writes_into(self.node) & self.module.imported.keys()
+        return self.owner is None and self.is_statement and (self.always or bool(into_others))
+
     def _look(self) -> None:
-        inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Function) else set()
-        outside = syntax.outside(self.node) if isinstance(self.node, syntax.Function) else []
+        inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Scope) else set()
+        outside = syntax.outside(self.node) if isinstance(self.node, syntax.Scope) else []
+        unseen = syntax.unevaluated(self.node, self.owner is not None)
         anywhere = {n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         anywhere |= {n.arg for n in ast.walk(self.node) if isinstance(n, ast.arg)}
         waiting = [(part, inside) for part in syntax.parts(self.node)] + [(part, set[str]()) for part in outside]
@@ -98,24 +108,31 @@ class _Unit:
             elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") == "__setattr__":
                 waiting += [(each, hidden) for each in part.args[1:]]  # of a frozen dataclass, by itself
             elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in LOOKED_UP:
-                self.dynamic |= not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
+                of_ours = part.func.id == "setattr" or not self.module.is_foreign(syntax.root((*part.args, part)[0]))
+                self.dynamic |= of_ours and not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
                 waiting += [(each, hidden) for each in part.args]
+            elif isinstance(part, syntax.Scope):
+                waiting += [(each, hidden) for each in syntax.outside(part)]
+                inside = hidden | syntax.own_names(part)
+                waiting += [(each, inside) for each in syntax.parts(part)]
             else:
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     self.texts.append(part.value)
-                    self.reads.update(re.findall(r"[^\W\d]\w*", part.value) if not re.search(r"\s", part.value) else ())
+                    self.reads |= syntax.names_in(part.value)
                 self.reads.update(part.kwd_attrs if isinstance(part, ast.MatchClass) else ())
                 for _, target in syntax.imports(part, self.module.package):
                     self.reads.add(target.rpartition(".")[2])
                     self.dynamic |= _is_dynamic(target)
-                waiting += [(each, hidden) for each in syntax.parts(part)]
+                waiting += [(each, hidden) for each in syntax.parts(part) if id(each) not in unseen]
 
     def _read(self, name: str, attributes: list[str], hidden: set[str]) -> None:
         if name and name not in hidden:
             self.reads.add(name)
-            self.dynamic |= name in DYNAMIC | LOOKED_UP or (name == "sys" and attributes[:1] == ["modules"])
+            self.dynamic |= name in DYNAMIC | LOOKED_UP and name not in self.module.bound
+            self.dynamic |= name == "sys" and attributes[:1] in (["executable"], ["modules"])  # programs, and anything
             for target in self.module.imported.get(name, ()):
                 self.reads |= {target.rpartition(".")[2]} if self.module.is_ours(target) else set()
+                self.reads |= {FIELDS} if ".".join([target, *attributes]) in ALL_FIELDS else set()
                 self.dynamic |= _is_dynamic(".".join([target, *attributes]))
 
 
@@ -123,7 +140,8 @@ class _Module:
     """The statements of a module, and what it imports."""
 
     def __init__(self, path: str, source: bytes, modules: Collection[str]) -> None:
-        self.path, self.package, self.modules = path, PurePosixPath(path).parts[:-1], modules
+        self.path, self.name, self.modules = path, _module_name(path), modules
+        self.package = PurePosixPath(path).parts[:-1]
         tree = ast.parse(source)
         self.documents = [ast.dump(node) for node in ast.walk(tree) if syntax.is_text(node)]
         self.imported: dict[str, list[str]] = defaultdict(list)  # more than one where one stands in for another
@@ -131,9 +149,16 @@ class _Module:
             for name, target in syntax.imports(node, self.package):
                 self.imported[name] += [target] if target not in self.imported[name] else []
         body = [statement for statement in tree.body if syntax.computes(statement)]
+        self.programs = [statement for statement in tree.body if syntax.is_program(statement)]
         self.bound = Counter(name for statement in body for name in syntax.bound(statement))
         self._foreign: dict[str, bool] = {}
         self.units = [_Unit(self, statement) for statement in body]
+        self.imports = [each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom)]
+        made = [s for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)]
+        made = [
+            s for s in made if self.is_foreign(syntax.root(s.value)) and syntax.root(s.value) not in syntax.HARMLESS
+        ]
+        self.given = {name for s in made for name in syntax.bound(s)}  # by other libraries
 
     def is_ours(self, target: str) -> bool:
         """Whether a dotted name is that of one of these modules, of something in one, or of a folder of them."""
@@ -178,6 +203,7 @@ class Sources:
             if isinstance(unit.node, ast.ImportFrom):  # of all that another module has
                 other = self.modules.get(next(syntax.imports(unit.node, unit.module.package))[1])
                 unit.names = {*other.bound, *other.imported} if other else set()
+                unit.reads.add("__all__")
         self._connect()
 
     def _connect(self) -> None:
@@ -188,6 +214,8 @@ class Sources:
         variables |= {
             n for _, node in defined if isinstance(node, ast.ClassDef) for s in node.body for n in syntax.bound(s)
         }
+        given = [(unit, unit.node) for unit in self.units if isinstance(unit.node, ast.Assign | ast.AnnAssign)]
+        values = {n for unit, node in given if not isinstance(node.value, ast.Lambda) for n in unit.bound}
         mutated = set[str]().union(*(syntax.changed(unit.node, variables, ours) for unit in self.units))
         effects: dict[str, set[str]] = defaultdict(set)  # of calling what has the name
         for unit, node in defined:
@@ -202,9 +230,10 @@ class Sources:
                 called = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(part)}
                 unit.names.update(*(effects[name] for name in unit.module.meant(called) & effects.keys()))
                 if unit.owner is None:
-                    others = syntax.sets_others(part, unit.module.is_foreign)
+                    others = syntax.sets_others(part, unit.module.is_foreign, unit.module.given)
                     acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none
-                    unit.always |= others or acts or (unit.is_statement and unit.dynamic)
+                    unknown = unit.is_statement and (unit.dynamic or syntax.calls_a_value(part, values))
+                    unit.always |= others or acts or unknown
 
     def reached(
         self, lineage: Sequence[tuple[str, str]], members: Iterable[str], excluded: Collection[str] = ()
@@ -238,8 +267,11 @@ class _Walk:
         for unit in sources.units:
             for each in (unit, *(unit.members if unit in lineage else ())):
                 if not self._is_setting(each):
-                    for name in each.names:
+                    for name in self._given_by(each):
                         self.giving[name].append(each)
+
+    def _given_by(self, unit: _Unit) -> set[str]:
+        return unit.names | ({FIELDS} if self._is_field(unit) else set())
 
     def _is_setting(self, unit: _Unit) -> bool:
         """Whether it gives a meaning to excluded members alone."""
@@ -259,7 +291,7 @@ class _Walk:
             if waiting and (unit := waiting.pop()) not in self.found:
                 self.found[unit] = None
                 if unit in self.lineage:
-                    its = [m for m in unit.members if m.always or m.names & self.names]
+                    its = [m for m in unit.members if m.always or self._given_by(m) & self.names]
                     waiting += [m for m in its if not self._is_setting(m)]
                     unit = unit.head or unit
                 if unit.dynamic:
@@ -281,7 +313,11 @@ class _Walk:
             if unit in self.lineage:
                 self.found |= dict.fromkeys(m for m in unit.members if not self._is_setting(m))
         self.names.update(*(unit.reads for unit in self.found))
-        return Reached(self._checksums(dict(self.sources.data)), frozenset(self.fields), frozenset())
+        self.names.add(FIELDS)
+        found = self._checksums(dict(self.sources.data), annotated=True)
+        for module in self.sources.modules.values():
+            found |= {f"the program in {module.path}": syntax.checksum(node) for node in module.programs}
+        return Reached(found, frozenset(self.fields), frozenset())
 
     def _result(self) -> Reached:
         texts = {text for unit in self._seen for text in unit.texts}
@@ -297,23 +333,60 @@ class _Walk:
         """What was found; of classes whose members are found one by one the heads."""
         return [unit.head if unit.head and unit in self.lineage else unit for unit in self.found]
 
-    def _checksums(self, data: Mapping[str, str]) -> dict[str, str]:
+    def _checksums(self, data: Mapping[str, str], annotated: bool = False) -> dict[str, str]:
         meanings: dict[str, list[str]] = defaultdict(list)
         for unit in sorted(self._seen, key=lambda unit: unit.node.lineno):
-            if unit.owner not in self.lineage or not unit.bound or set(unit.bound) - self.fields:  # whose values count
-                meanings[unit.label].append(syntax.checksum(unit.node, unit.owner is not None))
+            if FIELDS in self.names or not self._is_field(unit):
+                meanings[unit.label].append(syntax.checksum(unit.node, unit.owner is not None, annotated))
         found = {label: its[0] if len(its) == 1 else syntax.digest(*its) for label, its in meanings.items()}
         found |= self.sources.unread | {path: syntax.digest(path, checksum) for path, checksum in data.items()}
+        acting = self._acting()
         for module in self.sources.modules.values():
-            # Also definitions of which a part is run where they stand.
-            run = [unit for unit in module.units if unit in self.found and syntax.run_when_defined(unit.node)]
-            given = Counter(name for unit in run for name in unit.names)
-            if max(given.values(), default=0) > 1 or sum(unit.always for unit in run) > 1:
-                order = [syntax.checksum(unit.node) for unit in run if unit not in self.lineage]
-                found[f"the order in {module.path}"] = syntax.digest(*order)
+            if order := self._order([unit for unit in module.units if unit in self.found], acting):
+                found[f"the order in {module.path}"] = order
             if "__doc__" in self.names:
                 found[f"the docstrings in {module.path}"] = syntax.digest(*module.documents)
+        for kind in self.lineage:
+            if order := self._order([unit for unit in kind.members if unit in self.found]):
+                found[f"the order of {kind.label}"] = order
+        if FIELDS in self.names:
+            found["the order of fields"] = syntax.digest(
+                *(name for kind in self.lineage for name in syntax.fields(kind.node))
+            )
         return found | self._imports()
+
+    def _runs(self, unit: _Unit) -> bool:
+        """Whether something is run where it stands; of a class whose members count one by one in one of these."""
+        its = [m for m in unit.members if m in self.found] if unit in self.lineage else [unit]
+        return any(syntax.run_when_defined(each.node) for each in its)
+
+    def _is_field(self, unit: _Unit) -> bool:
+        """Whether it says nothing but what has values, which count instead."""
+        return unit.owner in self.lineage and bool(unit.bound) and not set(unit.bound) - self.fields
+
+    def _acting(self) -> set[str]:
+        """Modules that change something of others when they are imported, or import such."""
+        modules = self.sources.modules
+        acting = {unit.module.name for unit in self.found if unit.acts}
+        size = -1
+        while size < (size := len(acting)):
+            acting |= {
+                name for name, module in modules.items() if any(_leads_to(i, module, acting) for i in module.imports)
+            }
+        return acting
+
+    def _order(self, units: list[_Unit], acting: Collection[str] = ()) -> str:
+        """A checksum of the order of what is run where it stands, if it has a part in what names mean; or nothing."""
+        given = Counter(name for unit in units for name in unit.names)
+        twice = {name for name, count in given.items() if count > 1}
+        imports = [i for i in units[0].module.imports if _leads_to(i, units[0].module, acting)] if units else []
+        run = [unit for unit in units if unit.names & twice or self._runs(unit)]
+        if not twice and sum(unit.acts for unit in run) + len(imports) < 2:
+            return ""
+        said = [(unit.node, unit.bound if unit in self.lineage or self._is_field(unit) else None) for unit in run]
+        said += [(node, None) for node in imports]
+        said.sort(key=lambda each: each[0].lineno)
+        return syntax.digest(*(" ".join(names) if names else syntax.checksum(node) for node, names in said))
 
     def _imports(self) -> dict[str, str]:
         """What names stand for that are imported from elsewhere, or by another name, or stand for more than one."""
@@ -325,9 +398,19 @@ class _Walk:
                     found[f"import {name}"].add(" or ".join(others))
                 if any(name != t.rpartition(".")[2] for t in ours) or (ours and module.bound[name] + len(ours) > 1):
                     found[f"import {name} in {module.path}"].add(" or ".join(module.imported[name]))
-            for star in (n for n in module.imported if n.startswith("* ")):
+            stars = [name for name in module.imported if name.startswith("* ")]
+            for star in stars:
                 found[f"import {star}"].update(t for t in module.imported[star] if not module.is_ours(t))
+            if len(stars) > 1 and not all(module.is_ours(star.removeprefix("* ")) for star in stars):
+                found[f"import stars in {module.path}"].add(" then ".join(stars))
         return {label: syntax.digest(*sorted(targets)) for label, targets in found.items() if targets}
+
+
+def _leads_to(node: ast.stmt, module: _Module, names: Collection[str]) -> bool:
+    """Whether an import runs one of these modules."""
+    targets = [target for _, target in syntax.imports(node, module.package)]
+    targets += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return any(f"{target}.".startswith(f"{name}.") for target in targets for name in names)
 
 
 def _is_dynamic(target: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -12,21 +13,32 @@ CHANGING = {  # methods that change what they are called of; those of generators
     "choice", "choices", "exponential", "gauss", "integers", "normal", "permutation", "permuted", "poisson", "rand",
     "randint", "randn", "random", "randrange", "read", "readline", "sample", "send", "standard_normal", "uniform",
     "add", "append", "clear", "discard", "extend", "fill", "insert", "pop", "popitem", "put", "register", "remove",
-    "resize", "reverse", "setdefault", "shuffle", "sort", "update",
+    "resize", "reverse", "setdefault", "shuffle", "sort", "update", "load_state_dict", "__setitem__",
+}  # fmt: skip
+CHANGING_FIRST = {  # and functions that change what they are given first
+    "copyto", "fill_diagonal", "heapify", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "next",
+    "place", "putmask", "shuffle",
+}  # fmt: skip
+BLIND = {  # decorators that look at no annotation
+    "abstractmethod", "cache", "cached_property", "classmethod", "compile", "contextmanager", "getter", "guvectorize",
+    "inference_mode", "jit", "lru_cache", "njit", "no_grad", "override", "overload", "property", "setter",
+    "staticmethod", "vectorize", "wraps",
 }  # fmt: skip
 HARMLESS = {  # calls of these, by their usual names, change nothing that is computed
     "print", "warnings", "logging", "logger", "log", "plt", "matplotlib", "mpl", "tqdm",
 }  # fmt: skip
-UNSAID = {"ctx", "kind", "type_comment", "type_ignores", "type_params", "returns"}  # parts of syntax trees
+UNSAID = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}  # parts of syntax trees
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
-Block = Definition | ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+Comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+Scope = Function | ast.Lambda | Comprehension  # has names of its own
+Block = Scope | ast.ClassDef
 
 
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """The parts of a syntax tree that decide what it computes."""
     for name, value in ast.iter_fields(node):
-        if name not in UNSAID and not (name == "annotation" and isinstance(node, ast.arg)):
+        if name not in UNSAID and name != "returns" and not (name == "annotation" and isinstance(node, ast.arg)):
             inside = value if isinstance(value, list) else [value]
             yield from (part for part in inside if isinstance(part, ast.AST) and not is_text(part))
 
@@ -89,11 +101,10 @@ def changed(
                 found.update(_of(part.func.value))
             if name in ours:
                 found.update(n for each in part.args for n in _of(each) if n in variables)
-            if name == "next":
-                found.update(n for each in part.args for n in _of(each) if n in variables)
+            found.update(n for n in map(root, _changed_in_place(part, name)) if n in variables)
             if name == "setattr" and isinstance(text := getattr((*part.args, None, None)[1], "value", None), str):
                 found.add(text)
-        elif isinstance(part, ast.Expr) and root(part.value) not in HARMLESS:
+        elif is_for_effect(part) and root(part.value) not in HARMLESS:  # type: ignore[attr-defined]
             found.update(n.id for n in ast.walk(part) if isinstance(n, ast.Name) and n.id in variables)
         elif isinstance(part, ast.AugAssign):
             found.update(_of(part.target))
@@ -103,6 +114,22 @@ def changed(
             if isinstance(part, ast.For) or any(name in mutated for target in targets for name in _stored(target)):
                 found.update(_last(n) for n in read if _last(n) in variables)
     return found
+
+
+def _changed_in_place(call: ast.Call, name: str) -> Iterator[ast.expr]:
+    """What a call of this name writes into: `heappush(queue, x)`, `np.add(x, y, out=total)`, `weights.zero_()`."""
+    in_place = name.endswith("_") and not name.startswith("_")
+    if in_place or name in CHANGING_FIRST:
+        yield from call.args[:1]
+    if (in_place or any(k.arg == "inplace" for k in call.keywords)) and isinstance(call.func, ast.Attribute):
+        yield call.func.value
+    yield from (k.value for k in call.keywords if k.arg == "out")
+
+
+def is_for_effect(node: ast.AST) -> bool:
+    """Whether a value is computed that nothing is done with."""
+    thrown = isinstance(node, ast.Assign) and all(getattr(target, "id", "") == "_" for target in node.targets)
+    return thrown or isinstance(node, ast.Expr)
 
 
 def _given(node: Any) -> list[Any]:
@@ -118,22 +145,39 @@ def _stored(target: ast.expr | None) -> Iterator[str]:
     return (n.id for n in ast.walk(target) if isinstance(n, ast.Name)) if target else iter(())
 
 
-def sets_others(node: ast.AST, is_foreign: Callable[[str], bool]) -> bool:
-    """Whether a statement changes something of another library: `mp.dps = 5`, `old = np.seterr(all="raise")`."""
+def sets_others(node: ast.AST, is_foreign: Callable[[str], bool], given: Collection[str] = ()) -> bool:
+    """Whether a statement changes something of another library: `mp.dps = 5`, `old = np.seterr(all="raise")`.
+
+    In ``given`` are names of what another library has given, of which attributes may be its state.
+    """
     for part in scope(node):
         stores = isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load)
         calls = isinstance(part, ast.Call) and re.match("set|seed|manual_seed", _last(part.func))
         if (stores or calls) and is_foreign(root(part)) and root(part) not in HARMLESS:
             return True
+        if stores and isinstance(part, ast.Attribute) and root(part) in given:
+            return True
     return False
+
+
+def writes_into(node: ast.AST) -> set[str]:
+    """The names of what a statement gives attributes or entries to."""
+    stored = [n for n in scope(node) if isinstance(n, ast.Attribute | ast.Subscript)]
+    return {root(n) for n in stored if not isinstance(n.ctx, ast.Load)}
 
 
 def acts(node: ast.AST, variables: Collection[str]) -> bool:
     """Whether a statement calls something for what it does elsewhere: `np.random.seed(1)`."""
-    statements = [part for part in scope(node) if isinstance(part, ast.Expr)]
+    statements = [part for part in scope(node) if is_for_effect(part)]
     calls = [part for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call)]
     methods = [call for call in calls if isinstance(call.func, ast.Attribute) and root(call) in variables]
     return any(call not in methods and root(call) not in HARMLESS for call in calls)
+
+
+def calls_a_value(node: ast.AST, values: Collection[str]) -> bool:
+    """Whether it calls what has been computed, so that source does not tell what the call does: `TABLE["a"](3)`."""
+    calls = [n for n in scope(node) if isinstance(n, ast.Call) and not isinstance(n.func, ast.Attribute)]
+    return any(root(call.func) in values for call in calls)
 
 
 def run_when_defined(node: ast.AST) -> list[ast.AST]:
@@ -148,17 +192,54 @@ def run_when_defined(node: ast.AST) -> list[ast.AST]:
     return [node]
 
 
-def outside(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.AST]:
-    """What of a function does not see its arguments."""
-    return [*node.decorator_list, *node.args.defaults, *(d for d in node.args.kw_defaults if d)]
+def outside(node: Scope) -> list[ast.AST]:
+    """What of a function, or a comprehension, does not see the names that are its own."""
+    if isinstance(node, Comprehension):
+        return [node.generators[0].iter]
+    defaults: list[ast.AST] = [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]
+    if isinstance(node, ast.Lambda):
+        return defaults
+    return [*node.decorator_list, *defaults, *annotations_of(node)]
 
 
-def own_names(node: ast.AST) -> set[str]:
-    """Names that are a function's own wherever they stand in it."""
-    its: ast.arguments = node.args  # type: ignore[attr-defined]
-    arguments = {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
-    stored = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return (arguments | stored) - {name for n in ast.walk(node) if isinstance(n, ast.Global) for name in n.names}
+def annotations_of(node: Function) -> list[ast.expr]:
+    """Of a function that is decorated by something which may look at them."""
+    if all(_last(d) in BLIND for d in node.decorator_list):
+        return []
+    arguments = [n.annotation for n in ast.walk(node.args) if isinstance(n, ast.arg)]
+    return [each for each in (*arguments, node.returns) if each]
+
+
+def own_names(node: Scope) -> set[str]:
+    """Names that are a function's, or a comprehension's, own wherever they stand in it."""
+    own = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own |= {n.name for n in scope(node) if isinstance(n, ast.ExceptHandler) and n.name}
+    own |= {n.name for n in scope(node) if isinstance(n, Definition) and n is not node}
+    if not isinstance(node, Comprehension):
+        its = node.args
+        own |= {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
+    return own - {name for n in ast.walk(node) if isinstance(n, ast.Global) for name in n.names}
+
+
+def unevaluated(node: ast.AST, in_class: bool) -> set[int]:
+    """Of the annotations of variables those that nobody can look at: the identities of their syntax trees."""
+    places = [n for n in ast.walk(node) if isinstance(n, Function)]
+    places += [] if in_class or isinstance(node, Definition) else [node]  # type: ignore[list-item]
+    return {id(n.annotation) for place in places for n in scope(place) if isinstance(n, ast.AnnAssign)}
+
+
+def names_in(text: str) -> set[str]:
+    """Names that a text may mean: of a word, an expression, or what is to be put in its place in it."""
+    if not re.search(r"\s", text):
+        return set(re.findall(r"[^\W\d]\w*", text))
+    found = set(re.findall(r"[^\W\d]\w*", " ".join(re.findall(r"\{[^{}]*\}|\$\w+|@\w+", text))))
+    if len(text) < 200:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                found |= {n.id for n in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(n, ast.Name)}
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            pass  # most texts are none
+    return found
 
 
 def selves(node: ast.AST) -> set[str]:
@@ -223,10 +304,11 @@ def computes(node: ast.stmt) -> bool:
     """Whether a statement of a module is more than an import by name, a text, or what is run as a script."""
     if isinstance(node, ast.ImportFrom):
         return node.names[0].name == "*"
-    return not (isinstance(node, ast.Import) or is_text(node) or _is_main(node))
+    return not (isinstance(node, ast.Import) or is_text(node) or is_program(node))
 
 
-def _is_main(node: ast.stmt) -> bool:
+def is_program(node: ast.stmt) -> bool:
+    """Whether it is what a module does when it is run as a script."""
     if not (isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and not node.orelse):
         return False
     sides = [side for side in (node.test.left, *node.test.comparators) if isinstance(side, ast.Name | ast.Constant)]
@@ -253,31 +335,35 @@ class _Mark(str):
     """A word that is no text of the source."""
 
 
-def checksum(node: ast.AST, in_class: bool = False) -> str:
-    return digest(*_words(node, in_class))
+def checksum(node: ast.AST, in_class: bool = False, annotated: bool = False) -> str:
+    """Of what a statement computes; with the annotations of functions where somebody may look at them."""
+    return digest(*_words(node, in_class, annotated))
 
 
-def _words(node: ast.AST, in_class: bool) -> Iterator[str]:
+def _words(node: ast.AST, in_class: bool, annotated: bool) -> Iterator[str]:
     """A syntax tree as words: the same on every Python, whatever the layout."""
     functions = [f for f in ast.walk(node) if isinstance(f, Function)]
-    registered = [f for f in functions if any(_last(d) == "register" for d in f.decorator_list)]  # by annotations
-    kept = {id(a) for f in registered for a in ast.walk(f.args)} | ({id(node)} if in_class else set())
-    kept |= {id(part) for c in ast.walk(node) if isinstance(c, ast.ClassDef) for part in c.body}
+    seen = {id(a) for f in functions for a in annotations_of(f)}
+    unseen = set() if annotated else unevaluated(node, in_class)
     waiting: list[Any] = [node]
     while waiting:
         value = waiting.pop()
         if isinstance(value, ast.JoinedStr):  # Python 3.12 ends some with an empty text
             value = ast.JoinedStr([part for part in value.values if getattr(part, "value", None) != ""])
+        if isinstance(value, ast.AnnAssign) and id(value.annotation) in unseen and value.value:
+            value = ast.Assign([value.target], value.value)
         if isinstance(value, ast.AST):
             parts: list[Any] = []
             for name, part in ast.iter_fields(value):
-                said = name not in UNSAID and (name != "annotation" or id(value) in kept)
+                of_function = name == "returns" or (name == "annotation" and isinstance(value, ast.arg))
+                said = annotated or id(part) in seen if of_function else name not in UNSAID and id(part) not in unseen
                 if said and part is not None and part != []:
                     parts += [_Mark(name), part]
             yield f"({type(value).__name__}"
             waiting += [_Mark(")"), *reversed(parts)]
         elif isinstance(value, list):
-            waiting += [_Mark("]"), *(part for part in reversed(value) if not is_text(part)), _Mark("[")]
+            said_ones = [part for part in value if not (is_text(part) or isinstance(part, ast.Pass))]
+            waiting += [_Mark("]"), *reversed(said_ones), _Mark("[")]
         elif isinstance(value, _Mark):
             yield value
         else:

@@ -39,12 +39,15 @@ from sibcl_ray.reach import Sources
 from sibcl_ray.store import fingerprint
 
 PLACES = rb"__file__|__path__|__spec__|importlib|pkgutil|sys\.path"  # how a source asks where files are
-LISTING = rb"listdir|iterdir|scandir|os\.walk|glob"  # and which there are
+LISTING = rb"listdir|iterdir|scandir|walk|glob"  # and which there are
+DEEP = rb"walk|rglob|\*\*/"  # and in folders of folders
 COMPILED = (*EXTENSION_SUFFIXES, ".pyc")
 COMPUTED = r"%(?:\(\w+\))?[-+ #\d.]*[a-zA-Z]|\{[^}]*\}|\$\{?\w+\}?"  # parts of a text that are put in its place
 DEPTH = 3  # folders below a folder that are looked at
 IMPORTING = rb"import_module|__import__"  # how modules are imported by a text
+ALL_MODULES = rb"iter_modules|walk_packages"  # how all of a package are found
 LARGEST = 2**20  # bytes of what goes along with every job
+NAMING = 2**16  # bytes up to which it is looked for names of others
 WHOLE = 2**26  # bytes of a file of data that are looked at to name it
 UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has imported is removed
 FOLDER = "sibcl_ray-modules"
@@ -223,23 +226,35 @@ def read(path: Path) -> UserModule:
                 continue
             files[each] = (root / each).read_bytes()
         imported, at_once, later = _asks_for(files[each], each)
+        dotted = [t for t in (*at_once, *later) if t.replace(".", "").isidentifier()]
         if re.search(IMPORTING, files[each]):
-            imported += [t.lstrip(".") for t in (*at_once, *later) if t.replace(".", "").isidentifier()]
-        waiting += [found for name in imported for found in _found(root, name) if found not in files]
+            imported += [t.lstrip(".") for t in dotted]
+            imported += [f"{base}{t}" for t in dotted for base in dotted if t.startswith(".") and base != t]
+        if re.search(ALL_MODULES, files[each]):
+            packages = {*imported, ".".join(PurePosixPath(each).parent.parts)}
+            found = [
+                (name, p) for name in packages for p in _beside(root / name.replace(".", "/")) if p.suffix == ".py"
+            ]
+            imported += [f"{name}.{p.stem}".lstrip(".") for name, p in found]
+        waiting += [path for name in imported for path in _found(root, name) if path not in files]
         compiled += [f"{name.replace('.', '/')}{end}" for name in imported for end in COMPILED]
+        if "-m" in (*at_once, *later):  # a module as a program
+            compiled += [f"{t.replace('.', '/')}.py" for t in dotted]
+        if b"sys.path" in files[each]:  # whatever is put there has modules
+            compiled += [f"{t}/{name.replace('.', '/')}.py" for t in (*at_once, *later) for name in imported]
         early, late = early + at_once, late + later
     # What functions name is written where they are called, if no source asks for a place.
     texts = early + late * any(re.search(PLACES, content) for content in files.values())
     folders = {PurePosixPath(each).parent for each in files}
-    listed = any(re.search(LISTING, content) for content in files.values())
-    named = {beside: root / beside for beside in _named(root, folders, texts, listed) if beside not in files}
-    named |= {beside: root / beside for beside in compiled if _is_file(root / beside)}
+    listed, deep = (any(re.search(how, content) for content in files.values()) for how in (LISTING, DEEP))
+    named = {beside: root / beside for beside in _named(root, folders, texts, listed, deep) if beside not in files}
+    named |= {beside: root / beside for beside in compiled if beside not in files and _is_file(root / beside)}
     for beside, where in sorted(named.items(), key=lambda item: item[1].stat().st_size):
         if sum(map(len, files.values())) + where.stat().st_size <= LARGEST:
             files[beside] = where.read_bytes()
     if (size := sum(map(len, files.values()))) > LARGEST:
         raise TooLarge(f"{path} and the modules that it imports have {size:,} bytes; {LARGEST:,} go with every job")
-    data = tuple((beside, _checksum(where)) for beside, where in sorted(named.items()))
+    data = tuple((beside, _checksum_with_named(root, beside)) for beside in sorted(named))
     name = ".".join((*package.parts, stem))
     return UserModule(path.name, name, tuple(files.items()), data, str(root))
 
@@ -307,7 +322,9 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
     return names, early, late
 
 
-def _named(root: Path, folders: set[PurePosixPath], texts: list[str], listed: bool) -> Iterator[str]:
+def _named(
+    root: Path, folders: set[PurePosixPath], texts: list[str], listed: bool = False, deep: bool = False
+) -> Iterator[str]:
     """The files that texts may name in one of the folders, or in one below that a text names, by path."""
     patterns = {each.removeprefix("./") for each in texts}
     patterns |= {text.removeprefix("*").lstrip("/") for text in patterns}
@@ -316,14 +333,47 @@ def _named(root: Path, folders: set[PurePosixPath], texts: list[str], listed: bo
     below: set[PurePosixPath] = set()
     for _ in range(DEPTH):
         for folder in folders | below:
-            below |= {folder / text for text in patterns if "*" not in text and _is_folder(root / folder / text)}
+            below |= {
+                PurePosixPath(_path(p, root))
+                for text in patterns
+                for p in _matches(root / folder, text)
+                if _is_folder(p)
+            }
     for folder in folders | below:
-        for text in patterns | ({"*"} if listed and folder in below else set()):
-            if "*" in text:
-                with suppress(OSError, ValueError):
-                    yield from (p.relative_to(root).as_posix() for p in (root / folder).glob(text) if p.is_file())
-            elif _is_file(root / folder / text):
-                yield (folder / text).as_posix()
+        whole = folder in below and (listed or "." in folder.name)  # as those of zarr
+        levels = DEPTH if deep or (whole and not listed) else 0
+        asked = [(text, levels if "*" in text else 0) for text in patterns] + [("*", levels)] * whole
+        for text, depth in asked:
+            for level in range(depth + 1):
+                yield from (_path(p, root) for p in _matches(root / folder, "*/" * level + text) if _is_file(p))
+        named_apart = (p for p in _beside(root / folder) if p.stem in patterns and p.suffix[1:] in patterns)
+        yield from (_path(p, root) for p in named_apart if _is_file(p))
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    if "*" not in pattern:
+        return [folder / pattern]
+    with suppress(OSError, ValueError):
+        found = (p for p in folder.glob(pattern) if "__pycache__" not in p.parts)
+        return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return []
+
+
+def _path(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _checksum_with_named(root: Path, path: str, above: tuple[str, ...] = ()) -> str:
+    """A checksum of a file, and of those that it names in turn."""
+    its, where = _checksum(root / path), root / path
+    if where.stat().st_size > NAMING or len(above) == DEPTH:
+        return its
+    words = re.findall(r"[\w./+-]+", where.read_bytes().decode(errors="ignore"))
+    words += [f"{word.replace('.', '/')}.py" for word in words if path.endswith(".py")]
+    others = set(_named(root, {PurePosixPath(path).parent, PurePosixPath()}, words)) - {path, *above}
+    if not others:
+        return its
+    return fingerprint(its, *(_checksum_with_named(root, other, (*above, path)) for other in sorted(others)))
 
 
 def _found(root: Path, name: str) -> Iterator[str]:
