@@ -51,8 +51,14 @@ def samples(problem, role, seed, index, size):
     return sample, labels
 
 
-@pytest.mark.parametrize(("suffix", "write"), WRITERS)
-@pytest.mark.parametrize("block", [1, 3000, 2**22])
+KINDS = [
+    pytest.param(*writer, block, marks=[pytest.mark.thorough] * (block == 1 and place % 3 > 0))
+    for place, writer in enumerate(WRITERS)
+    for block in (1, 3000, 2**22)
+]
+
+
+@pytest.mark.parametrize(("suffix", "write", "block"), KINDS)
 def test_the_kind_of_file_and_the_size_of_blocks_change_nothing(suffix, write, block, problem, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BLOCK", block)
     other = load(of_kind(tmp_path / "other", suffix, write))
