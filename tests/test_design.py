@@ -55,6 +55,7 @@ ORDER = (
     "records",
     "forks",
     "sandbox",
+    "user_files",
     "user_module",
     "check",
     "own",
