@@ -27,6 +27,7 @@ DYNAMIC_IMPORTS = (
 )  # fmt: skip
 FIELDS = "__dataclass_fields__"  # read by what looks at all fields of a dataclass
 ALL_FIELDS = {"dataclasses.asdict", "dataclasses.astuple", "dataclasses.fields"}
+PROGRAM = "sys.executable"  # read by what runs programs; stands for what modules do as such
 CHANCE = "random"  # stands for the state of all generators that have no name
 LOOKED_UP = {"getattr", "hasattr", "setattr", "delattr"}
 
@@ -128,12 +129,13 @@ class _Unit:
     def _read(self, name: str, attributes: list[str], hidden: set[str]) -> None:
         if name and name not in hidden:
             self.reads.add(name)
-            self.dynamic |= name in DYNAMIC | LOOKED_UP and name not in self.module.bound
-            self.dynamic |= name == "sys" and attributes[:1] in (["executable"], ["modules"])  # programs, and anything
+            self.dynamic |= name in DYNAMIC | LOOKED_UP and name not in self.module.variables
+            self.dynamic |= name == "sys" and attributes[:1] == ["modules"]
             for target in self.module.imported.get(name, ()):
+                whole = ".".join([target, *attributes])
                 self.reads |= {target.rpartition(".")[2]} if self.module.is_ours(target) else set()
-                self.reads |= {FIELDS} if ".".join([target, *attributes]) in ALL_FIELDS else set()
-                self.dynamic |= _is_dynamic(".".join([target, *attributes]))
+                self.reads |= {FIELDS} if whole in ALL_FIELDS else {PROGRAM} if whole == PROGRAM else set()
+                self.dynamic |= _is_dynamic(whole)
 
 
 class _Module:
@@ -149,16 +151,15 @@ class _Module:
             for name, target in syntax.imports(node, self.package):
                 self.imported[name] += [target] if target not in self.imported[name] else []
         body = [statement for statement in tree.body if syntax.computes(statement)]
-        self.programs = [statement for statement in tree.body if syntax.is_program(statement)]
+        self.variables = {name for statement in body for name in syntax.variables(statement)}
         self.bound = Counter(name for statement in body for name in syntax.bound(statement))
         self._foreign: dict[str, bool] = {}
         self.units = [_Unit(self, statement) for statement in body]
+        self.programs = [_Unit(self, statement) for statement in tree.body if syntax.is_program(statement)]
         self.imports = [each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom)]
         made = [s for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)]
-        made = [
-            s for s in made if self.is_foreign(syntax.root(s.value)) and syntax.root(s.value) not in syntax.HARMLESS
-        ]
-        self.given = {name for s in made for name in syntax.bound(s)}  # by other libraries
+        others = {n for n in self.imported if self.is_foreign(n)} - syntax.HARMLESS
+        self.given = {name for s in made if syntax.root(s.value) in others for name in syntax.bound(s)}  # by libraries
 
     def is_ours(self, target: str) -> bool:
         """Whether a dotted name is that of one of these modules, of something in one, or of a folder of them."""
@@ -269,6 +270,7 @@ class _Walk:
                 if not self._is_setting(each):
                     for name in self._given_by(each):
                         self.giving[name].append(each)
+        self.giving[PROGRAM] = [unit for module in sources.modules.values() for unit in module.programs]
 
     def _given_by(self, unit: _Unit) -> set[str]:
         return unit.names | ({FIELDS} if self._is_field(unit) else set())
@@ -314,9 +316,8 @@ class _Walk:
                 self.found |= dict.fromkeys(m for m in unit.members if not self._is_setting(m))
         self.names.update(*(unit.reads for unit in self.found))
         self.names.add(FIELDS)
+        self.found |= dict.fromkeys(self.giving[PROGRAM] if PROGRAM in self.names else ())
         found = self._checksums(dict(self.sources.data), annotated=True)
-        for module in self.sources.modules.values():
-            found |= {f"the program in {module.path}": syntax.checksum(node) for node in module.programs}
         return Reached(found, frozenset(self.fields), frozenset())
 
     def _result(self) -> Reached:

@@ -72,6 +72,14 @@ def bound(node: ast.AST) -> list[str]:
     return sorted(set(names), key=names.index)
 
 
+def variables(node: ast.AST) -> set[str]:
+    """Of the names that a statement gives a meaning to those that are asked for without a dot."""
+    if isinstance(node, Definition):
+        return {node.name}
+    names = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return names | {n.name for n in scope(node) if isinstance(n, Definition)}
+
+
 def _of(node: ast.expr) -> list[str]:
     """The name of what an expression is, or is a part of; of an attribute that an object gives to itself none."""
     own = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("self", "cls")
@@ -212,9 +220,8 @@ def annotations_of(node: Function) -> list[ast.expr]:
 
 def own_names(node: Scope) -> set[str]:
     """Names that are a function's, or a comprehension's, own wherever they stand in it."""
-    own = {n.id for n in scope(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    own = set[str]().union(*(variables(part) for part in ast.iter_child_nodes(node)))
     own |= {n.name for n in scope(node) if isinstance(n, ast.ExceptHandler) and n.name}
-    own |= {n.name for n in scope(node) if isinstance(n, Definition) and n is not node}
     if not isinstance(node, Comprehension):
         its = node.args
         own |= {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}

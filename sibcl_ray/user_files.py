@@ -14,11 +14,11 @@ from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path, PurePosixPath
 
-from sibcl_ray.store import fingerprint
+from sibcl_ray.store import VERSION_NAME, fingerprint
 
 PLACES = rb"__file__|__path__|__spec__|importlib|pkgutil|sys\.path"  # how a source asks where files are
-LISTING = rb"listdir|iterdir|scandir|walk|glob"  # and which there are
-DEEP = rb"walk|rglob|\*\*/"  # and in folders of folders
+LISTING = rb"listdir|iterdir|scandir|\bwalk\(|glob"  # and which there are
+DEEP = rb"\bwalk\(|rglob|\*\*/"  # and in folders of folders
 COMPILED = (*EXTENSION_SUFFIXES, ".pyc")
 COMPUTED = r"%(?:\(\w+\))?[-+ #\d.]*[a-zA-Z]|\{[^}]*\}|\$\{?\w+\}?"  # parts of a text that are put in its place
 DEPTH = 3  # folders below a folder that are looked at
@@ -158,13 +158,15 @@ def _named(
                 for p in _matches(root / folder, text)
                 if _is_folder(p)
             }
+    below = {folder for folder in below if not _is_of_storage(root, folder)}
     for folder in {*folders, *below}:
         whole = folder in below and (listed or "." in folder.name)  # as those of zarr
         levels = DEPTH if deep or (whole and not listed) else 0
         asked = [(text, levels if "*" in text else 0) for text in patterns] + [("*", levels)] * whole
         for text, depth in asked:
             for level in range(depth + 1):
-                yield from (_path(p, root) for p in _matches(root / folder, "*/" * level + text) if _is_file(p))
+                found = (_path(p, root) for p in _matches(root / folder, "*/" * level + text) if _is_file(p))
+                yield from (path for path in found if not _is_of_storage(root, PurePosixPath(path).parent))
         named_apart = (p for p in beside(root / folder) if p.stem in patterns and p.suffix[1:] in patterns)
         yield from (_path(p, root) for p in named_apart if _is_file(p))
 
@@ -178,6 +180,11 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     return []
 
 
+def _is_of_storage(root: Path, folder: PurePosixPath) -> bool:
+    """Whether studies write there: into it, or a folder above it that is below the root."""
+    return any(_is_file(root / each / VERSION_NAME) for each in (folder, *folder.parents)[:-1])
+
+
 def _path(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
@@ -189,10 +196,10 @@ def _sum_up(root: Path, path: str, found: dict[str, str], sources: Collection[st
         if (root / path).stat().st_size <= NAMING:
             words = set(re.findall(r"[\w./+-]+", (root / path).read_bytes().decode(errors="ignore")))
             modules = {f"{word.replace('.', '/')}.py" for word in words if path.endswith(".py")}
-            words = {
-                word for word in words if re.search(r"\w[./]\w", word) and not re.fullmatch(NUMBER, word)
-            } | modules
-            others = sorted(set(_named(root, {PurePosixPath(path).parent, PurePosixPath()}, words)) - {path, *sources})
+            words = {word for word in words if re.search(r"\w[./]\w", word) and not re.fullmatch(NUMBER, word)}
+            others = sorted(
+                set(_named(root, {PurePosixPath(path).parent, PurePosixPath()}, words | modules)) - {path, *sources}
+            )
             if others:
                 found[path] = fingerprint(its, *(_sum_up(root, other, found, sources) for other in others))
     return found[path]
