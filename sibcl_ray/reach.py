@@ -225,11 +225,14 @@ class Sources:
         while size < (size := sum(map(len, effects.values()))):  # until those of all that they call are among them
             for unit, node in defined:
                 effects[node.name].update(*(effects[name] for name in unit.module.meant(unit.reads) & effects.keys()))
+        returned = {node.name: syntax.returned(node) & variables for _, node in defined}
         for unit in [*self.units, *(member for kind in self.units for member in kind.members)]:
             for part in [unit.node] if unit.is_statement else syntax.run_when_defined(unit.node):
                 unit.names |= unit.module.meant(syntax.changed(part, variables, ours, mutated))
                 called = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(part)}
                 unit.names.update(*(effects[name] for name in unit.module.meant(called) & effects.keys()))
+                if unit.names & mutated:  # what a function hands out may be changed by another name
+                    unit.names.update(*(returned[name] for name in unit.module.meant(called) & returned.keys()))
                 if unit.owner is None:
                     others = syntax.sets_others(part, unit.module.is_foreign, unit.module.given)
                     acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none

@@ -134,6 +134,11 @@ def _changed_in_place(call: ast.Call, name: str) -> Iterator[ast.expr]:
     yield from (k.value for k in call.keywords if k.arg == "out")
 
 
+def returned(node: Definition) -> set[str]:
+    """Names of which a function returns the meaning, or a part of it."""
+    return {root(n.value) for n in scope(node) if isinstance(n, ast.Return) and n.value}
+
+
 def is_for_effect(node: ast.AST) -> bool:
     """Whether a value is computed that nothing is done with."""
     thrown = isinstance(node, ast.Assign) and all(getattr(target, "id", "") == "_" for target in node.targets)
