@@ -551,6 +551,9 @@ def test_a_chain_of_the_dead_has_one_successor_who_clears_it(store):
         assert other.claims.take(NAME) and not one.claims.take(NAME)
 
 
+@pytest.mark.parametrize(
+    "store", ["local", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in ("memory", "s3"))], indirect=True
+)
 @pytest.mark.parametrize("left", [left for size in range(1, 5) for left in combinations(range(4), size)], ids=str)
 def test_whatever_a_killed_release_has_left_has_one_successor(left, store):
     with Session(store) as one, Session(store) as other:

@@ -1,5 +1,7 @@
-"""Whatever happens to MLflow, nothing waits for it long, and in the end it shows the ledger: on real servers."""
+"""Whatever happens to MLflow, nothing waits for it long, and in the end it and a browser show the ledger."""
 
+import importlib.util
+import shutil
 import threading
 import time
 import warnings
@@ -12,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from servers import PASSWORD, mlflow_server, postgres, postgres_programs, proxy, wait_until
 from test_curves import cell, noisy
-from test_tracking import search
+from test_tracking import METHODS, search
 
 from sibcl_ray import tracking
 from sibcl_ray.report import learning_curve_figure
@@ -342,3 +344,61 @@ def test_a_tracker_stops_between_two_requests_and_the_last_sync_is_alone(server,
         assert_shows(server.address, study, *ledger)
         time.sleep(0.5)
         assert link.requests == done
+
+
+# In a browser
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def drawn(page):
+    """Type of the x axis of the page's only line chart, and the labels at which each run has a point."""
+    lines = page.locator(".js-plotly-plot .scatterlayer .trace .lines path")
+    lines.first.wait_for()
+    plots = page.locator(".js-plotly-plot", has=page.locator(".scatterlayer .trace"))
+    assert plots.count() == 1
+    axis, traces = plots.evaluate(
+        "p => [p._fullLayout.xaxis.type, p._fullData.map(t => [t.name, [...t.x].map(Number)])]"
+    )
+    return axis, {name.split(" (")[0]: steps for name, steps in traces if name}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get install chromium")
+@pytest.mark.skipif(not importlib.util.find_spec("playwright"), reason="pip install playwright")
+def test_the_browser_shows_learning_curves(server, study, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    matrix = noisy(np.random.default_rng(0), METHODS, seeds=3)
+    figure = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    address = sync(server.address, study, matrix, search(2), figure)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=60_000)
+        elsewhere: list[str] = []
+        page.on("request", lambda r: elsewhere.append(r.url) if r.url.startswith("http") else None)
+
+        page.goto(address)
+        for method in METHODS:
+            expect(page.get_by_role("link", name=method, exact=True)).to_be_visible()
+        expect(page.get_by_text("matching runs")).to_contain_text("3")
+        assert drawn(page) == ("log", {method: [25, 50, 100, 200, 400] for method in METHODS})
+        page.screenshot(path=tmp_path / "charts.png")
+
+        # two methods selected, "Compare", then the metric: their two learning curves
+        for method in ("SL", "SIB-CL"):
+            page.get_by_role("row").filter(has=page.get_by_role("link", name=method, exact=True)).get_by_role(
+                "checkbox"
+            ).first.click()
+        page.get_by_role("button", name="Compare").click()
+        page.get_by_role("link", name="test_error", exact=True).click()
+        assert drawn(page) == ("linear", {m: [25, 50, 100, 200, 400] for m in ("SL", "SIB-CL")})
+        page.screenshot(path=tmp_path / "compare.png")
+        browser.close()
+    assert [url for url in elsewhere if not url.startswith(server.address)] == []

@@ -29,7 +29,12 @@ from sibcl_ray.store import (
 FEW = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
 
-@pytest.fixture(params=["local", "memory", "s3", "gcs", "azure"])
+KINDS = ["local", "memory", "s3", "gcs", "azure"]
+# Of what is decided before anything is asked for, or after all is read: the others are thorough.
+ON_DISK = ["local", *(pytest.param(kind, marks=pytest.mark.thorough) for kind in KINDS[1:])]
+
+
+@pytest.fixture(params=KINDS)
 def store(request, tmp_path):
     """A store on a disk, one in memory, and three as on other machines."""
     if request.param in ("s3", "gcs", "azure"):
@@ -78,6 +83,7 @@ def test_stores_of_one_uri_are_one_store(store):
     assert other == store and hash(other) == hash(store) and other.read("a") == b"1"
 
 
+@pytest.mark.parametrize("store", ON_DISK, indirect=True)
 @pytest.mark.parametrize("name", ["../a", "a/../../b", "a/..", "/etc/a", "//a", "", ".", ".."])
 def test_no_name_leaves_the_store(name, store):
     for call in (store.read, store.exists, store.remove, store.names, lambda n: store.write(n, b"")):
@@ -217,6 +223,7 @@ def test_a_damaged_record_is_found_or_says_the_same(record, data):
     ],
     ids=lambda data: repr(data[:20]),
 )
+@pytest.mark.parametrize("store", ON_DISK, indirect=True)
 def test_what_is_no_record_is_damaged(data, store):
     store.write("record", data)
     with pytest.raises(Damaged, match=r"^record "):

@@ -1,6 +1,5 @@
-"""MLflow shows the ledger, exactly and once: on SQLite, through a server, and in a browser."""
+"""MLflow shows the ledger, exactly and once."""
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -23,16 +22,26 @@ METHODS = {"SL": 1, "SL-I": 2, "SIB-CL": 8}
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A store with MLflow's tables, made once: its migrations take seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    tracking._connect(f"sqlite:///{path}")
-    return path
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("first")
+
+
+@pytest.fixture(scope="module")
+def first_sync(place):
+    """A process that shows a study in a store that was not there: MLflow's migrations take seconds."""
+    code = (
+        "import numpy as np, pandas as pd, sys; sys.path.insert(0, 'tests')\n"
+        "from test_curves import exact, power_law; from sibcl_ray import tracking\n"
+        f"uri, matrix = 'sqlite:///{place}/mlflow.db', exact({{'SL': power_law(1)}})\n"
+        "tracking.sync(uri, 'another study', matrix, pd.DataFrame())"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 @pytest.fixture
-def uri(empty_store, tmp_path):
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+def uri(first_sync, place, tmp_path):
+    """A store of this test's own, with another study in it."""
+    shutil.copy(place / "mlflow.db", tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -272,10 +281,10 @@ def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%41b", "it's", "a#b c"])
-def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, empty_store, tmp_path):
+def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, first_sync, place, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
-    shutil.copy(empty_store, folder / "mlflow.db")
+    shutil.copy(place / "mlflow.db", folder / "mlflow.db")
     uri = tracking.sqlite_uri(folder / "mlflow.db")
     figure = learning_curve_figure(matrix, tmp_path / "curves", "study")[0]
     told = tracking.sync(uri, "study", matrix, search(0), [figure])
@@ -305,75 +314,6 @@ def test_what_cannot_be_reached_fails_fast_in_one_line(matrix, tmp_path):
             assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
-def test_nothing_is_printed(tmp_path):
-    code = (
-        "import numpy as np, pandas as pd, sys; sys.path.insert(0, 'tests')\n"
-        "from test_curves import exact, power_law; from sibcl_ray import tracking\n"
-        f"uri, matrix = 'sqlite:///{tmp_path}/new/mlflow.db', exact({{'SL': power_law(1)}})\n"
-        "tracking.sync(uri, 'study', matrix, pd.DataFrame())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+def test_nothing_is_printed(first_sync):
+    assert (first_sync.stdout, first_sync.stderr, first_sync.returncode) == ("", "", 0)
     assert not os.path.exists("mlruns")
-
-
-@pytest.fixture
-def server(uri, tmp_path):
-    """`mlflow server` over the test's own store."""
-    with mlflow_server(uri, tmp_path) as started:
-        yield started.address
-
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
-
-
-def drawn(page):
-    """Type of the x axis of the page's only line chart, and the labels at which each run has a point."""
-    lines = page.locator(".js-plotly-plot .scatterlayer .trace .lines path")
-    lines.first.wait_for()
-    plots = page.locator(".js-plotly-plot", has=page.locator(".scatterlayer .trace"))
-    assert plots.count() == 1
-    axis, traces = plots.evaluate(
-        "p => [p._fullLayout.xaxis.type, p._fullData.map(t => [t.name, [...t.x].map(Number)])]"
-    )
-    return axis, {name.split(" (")[0]: steps for name, steps in traces if name}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="needs a browser: apt-get install chromium")
-@pytest.mark.skipif(not importlib.util.find_spec("playwright"), reason="pip install playwright")
-def test_the_browser_shows_learning_curves(server, matrix, tmp_path):
-    from playwright.sync_api import expect, sync_playwright
-
-    figure = learning_curve_figure(matrix, tmp_path / "curves", "planted")
-    address = tracking.sync(server, "study", matrix, search(2), figure)
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
-        elsewhere: list[str] = []
-        page.on("request", lambda r: elsewhere.append(r.url) if r.url.startswith("http") else None)
-
-        page.goto(address)
-        for method in METHODS:
-            expect(page.get_by_role("link", name=method, exact=True)).to_be_visible()
-        expect(page.get_by_text("matching runs")).to_contain_text("3")
-        assert drawn(page) == ("log", {method: [25, 50, 100, 200, 400] for method in METHODS})
-        page.screenshot(path=tmp_path / "charts.png")
-
-        # two methods selected, "Compare", then the metric: their two learning curves
-        for method in ("SL", "SIB-CL"):
-            page.get_by_role("row").filter(has=page.get_by_role("link", name=method, exact=True)).get_by_role(
-                "checkbox"
-            ).first.click()
-        page.get_by_role("button", name="Compare").click()
-        page.get_by_role("link", name="test_error", exact=True).click()
-        assert drawn(page) == ("linear", {m: [25, 50, 100, 200, 400] for m in ("SL", "SIB-CL")})
-        page.screenshot(path=tmp_path / "compare.png")
-        browser.close()
-    assert [url for url in elsewhere if not url.startswith(server)] == []
