@@ -32,15 +32,15 @@ import psutil
 from planted import PlantedLedger
 from recipes import paper
 
-from sibcl_ray.claims import Session
-from sibcl_ray.ledger import Missing
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.study.ledger import Missing
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.progress import Snapshot
-from sibcl_ray.run import Timings, run
-from sibcl_ray.store import Store
-from sibcl_ray.tracker import Tracker
-from sibcl_ray.tracking import TrackingUnavailable
-from sibcl_ray.workers import Group, Resources
+from sibcl_ray.results.progress import Snapshot
+from sibcl_ray.cluster.run import Timings, run
+from sibcl_ray.storage.store import Store
+from sibcl_ray.results.mlflow.background import Tracker
+from sibcl_ray.results.mlflow.tracking import TrackingUnavailable
+from sibcl_ray.cluster.workers import Group, Resources
 
 METHODS, TRIALS = 5, 100  # of a search
 

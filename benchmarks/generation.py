@@ -18,11 +18,11 @@ import numpy as np
 import ray
 import torch
 
-from sibcl_ray.claims import Session
-from sibcl_ray.dataset import SHARD, TARGET, Dataset, Shard
-from sibcl_ray.generate import generate
+from sibcl_ray.cluster.generate import generate
+from sibcl_ray.data.dataset import SHARD, TARGET, Dataset, Shard
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.store import Store
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import Store
 
 PAPER = 22_000
 

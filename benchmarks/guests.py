@@ -17,11 +17,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sibcl_ray import sandbox, shards
-from sibcl_ray.dataset import TARGET, Dataset
+from sibcl_ray.data import sandbox, shards
+from sibcl_ray.data.dataset import TARGET, Dataset
 from sibcl_ray.problems.problem import Sample
 from sibcl_ray.problems.simulation import Simulation
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
-from sibcl_ray.ledger import Ledger
-from sibcl_ray.records import Record
-from sibcl_ray.store import Store
-from sibcl_ray.study import Study
+from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
+from sibcl_ray.storage.records import Record
+from sibcl_ray.storage.store import Store
+from sibcl_ray.study.ledger import Ledger
+from sibcl_ray.study.study import Study
 
 
 def error(job: Any) -> float:

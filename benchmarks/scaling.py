@@ -36,17 +36,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 from planted import error
 from recipes import SCALES
 
-from sibcl_ray.dataset import Split
-from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob
-from sibcl_ray.ledger import Ledger
-from sibcl_ray.networks import Architecture
+from sibcl_ray.cluster.tune import BudgetSearcher
+from sibcl_ray.data.dataset import Split
+from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
+from sibcl_ray.learning.networks import Architecture
+from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, pretrain
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.search import Search
-from sibcl_ray.store import Store
-from sibcl_ray.study import Study
-from sibcl_ray.training import Finetuning, Pretraining, finetune, pretrain
-from sibcl_ray.tuner import BudgetSearcher
+from sibcl_ray.search.search import Search
+from sibcl_ray.storage.store import Store
+from sibcl_ray.study.ledger import Ledger
+from sibcl_ray.study.study import Study
 
 HOUR = 3600.0
 FORWARD = 1 / 3  # of a training step's work is the forward pass, which is all that a prediction takes

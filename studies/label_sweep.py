@@ -41,26 +41,26 @@ if "RAY_ADDRESS" not in os.environ:
 
 from recipes import SCALES
 
-from sibcl_ray import own
-from sibcl_ray.claims import Session
-from sibcl_ray.cleaning import free, unneeded
-from sibcl_ray.ledger import Ledger, Missing
-from sibcl_ray.limits import Limit, OutOfTime, within
-from sibcl_ray.methods import METHODS
-from sibcl_ray.plan import plan
+from sibcl_ray.cluster.scheduler import Unfinished
+from sibcl_ray.data.sandbox import leads
+from sibcl_ray.deadlines import Limit, OutOfTime, within
+from sibcl_ray.learning.training import new_network
 from sibcl_ray.problems import PROBLEMS, tabulated
 from sibcl_ray.problems.problem import Problem, SolverFailed
-from sibcl_ray.progress import Display
-from sibcl_ray.queue import Unfinished
 from sibcl_ray.redaction import redact
-from sibcl_ray.report import failures_in_words, learning_curve_figure, matrix_table, saving_table
-from sibcl_ray.sandbox import leads
-from sibcl_ray.screen import Screen, take_any_letter
-from sibcl_ray.store import NewerStore, Store, StoreError
-from sibcl_ray.study import Study
-from sibcl_ray.tracker import Tracker
-from sibcl_ray.tracking import TrackingUnavailable, sqlite_uri, takes
-from sibcl_ray.training import new_network
+from sibcl_ray.results.mlflow.background import Tracker
+from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sqlite_uri, takes
+from sibcl_ray.results.progress import Display
+from sibcl_ray.results.report import failures_in_words, learning_curve_figure, matrix_table, saving_table
+from sibcl_ray.results.terminal import Screen, take_any_letter
+from sibcl_ray.search.methods import METHODS
+from sibcl_ray.storage.cleaning import free, unneeded
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import NewerStore, Store, StoreError
+from sibcl_ray.study.ledger import Ledger, Missing
+from sibcl_ray.study.plan import plan
+from sibcl_ray.study.study import Study
+from sibcl_ray.user_module import loading
 
 TABULATED = "tabulated"
 BAD_INPUT, SOME_FAILED = 2, 1  # exit codes; 128 and the signal's number where one ended the run
@@ -161,8 +161,8 @@ def _problem(name: str, data: Path | None) -> Problem:
     """The problem of that name, or the user's: a class in a file, or what a folder of arrays describes."""
     if data is not None and name != TABULATED:
         raise BadInput(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
-    if own.is_own(name):
-        problem, where = own.load(_home(name)), name
+    if loading.is_own(name):
+        problem, where = loading.load(_home(name)), name
     elif name == TABULATED:
         if data is None:
             raise BadInput(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml naming them")
@@ -382,8 +382,9 @@ def _run(
     ledger: Ledger, lacking: Missing, session: Session, workers: int | None, gpus: float | None, sharing: int
 ) -> None:
     """Make what is missing, and say where the time went."""
-    from sibcl_ray.room import fit_resources  # Ray takes seconds to import
-    from sibcl_ray.run import Timings, connect, run
+    from sibcl_ray.cluster.connection import connect
+    from sibcl_ray.cluster.resources import fit_resources  # Ray takes seconds to import
+    from sibcl_ray.cluster.run import Timings, run
 
     timings, begun = Timings(), time.monotonic()
     with timings.stage("ray"), _hearing_signals():

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from sibcl_ray.methods import METHODS, Space
-from sibcl_ray.networks import Architecture, InvariantEncoder, ReferenceEncoder
+from sibcl_ray.learning.networks import Architecture, InvariantEncoder, ReferenceEncoder
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.study import Study
+from sibcl_ray.search.methods import METHODS, Space
+from sibcl_ray.study.study import Study
 
 # Those that a problem has what it needs for.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))

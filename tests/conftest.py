@@ -41,8 +41,8 @@ settings.load_profile("the same every time")
 
 def pytest_unconfigure():
     """Leave nothing behind, also after Ctrl-C: whatever tests have started has inherited their environment."""
-    if "sibcl_ray.sandbox" in sys.modules:
-        sys.modules["sibcl_ray.sandbox"].end()
+    if "sibcl_ray.data.sandbox" in sys.modules:
+        sys.modules["sibcl_ray.data.sandbox"].end()
     if "PYTEST_XDIST_WORKER" in os.environ:
         return
     ours = [p for p in psutil.process_iter(["environ"]) if (p.info["environ"] or {}).get("TMPDIR") == PLACE]
@@ -92,7 +92,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def cluster():
     """A Ray cluster of two cores on this machine."""
-    from sibcl_ray.run import INTERPRETER, NOBODY
+    from sibcl_ray.cluster.connection import INTERPRETER, NOBODY
 
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     ray.init(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.multiprocessing
 
-multiprocessing.set_forkserver_preload(["torch.distributed", "sibcl_ray.training"])
+multiprocessing.set_forkserver_preload(["torch.distributed", "sibcl_ray.learning.training"])
 
 
 def group(function: Callable[..., None], arguments: tuple[Any, ...], size: int) -> None:

@@ -11,7 +11,7 @@ import own_files
 import pytest
 from test_label_sweep import sweep
 
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 
 TABULATED = ("--problem", "tabulated", "--data", "data")
 
@@ -234,7 +234,7 @@ def test_what_the_cluster_can_never_give_is_refused(cluster, tmp_path, monkeypat
         (("--gpus-per-worker", "8"), r"no workers fit on the cluster, which has .* 0 GPUs"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("sibcl_ray.run.connect", lambda: None)
+            patch.setattr("sibcl_ray.cluster.connection.connect", lambda: None)
             patch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", str(tmp_path), *options])
             assert label_sweep.command_line() == 2
         printed = capfd.readouterr().err
@@ -258,7 +258,7 @@ def test_what_the_first_label_shows_ends_the_study_in_one_line(
     import label_sweep
 
     problem = own_files.written(tmp_path, LARGE, *changes)
-    monkeypatch.setattr("sibcl_ray.run.connect", lambda: None)
+    monkeypatch.setattr("sibcl_ray.cluster.connection.connect", lambda: None)
     options = ["--scale", "smoke", "--methods", "SL", "--problem", problem, "--storage", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", *options])
     assert label_sweep.command_line() in (1, 2)

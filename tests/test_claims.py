@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from stores import names_in
 
-from sibcl_ray import claims
-from sibcl_ray.claims import DEAD_AFTER, Claims, Session
-from sibcl_ray.store import Store
+from sibcl_ray.storage import leases
+from sibcl_ray.storage.leases import DEAD_AFTER, Claims, Session
+from sibcl_ray.storage.store import Store
 
 NAME = "studies/one"
 PATIENCE = 60.0  # seconds after which a process here hangs
@@ -59,7 +59,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(claims, "time", clock)
+    monkeypatch.setattr(leases, "time", clock)
     return clock
 
 
@@ -190,8 +190,8 @@ def test_the_holder_is_the_last_of_those_who_took_over(store):
 RACER = """
 import os, sys
 from pathlib import Path
-from sibcl_ray.claims import Session
-from sibcl_ray.store import Store
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import Store
 folder, me, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 store, inside = Store(str(folder / "store")), folder / "inside"
 (folder / f"ready{me}").touch()
@@ -348,7 +348,7 @@ def test_in_no_order_of_steps_do_two_hold_a_name(deaths, quick):
 HOLDER = """
 import sys, time
 from sibcl_ray import claims
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 claims.BEAT = 0.05
 if len(sys.argv) > 3:
     claims._place = lambda: "far away"
@@ -483,7 +483,7 @@ def test_a_session_of_which_there_was_never_a_sign_is_dead(store, clock):
 
 def test_a_driver_that_was_paused_and_replaced_learns_it_and_takes_nothing_away(local, monkeypatch):
     with Session(local) as one, Session(local) as other, holder(local, "unseen") as process:
-        monkeypatch.setattr(claims, "DEAD_AFTER", 1.0)
+        monkeypatch.setattr(leases, "DEAD_AFTER", 1.0)
         started = time.monotonic()
         while time.monotonic() - started < 1.5:
             assert not one.claims.take(NAME), "it gives signs of life"
@@ -498,7 +498,7 @@ def test_a_driver_that_was_paused_and_replaced_learns_it_and_takes_nothing_away(
 
 
 def test_a_session_that_was_taken_for_dead_gives_no_more_signs(store, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "BEAT", 0.02)
     with Session(store) as session, Session(store) as other:
         life = f"sessions/{session.claims.session}"
         wait_for(lambda: store.read_record(life)["beat"] > 2)
@@ -523,7 +523,7 @@ def test_the_end_of_a_session_that_was_taken_for_dead_is_not_that_of_its_success
 
 
 def test_a_storage_that_is_away_for_a_while_costs_no_session(local, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "BEAT", 0.02)
     folder = Path(local.path("sessions"))
     with Session(local) as session, Session(local) as other:
         assert session.claims.take(NAME)
@@ -612,7 +612,7 @@ def test_a_damaged_sign_of_life_is_one_until_the_next_is_due(data, store, clock)
 
 
 def test_a_damaged_sign_of_ones_own_life_is_written_again(store, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "BEAT", 0.02)
     with Session(store) as session:
         life = f"sessions/{session.claims.session}"
         store.write(life, b"{")

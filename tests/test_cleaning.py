@@ -10,11 +10,11 @@ import pytest
 from processes import told
 from stores import names_in
 
-from sibcl_ray import claims
-from sibcl_ray.claims import Claims, Session
-from sibcl_ray.cleaning import free, unneeded
-from sibcl_ray.records import failure, timed
-from sibcl_ray.store import Store
+from sibcl_ray.storage import leases
+from sibcl_ray.storage.cleaning import free, unneeded
+from sibcl_ray.storage.leases import Claims, Session
+from sibcl_ray.storage.records import failure, timed
+from sibcl_ray.storage.store import Store
 
 NEEDED = {
     "artefacts/aa.safetensors", "checkpoints/k2", "ledger/pretraining/k1.json", "ledger/pretraining/k3.json",
@@ -23,8 +23,8 @@ NEEDED = {
 }  # fmt: skip
 HOLDER = """
 import os, sys
-from sibcl_ray.claims import Session
-from sibcl_ray.store import Store
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import Store
 session = Session(Store(sys.argv[1])).__enter__()
 assert session.claims.take("studies/x") and session.claims.take("datasets/x-1/target-00000.parquet")
 print("held", flush=True)
@@ -88,7 +88,7 @@ def test_beside_a_driver_what_it_may_need_stays(store, driver):
 @pytest.mark.parametrize("beats", [False, True])
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_driver_elsewhere_lives_as_long_as_it_beats(store, monkeypatch, beats, read_only):
-    monkeypatch.setattr(claims, "DEAD_AFTER", 0.5)
+    monkeypatch.setattr(leases, "DEAD_AFTER", 0.5)
     over, told = threading.Event(), []
 
     def live():

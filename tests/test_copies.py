@@ -11,10 +11,11 @@ from processes import environment
 from test_dataset import make
 from toy import Moments
 
-from sibcl_ray import copies, dataset
-from sibcl_ray.copies import UNUSED, copy_of, read_once
-from sibcl_ray.dataset import SHARD, TARGET, TEST, Dataset, Shard
-from sibcl_ray.store import Damaged, Store, StoreError
+from sibcl_ray.data import dataset
+from sibcl_ray.data.dataset import SHARD, TARGET, TEST, Dataset, Shard
+from sibcl_ray.storage import node_cache
+from sibcl_ray.storage.node_cache import UNUSED, copy_of, read_once
+from sibcl_ray.storage.store import Damaged, Store, StoreError
 
 NAME = "artefacts/a"
 
@@ -24,7 +25,7 @@ def place(monkeypatch, tmp_path):
     """Where the copies of this node are to be."""
     place = tmp_path / "node"
     place.mkdir()
-    monkeypatch.setattr(copies.tempfile, "tempdir", str(place))
+    monkeypatch.setattr(node_cache.tempfile, "tempdir", str(place))
     return place / f"sibcl_ray-{os.getuid()}"
 
 
@@ -61,8 +62,8 @@ import time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from toy import Moments
-from sibcl_ray.dataset import SHARD, TARGET, TEST, Dataset
-from sibcl_ray.store import Store
+from sibcl_ray.data.dataset import SHARD, TARGET, TEST, Dataset
+from sibcl_ray.storage.store import Store
 dataset = Dataset(Moments(), 3, Store(sys.argv[1]))
 folder = Path(sys.argv[2])
 (folder / sys.argv[3]).touch()
@@ -140,7 +141,7 @@ def test_copies_that_nobody_has_read_for_long_are_removed_by_the_next_process(st
         os.utime(copy, (time.time() - UNUSED - 60,) * 2)
     (number,) = (i for i in range(3) if copy_of(store, f"{NAME}{i}") == used.name)
     read_once(store, f"{NAME}{number}", check)
-    copies._folder.cache_clear()
+    node_cache._folder.cache_clear()
     read_once(store, NAME, check)
     assert not old.exists() and used.exists() and young.exists()
 
@@ -156,7 +157,7 @@ def test_without_a_safe_place_everything_is_read_where_it_lies(obstacle, store, 
     elif obstacle == "a file":
         place.touch()
     else:
-        monkeypatch.setattr(copies, "FREE", 1.0)
+        monkeypatch.setattr(node_cache, "FREE", 1.0)
     for _ in range(2):
         assert read_once(store, NAME, check) == "whole"
     assert kept(place) == [] and not list(place.parent.glob("elsewhere/*"))

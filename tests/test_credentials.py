@@ -13,8 +13,8 @@ import pytest
 from bucket_servers import BUCKET, FAR_BUCKET, KEY, ROLE_KEY, SECRET, TOKEN
 from servers import proxy
 
-from sibcl_ray import buckets
-from sibcl_ray.store import Store
+from sibcl_ray.storage import buckets
+from sibcl_ray.storage.store import Store
 
 SOON = datetime.now(UTC) + timedelta(hours=1)
 EXPIRY, EXPIRY_SECONDS = f"{SOON:%Y-%m-%dT%H:%M:%SZ}", int(SOON.timestamp())

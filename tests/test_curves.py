@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sibcl_ray.curves import label_savings, labels_needed, learning_curves
+from sibcl_ray.results.curves import label_savings, labels_needed, learning_curves
 
 BUDGETS = (25, 50, 100, 200, 400)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from toy import Moments
 
-from sibcl_ray.dataset import (
+from sibcl_ray.data.dataset import (
     ROLES,
     SHARD,
     SURROGATE,
@@ -27,7 +27,7 @@ from sibcl_ray.dataset import (
     Shard,
     folds,
 )
-from sibcl_ray.store import Damaged, Store, StoreError
+from sibcl_ray.storage.store import Damaged, Store, StoreError
 
 
 def make(dataset, role, index):

@@ -8,89 +8,27 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "sibcl_ray"
 
-# From the top down: a module imports only from those above it.
+# From the ground up: what is in a package imports only from those named before it, and from its own package.
+# A name without a folder is a module at the top.
 ORDER = (
     "randomness",
     "redaction",
-    "limits",
-    "syntax",
-    "reach",
-    "guest",
+    "deadlines",
+    "isolation",
     "symmetry",
-    "orbits",
-    "parallel",
-    "losses",
-    "checkpoint",
+    "storage",
     "solvers",
-    "solvers.planewave",
-    "solvers.density_of_states",
-    "solvers.fine_bands",
-    "solvers.schrodinger",
-    "solvers.magnet",
-    "problems.problem",
-    "problems.simulation",
-    "problems.photonic",
-    "problems.schrodinger",
-    "problems.magnet",
-    "problems.tabulated.tables",
-    "problems.tabulated.declaration",
-    "problems.tabulated.arrangement",
-    "problems.tabulated.packing",
-    "problems.tabulated.npz",
-    "problems.tabulated.hdf5",
-    "problems.tabulated.parquet",
-    "problems.tabulated.files",
-    "problems.tabulated.numbered",
-    "problems.tabulated.survey",
-    "problems.tabulated.labels",
-    "problems.tabulated.intake",
-    "problems.tabulated",
     "problems",
-    "folders",
-    "buckets",
-    "store",
-    "deciding",
-    "lineage",
-    "copies",
-    "records",
-    "forks",
-    "sandbox",
-    "user_files",
+    "data",
     "user_module",
-    "check",
-    "own",
-    "claims",
-    "dataset",
-    "shards",
-    "generate",
-    "networks",
-    "prior",
-    "training",
-    "evaluate",
-    "jobs",
-    "cleaning",
-    "methods",
-    "queue",
-    "workers",
-    "room",
-    "history",
+    "learning",
     "search",
-    "thin",
-    "tuner",
     "study",
-    "ledger",
-    "screen",
-    "progress",
-    "run",
-    "plan",
-    "curves",
-    "report",
-    "tracked_runs",
-    "tracking",
-    "tracker",
+    "results",
+    "cluster",
 )
-VIEWS = ("curves", "report", "tracked_runs", "tracking", "tracker", "screen", "progress")
-LEARNING = set(ORDER[ORDER.index("folders") :]) - set(VIEWS)
+TOP = 8  # modules at the package's top, at most
+VIEWED = {"randomness", "redaction", "deadlines", "isolation", "symmetry", "storage", "problems"}  # by results
 
 
 def name_of(path):
@@ -126,36 +64,53 @@ def importers(package):
     return {name for name, tree in sources().items() if any(m.split(".")[0] == package for m in imports(tree))}
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert set(sources()) == set(ORDER), "give a new module its place in ORDER"
+def package(name):
+    return name.split(".")[0]
+
+
+def test_every_package_has_its_place_in_the_order():
+    assert {package(name) for name in sources()} - {""} == set(ORDER), "give a new package its place in ORDER"
+    assert len([path for path in LIBRARY.glob("*.py")]) <= TOP
 
 
 @pytest.mark.parametrize("name", ORDER)
-def test_modules_import_only_from_above(name):
-    below = own(name) - set(ORDER[: ORDER.index(name)])
-    assert not below, f"{name} imports {', '.join(sorted(below))}, which come after it"
+def test_packages_import_only_from_those_before(name):
+    its = [module for module in sources() if package(module) == name]
+    below = {package(m) for module in its for m in own(module)} - set(ORDER[: ORDER.index(name) + 1])
+    assert not below, f"{name} imports from {', '.join(sorted(below))}, which come after it"
 
 
-def test_only_what_distributes_imports_ray():
-    assert importers("ray") == {"generate", "workers", "room", "thin", "tuner", "run"}
+def test_modules_of_a_package_import_in_no_circle():
+    left = {name: own(name) & set(sources()) for name in sources()}
+    while free := {name for name, needed in left.items() if not needed & left.keys() - {name}}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, f"these import each other: {', '.join(sorted(left))}"
+
+
+def test_no_package_uses_what_another_keeps_to_itself():
+    """A name with an underscore is known in its package alone."""
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sibcl_ray."):
+                hidden = [a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")]
+                assert not hidden or package(node.module.removeprefix("sibcl_ray.")) == package(name), (name, hidden)
+
+
+def test_only_the_cluster_knows_ray():
+    assert {package(name) for name in importers("ray")} == {"cluster"}
 
 
 def test_only_tracking_imports_mlflow():
-    assert importers("mlflow") == {"tracking"}
+    assert importers("mlflow") == {"results.mlflow.tracking"}
 
 
 def test_only_searches_know_optuna():
-    assert importers("optuna") == {"methods", "history", "search", "tuner"}
+    assert importers("optuna") == {"search.methods", "search.history", "search.search", "cluster.tune"}
 
 
-@pytest.mark.parametrize("name", VIEWS)
-def test_results_are_shown_from_the_ledger_alone(name):
-    assert not own(name) & LEARNING
-
-
-def test_physics_knows_nothing_of_learning():
-    physics = [name for name in sources() if name.split(".")[0] in ("solvers", "problems", "symmetry")]
-    assert not set().union(*map(own, physics)) & (LEARNING | set(VIEWS))
+def test_results_are_shown_from_the_ledger_alone():
+    its = set().union(*(own(name) for name in sources() if package(name) == "results"))
+    assert {package(name) for name in its} <= VIEWED | {"results"}
 
 
 def reads_of_the_test_split(tree):
@@ -175,8 +130,9 @@ def reads_of_the_test_split(tree):
 def test_only_evaluate_reads_the_test_split():
     """Study says how many samples of it there are to be, and generate makes them, and keeps them apart from the others;
     nothing else even knows its name."""
-    assert {name for name, tree in sources().items() if any(reads_of_the_test_split(tree))} == {"evaluate", "generate"}
-    assert not (own("generate") | own("shards")) & {"training", "networks", "evaluate", "jobs"}
+    readers = {name for name, tree in sources().items() if any(reads_of_the_test_split(tree))}
+    assert readers == {"learning.evaluate", "cluster.generate"}
+    assert not {m for m in own("cluster.generate") | own("data.shards") if package(m) == "learning"}
     named = {
         name
         for name, tree in sources().items()
@@ -185,13 +141,13 @@ def test_only_evaluate_reads_the_test_split():
         or (isinstance(node, ast.Attribute) and node.attr == "TEST")
         or (isinstance(node, ast.alias) and node.name == "TEST")
     }
-    assert named == {"dataset", "evaluate", "generate", "shards", "study"}
+    assert named == {"data.dataset", "learning.evaluate", "cluster.generate", "data.shards", "study.study"}
 
 
 def test_no_name_hides_the_test_split():
     """Roles are used by name: nobody goes through all of them, or makes one."""
     for name, tree in sources().items():
-        if name == "dataset":
+        if name == "data.dataset":
             continue
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert "ROLES" not in names, name

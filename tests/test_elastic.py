@@ -13,11 +13,11 @@ from servers import wait_until
 from test_jobs import BUDGET, PRETRAINING, write
 from toy import Moments
 
-from sibcl_ray import checkpoint, parallel
-from sibcl_ray.dataset import SURROGATE, UNLABELLED, Dataset
-from sibcl_ray.jobs import PretrainJob
-from sibcl_ray.store import Store
-from sibcl_ray.workers import Group, Resources, Workers
+from sibcl_ray.cluster.workers import Group, Resources, Workers
+from sibcl_ray.data.dataset import SURROGATE, UNLABELLED, Dataset
+from sibcl_ray.learning import checkpoint, distributed
+from sibcl_ray.learning.jobs import PretrainJob
+from sibcl_ray.storage.store import Store
 
 EPOCHS = 300
 
@@ -34,14 +34,14 @@ class Restless(PretrainJob):
             fractions.append(fraction)
             report(fraction, loss)
 
-        return {**super().compute(device, note), "first": fractions[0], "workers": parallel.size()}
+        return {**super().compute(device, note), "first": fractions[0], "workers": distributed.size()}
 
 
 def lose_a_node(folder):
     """On a cluster of its own: a pretraining of two nodes, one of which is lost; the record."""
     import ray
 
-    from sibcl_ray.claims import Session
+    from sibcl_ray.storage.leases import Session
 
     dataset = Dataset(Moments(), 0, Store(folder))
     for role in (UNLABELLED, SURROGATE):

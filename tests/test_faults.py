@@ -6,9 +6,9 @@ from faults import campaign, fail
 from processes import AGENTS, Driver
 from recipes import SCALES
 
-from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
+from sibcl_ray.study.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

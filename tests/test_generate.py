@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from toy import Fragile, Moments
 
-from sibcl_ray.claims import Session
-from sibcl_ray.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
-from sibcl_ray.generate import generate
-from sibcl_ray.lineage import LabelsChanged
+from sibcl_ray.cluster.generate import generate
+from sibcl_ray.data.dataset import ROLES, SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset, Shard
+from sibcl_ray.data.shards import make_shard
+from sibcl_ray.data.versions import LabelsChanged
 from sibcl_ray.problems.problem import SolverFailed
-from sibcl_ray.shards import make_shard
-from sibcl_ray.store import Store
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import Store
 
 SIZES = {TARGET: 120, TEST: 50, SURROGATE: 60, UNLABELLED: 10}
 SHARDS = {TARGET: 3, TEST: 1, SURROGATE: 2, UNLABELLED: 1}

@@ -14,7 +14,7 @@ from hosts import network
 from processes import NAME, PATIENCE, ROOT, Driver, environment
 from servers import PASSWORD, postgres, wait_until
 
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 
 RAY = str(Path(sys.executable).parent / "ray")
 TOKEN = "planted-token"  # of the cluster

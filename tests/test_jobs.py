@@ -10,12 +10,12 @@ import pytest
 import torch
 from toy import ARCHITECTURE, Moments
 
-from sibcl_ray import checkpoint
-from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.jobs import CellJob, Job, PretrainJob, TrialJob, execute
-from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED
-from sibcl_ray.store import Store, StoreError
-from sibcl_ray.training import Diverged, Finetuning, Pretraining, predict, pretrain
+from sibcl_ray.data.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.learning import checkpoint
+from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob, execute
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, predict, pretrain
+from sibcl_ray.storage.records import ATTEMPTS, DIVERGED, DONE, FAILED
+from sibcl_ray.storage.store import Store, StoreError
 
 BUDGET = 60  # it ends inside the second shard
 CPU = torch.device("cpu")

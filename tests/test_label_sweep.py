@@ -22,18 +22,18 @@ from recipes import SCALES
 from servers import free_port, wait_until
 from test_ledger import fill, good
 
-from sibcl_ray import own
-from sibcl_ray.dataset import TARGET
-from sibcl_ray.jobs import CellJob, TrialJob
-from sibcl_ray.ledger import Ledger
-from sibcl_ray.methods import METHODS
+from sibcl_ray.cluster.connection import NOBODY
+from sibcl_ray.data.dataset import TARGET
+from sibcl_ray.learning.jobs import CellJob, TrialJob
 from sibcl_ray.problems import PROBLEMS, tabulated
 from sibcl_ray.problems.problem import FRACTION
 from sibcl_ray.problems.simulation import Simulation
-from sibcl_ray.records import failure
-from sibcl_ray.run import NOBODY
-from sibcl_ray.screen import Screen
-from sibcl_ray.store import Store
+from sibcl_ray.results.terminal import Screen
+from sibcl_ray.search.methods import METHODS
+from sibcl_ray.storage.records import failure
+from sibcl_ray.storage.store import Store
+from sibcl_ray.study.ledger import Ledger
+from sibcl_ray.user_module import loading
 
 
 def sweep(folder: Path, *options: str, **variables: str) -> tuple[subprocess.CompletedProcess, float]:
@@ -329,7 +329,7 @@ class Place:
         return {str(p): (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in found}
 
     def ledger(self) -> Ledger:
-        problem = own.load(self.options[1])
+        problem = loading.load(self.options[1])
         methods = tuple(METHODS[name] for name in self.options[-1].split(","))
         return Ledger(replace(SCALES["smoke"](problem, 0), methods=methods), self.store)
 

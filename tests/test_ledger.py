@@ -12,15 +12,15 @@ import pytest
 from stores import names_in
 from toy import ARCHITECTURE, Moments
 
-from sibcl_ray.dataset import SHARD, TARGET, TEST, UNLABELLED
-from sibcl_ray.folders import Folder
-from sibcl_ray.jobs import CellJob, PretrainJob, TrialJob
-from sibcl_ray.ledger import MATRIX_SCHEMA, MISSING, Ledger
-from sibcl_ray.methods import METHODS, Space
-from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
-from sibcl_ray.store import VERSION, VERSION_NAME, NewerStore, Store
-from sibcl_ray.study import Study
-from sibcl_ray.tuner import BudgetSearcher
+from sibcl_ray.cluster.tune import BudgetSearcher
+from sibcl_ray.data.dataset import SHARD, TARGET, TEST, UNLABELLED
+from sibcl_ray.learning.jobs import CellJob, PretrainJob, TrialJob
+from sibcl_ray.search.methods import METHODS, Space
+from sibcl_ray.storage.folders import Folder
+from sibcl_ray.storage.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
+from sibcl_ray.storage.store import VERSION, VERSION_NAME, NewerStore, Store
+from sibcl_ray.study.ledger import MATRIX_SCHEMA, MISSING, Ledger
+from sibcl_ray.study.study import Study
 
 SPACE = Space(architectures=(ARCHITECTURE,), epochs=(1, 2), learning_rates=(1e-4, 1e-1), steps=(5, 10))
 STUDY = Study(

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sibcl_ray import own
-from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.deciding import deciding, version_of
-from sibcl_ray.lineage import LabelsChanged
+from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.data.definitions import deciding, version_of
+from sibcl_ray.data.shards import make_shard
+from sibcl_ray.data.versions import LabelsChanged
 from sibcl_ray.problems.schrodinger import Schrodinger2D
-from sibcl_ray.shards import make_shard
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
+from sibcl_ray.user_module import loading
 
 STORED = Path(__file__).parent / "stored"  # a storage and a problem's file, as the version 803627c has written them
 MODEL = """
@@ -93,7 +93,7 @@ class Project:
         path.write_text(path.read_text().replace(old, new))
 
     def dataset(self):
-        return Dataset(own.load(f"{self.folder}/mine.py:Mine"), 0, Store(str(self.folder / "runs")))
+        return Dataset(loading.load(f"{self.folder}/mine.py:Mine"), 0, Store(str(self.folder / "runs")))
 
     def make(self, sizes, labels=None):
         """What is missing, as a study makes it; the data."""
@@ -326,7 +326,7 @@ class Mine(Schrodinger2D):
     versions = []
     for old in ("", {"u": "units = 'eV'", "t": "timeout = 60", "r": "return 1 * super()"}[edit[0]]):
         (tmp_path / "mine.py").write_text(text.replace(old, edit) if old else text)
-        versions.append(version_of(deciding(own.load(f"{tmp_path}/mine.py:Mine"), "sample", "solve")))
+        versions.append(version_of(deciding(loading.load(f"{tmp_path}/mine.py:Mine"), "sample", "solve")))
     assert (versions[0] != versions[1]) == decides
 
 
@@ -361,7 +361,7 @@ def stored(tmp_path):
 
 
 def test_labels_of_the_version_before_are_adopted(stored):
-    data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, Store(str(stored / "runs")))
+    data = Dataset(loading.load(f"{stored}/mine.py:Mine"), 0, Store(str(stored / "runs")))
     sizes = {TARGET: 3, TEST: 2, SURROGATE: 50, UNLABELLED: 50}
     said = []
     for _ in range(2):
@@ -372,7 +372,7 @@ def test_labels_of_the_version_before_are_adopted(stored):
     assert np.allclose(pool.labels[:, 0], 2 * pool.inputs.mean((1, 2)), rtol=1e-6)
     text = (stored / "mine.py").read_text()
     (stored / "mine.py").write_text(text.replace("- 0.5", "- 0.4"))
-    assert not Dataset(own.load(f"{stored}/mine.py:Mine"), 0, data.store).missing(sizes)
+    assert not Dataset(loading.load(f"{stored}/mine.py:Mine"), 0, data.store).missing(sizes)
     built_in = Dataset(Schrodinger2D(), 0, data.store)
     built_in.settle([TARGET])
     assert built_in.stored()
@@ -382,7 +382,7 @@ def test_labels_of_the_version_before_are_asked_about_where_the_file_has_changed
     text = (stored / "mine.py").read_text()
     (stored / "mine.py").write_text(text.replace("- 0.5", "- 0.4"))
     store = Store(str(stored / "runs"))
-    data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store)
+    data = Dataset(loading.load(f"{stored}/mine.py:Mine"), 0, store)
     with pytest.raises(
         LabelsChanged, match=r"may have changed since an older sibcl_ray.* since 5 target and test labels"
     ):
@@ -406,8 +406,8 @@ def test_a_driver_that_dies_while_labels_are_adopted_loses_none(written, stored,
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "create", create)
-        Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store).settle(sizes)
-    data = Dataset(own.load(f"{stored}/mine.py:Mine"), 0, store)
+        Dataset(loading.load(f"{stored}/mine.py:Mine"), 0, store).settle(sizes)
+    data = Dataset(loading.load(f"{stored}/mine.py:Mine"), 0, store)
     data.settle(sizes)
     assert not data.missing(sizes) and len(list((stored / "runs" / "versions").rglob("*.json"))) == 3
 

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from groups import group
 
-from sibcl_ray import losses, parallel
-from sibcl_ray.losses import nt_xent
+from sibcl_ray.learning import distributed
+from sibcl_ray.learning.contrastive import nt_xent
+from sibcl_ray.problems import losses
 
 BATCH, DIMENSION, TEMPERATURE = 12, 5, 0.3
 
@@ -99,9 +100,9 @@ def test_autocast_leaves_nt_xent_in_single_precision():
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    with parallel.together():
-        a, b = (parallel.own(x).clone().requires_grad_() for x in views())
-        loss = nt_xent(a, b, TEMPERATURE, parallel.shares(BATCH)) * parallel.weight(BATCH)
+    with distributed.together():
+        a, b = (distributed.own(x).clone().requires_grad_() for x in views())
+        loss = nt_xent(a, b, TEMPERATURE, distributed.shares(BATCH)) * distributed.weight(BATCH)
         loss.backward()
     torch.save((loss.detach(), a.grad, b.grad), f"{folder}/{rank}.pt")
     dist.barrier()  # whoever leaves first closes its connections

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sibcl_ray.networks import InvariantEncoder
+from sibcl_ray.learning.networks import InvariantEncoder
 from sibcl_ray.problems.magnet import SHARES, MagnetSign
-from sibcl_ray.solvers.magnet import DATASETS, Lattice, ground_state, read_ground_state
+from sibcl_ray.solvers.spins import DATASETS, Lattice, ground_state, read_ground_state
 
 SQUARE, TRIANGULAR = Lattice(4, 4, 2), Lattice(4, 4, 1)
 SMALL = MagnetSign(rows=4, columns=4)

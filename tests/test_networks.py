@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sibcl_ray.networks import Architecture, InvariantEncoder, Network, ReferenceEncoder, perceptron
+from sibcl_ray.learning.networks import Architecture, InvariantEncoder, Network, ReferenceEncoder, perceptron
 from sibcl_ray.symmetry import Translations
 
 SMALL = {

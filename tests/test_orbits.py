@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from sibcl_ray import orbits
 from sibcl_ray.problems.magnet import SitePermutations, SpinFlip
 from sibcl_ray.problems.photonic import PhotonicBands, PhotonicDOS, disc_cells
 from sibcl_ray.problems.schrodinger import Schrodinger3D
 from sibcl_ray.problems.tabulated.declaration import EachChannel
-from sibcl_ray.solvers.magnet import Lattice
-from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations
+from sibcl_ray.solvers.spins import Lattice
+from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations, orbits
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,16 @@ from servers import wait_until
 from test_generate import make
 from test_problems import cpu_seconds
 
-from sibcl_ray import own, shards
-from sibcl_ray.dataset import SHARD, SURROGATE, TARGET, UNLABELLED, Dataset
-from sibcl_ray.own import BadProblem
+from sibcl_ray.data import shards
+from sibcl_ray.data.dataset import SHARD, SURROGATE, TARGET, UNLABELLED, Dataset
+from sibcl_ray.data.sandbox import CallFailed, Sandbox
+from sibcl_ray.data.shards import make_shard
 from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.problems.simulation import Simulation
-from sibcl_ray.sandbox import CallFailed, Sandbox
-from sibcl_ray.shards import make_shard
-from sibcl_ray.store import Store, fingerprint
+from sibcl_ray.storage.fingerprint import fingerprint
+from sibcl_ray.storage.store import Store
+from sibcl_ray.user_module import loading
+from sibcl_ray.user_module.loading import BadProblem
 
 EXAMPLE = ROOT / "studies" / "my_problem.py"
 
@@ -35,7 +37,7 @@ EXAMPLE = ROOT / "studies" / "my_problem.py"
 def loaded(folder: Path, *changes: tuple[str, str]) -> Problem:
     """The problem, when its file is gone."""
     name = written(folder, *changes)
-    problem = own.load(name)
+    problem = loading.load(name)
     (folder / "mine.py").unlink()
     return problem
 
@@ -117,7 +119,7 @@ def test_it_is_named_by_what_the_file_computes(tmp_path):
 def test_a_changed_solver_makes_labels_anew(tmp_path):
     store = Store(str(tmp_path / "runs"))
     first, again, changed = (
-        Dataset(own.load(written(tmp_path / "user", *changes)), 0, store)
+        Dataset(loading.load(written(tmp_path / "user", *changes)), 0, store)
         for changes in ([], [before("# faster")], [before("inputs = inputs + 1")])
     )
     make_shard(first, first.missing({TARGET: SHARD})[0])
@@ -202,7 +204,7 @@ def test_programs_that_the_solver_started_end_with_it(how, tmp_path, monkeypatch
     monkeypatch.setenv("NUMBERS", str(numbers))
     problem = hanging(tmp_path, before(PROGRAMS), timeout=2.0 if how == "in time" else 500.0)
     program = (
-        "import pickle, sys, numpy; from sibcl_ray.sandbox import Sandbox; p = pickle.load(sys.stdin.buffer); "
+        "import pickle, sys, numpy; from sibcl_ray.data.sandbox import Sandbox; p = pickle.load(sys.stdin.buffer); "
         + (
             "s = Sandbox(p)\n"
             "try: s('solve', p.sample(1, numpy.random.default_rng(0)).inputs, seconds=p.timeout)\n"
@@ -264,7 +266,7 @@ def test_what_no_node_has_is_refused_and_not_waited_for(resources, says, cluster
 
 @pytest.fixture(scope="module")
 def drum():
-    return own.load(f"{EXAMPLE}:Drum")
+    return loading.load(f"{EXAMPLE}:Drum")
 
 
 def test_the_example_is_short(drum):
@@ -344,7 +346,7 @@ def test_without_a_surrogate_nothing_is_made_for_one(tmp_path):
     with pytest.raises(ValueError, match=r"TL needs surrogate labels; give Mean an estimate.*; or leave TL out"):
         from dataclasses import replace
 
-        from sibcl_ray.methods import METHODS
+        from sibcl_ray.search.methods import METHODS
 
         replace(study, methods=(METHODS["TL"],))
 
@@ -396,5 +398,5 @@ def test_no_label_is_made_to_look_at_it(tmp_path):
 
 
 def test_inputs_that_take_long_are_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(own, "TRIED", 0.5)
+    monkeypatch.setattr(loading, "TRIED", 0.5)
     assert loaded(tmp_path, ("        return Sample(", "        time.sleep(1000); return Sample(")).name == "mean"

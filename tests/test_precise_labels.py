@@ -9,14 +9,15 @@ import torch
 from folders import ALL, SURROGATE, TARGET_ONLY, arrays, fill, refusal
 from toy import ARCHITECTURE
 
-from sibcl_ray import prior
-from sibcl_ray.dataset import SURROGATE as SURROGATE_ROLE
-from sibcl_ray.dataset import TARGET, TEST, Dataset, Split
-from sibcl_ray.evaluate import test_errors as errors_of
+from sibcl_ray.data.dataset import SURROGATE as SURROGATE_ROLE
+from sibcl_ray.data.dataset import TARGET, TEST, Dataset, Split
+from sibcl_ray.learning import baseline
+from sibcl_ray.learning.evaluate import test_errors as errors_of
+from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, predict, pretrain
 from sibcl_ray.problems.tabulated import load
-from sibcl_ray.store import Store, fingerprint
+from sibcl_ray.storage.fingerprint import fingerprint
+from sibcl_ray.storage.store import Store
 from sibcl_ray.symmetry import Equivariance, PointGroup
-from sibcl_ray.training import Finetuning, Pretraining, finetune, predict, pretrain
 
 A = arrays()
 X = A["x"]
@@ -282,7 +283,7 @@ def test_moved_labels_lose_nothing_to_a_far_offset(kind):
     turn = Equivariance(PointGroup(2), lambda g, labels: PointGroup(2).act(g, labels))
     difference = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     g = turn.group.draw(difference.view(5, 4, 4), torch.Generator().manual_seed(1))
-    found = prior.moved(difference, lambda labels: turn.on_labels(g, labels), Moved(offset), delta=False)
+    found = baseline.moved(difference, lambda labels: turn.on_labels(g, labels), Moved(offset), delta=False)
     known = torch.from_numpy(offset)
     if kind == "f8":
         whole = turn.on_labels(g, difference.view(5, 4, 4).double() + known) - known

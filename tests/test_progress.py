@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sibcl_ray.progress import Count, Display, Snapshot
+from sibcl_ray.results.progress import Count, Display, Snapshot
 
 RUNNING = (("cell SL at 10 labels", 0.5, 1.0),)
 

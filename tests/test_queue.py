@@ -10,14 +10,14 @@ import torch
 from toy import Moments
 from toy_jobs import Fail, Sleep, Together
 
-from sibcl_ray import queue as queue_module
-from sibcl_ray.claims import Session
-from sibcl_ray.dataset import Dataset
-from sibcl_ray.jobs import execute
-from sibcl_ray.queue import NARROW, WIDE, JobQueue, Unfinished
-from sibcl_ray.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
-from sibcl_ray.store import Store
-from sibcl_ray.training import Diverged
+from sibcl_ray.cluster import scheduler as queue_module
+from sibcl_ray.cluster.scheduler import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.data.dataset import Dataset
+from sibcl_ray.learning.jobs import execute
+from sibcl_ray.learning.training import Diverged
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
+from sibcl_ray.storage.store import Store
 
 PATIENCE = 30.0  # seconds after which a test here hangs
 CPU = torch.device("cpu")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sibcl_ray import reach, user_module
-from sibcl_ray.deciding import SETTINGS, version_of
-from sibcl_ray.reach import Sources
+from sibcl_ray.data.definitions import SETTINGS, version_of
+from sibcl_ray.user_module import dependencies
+from sibcl_ray.user_module.dependencies import Sources
+from sibcl_ray.user_module.module import read
 
 MODEL = '''
 """A model."""
@@ -213,7 +214,7 @@ def test_programs_of_physicists(edit, tmp_path):
                 text = edit["new"] if edit["old"] is None else text.replace(edit["old"], edit["new"])
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
-        sources = user_module.read(folder / "mine.py").sources
+        sources = read(folder / "mine.py").sources
         found = sources.reached([(*each,) for each in edit["lineage"]], ["sample", "solve"], SETTINGS)
         versions.append((version_of(found.checksums), found.fields))
     assert (versions[0] != versions[1]) == edit["asked"], "other labels" if edit["decides"] else "the same labels"
@@ -520,7 +521,7 @@ print(json.dumps(dict(sorted(sources.reached([("model", "Mine")], ["sample", "so
 
 
 def named_by(python):
-    command = [python, "-c", PROGRAM, str(Path(reach.__file__).parents[1])]
+    command = [python, "-c", PROGRAM, str(Path(dependencies.__file__).parents[1])]
     done = subprocess.run(
         command, input=SYNTAX.encode(), capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
     )

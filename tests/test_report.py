@@ -8,8 +8,8 @@ from matplotlib.image import imread
 from rich.console import Console
 from test_curves import exact, noisy, power_law
 
-from sibcl_ray.curves import label_savings
-from sibcl_ray.report import (
+from sibcl_ray.results.curves import label_savings
+from sibcl_ray.results.report import (
     COLOURS,
     colour,
     failures_in_words,

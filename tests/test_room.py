@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sibcl_ray.room import divide
-from sibcl_ray.workers import LARGEST, Group
+from sibcl_ray.cluster.resources import divide
+from sibcl_ray.cluster.workers import LARGEST, Group
 
 
 def sizes(groups):

@@ -22,9 +22,9 @@ from bucket_servers import BUCKET, FORGETFUL_BUCKET, SECRET
 from processes import PATIENCE, Driver, told
 from servers import free_port, proxy, wait_until
 
-from sibcl_ray.claims import Session
-from sibcl_ray.copies import copy_of
-from sibcl_ray.store import Store, StoreError, _place
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.node_cache import copy_of
+from sibcl_ray.storage.store import Store, StoreError, _place
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_bucket_is_no_folder_of_this_machine(store):
 
 
 def test_what_another_process_writes_is_seen_at_once(store):
-    program = "import sys; from sibcl_ray.store import Store; Store(sys.argv[1]).{}"
+    program = "import sys; from sibcl_ray.storage.store import Store; Store(sys.argv[1]).{}"
 
     def elsewhere(call):
         subprocess.run([sys.executable, "-c", program.format(call), store.uri], check=True)
@@ -53,7 +53,7 @@ def test_what_another_process_writes_is_seen_at_once(store):
 
 def test_processes_that_end_right_after_a_request_end_well(store):
     """Nothing of obstore's is left then that wants Python back; of eight, one would be aborted."""
-    program = "import sys; from sibcl_ray.store import Store; Store(sys.argv[1]).read_records(['a', 'b'])"
+    program = "import sys; from sibcl_ray.storage.store import Store; Store(sys.argv[1]).read_records(['a', 'b'])"
     several = [subprocess.Popen([sys.executable, "-c", program, store.uri]) for _ in range(8)]
     assert [process.wait(60) for process in several] == [0] * 8
 
@@ -63,7 +63,7 @@ def network(store, s3, monkeypatch):
     """Between the store and its server, which the store has reached by it."""
     with proxy(s3.port) as network:
         monkeypatch.setenv("AWS_ENDPOINT_URL", network.address)
-        monkeypatch.setattr("sibcl_ray.buckets.SILENCE", "1s")
+        monkeypatch.setattr("sibcl_ray.storage.buckets.SILENCE", "1s")
         store.write("first", b"")
         network.requests = 0
         yield network
@@ -150,7 +150,7 @@ def test_a_bucket_that_is_down_for_long_is_an_error_that_says_so(store, network)
 
 WAITING = """
 import sys
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 store = Store(sys.argv[1])
 store.exists("first")
 print("reached", flush=True)
@@ -259,7 +259,7 @@ def test_a_bucket_that_cannot_be_used_is_one_line_within_seconds(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", uri])
     monkeypatch.setattr(label_sweep, "ANSWER", 2.0 if "does not answer" in expected else 60.0)
-    monkeypatch.setattr("sibcl_ray.store.OPENING", 2.0)
+    monkeypatch.setattr("sibcl_ray.storage.store.OPENING", 2.0)
     with proxy(s3.port) as silent:
         silent.silent = True
         for name, value in environment.items():
@@ -292,7 +292,7 @@ def test_a_bucket_that_vanishes_is_an_error_of_the_storage(store):
 
 
 def test_what_a_dead_session_left_in_a_bucket_is_cleared_away(store):
-    from sibcl_ray.run import _scratch
+    from sibcl_ray.cluster.run import _scratch
 
     for name in ("scratch/dead/a/b", "scratch/dead/c", "scratch/far/a"):
         store.write(name, b"1")

@@ -15,12 +15,14 @@ from processes import Driver
 from servers import wait_until
 from test_generate import make
 
-from sibcl_ray import check, own, sandbox
-from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.data import sandbox
+from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.data.sandbox import CallFailed, Sandbox, call
+from sibcl_ray.data.shards import make_shard
+from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
-from sibcl_ray.sandbox import CallFailed, Sandbox, call
-from sibcl_ray.shards import make_shard
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
+from sibcl_ray.user_module import loading
 
 DEAR = ("labels_per_task = 50", "labels_per_task = 1")
 TIMEOUT = ("labels_per_task = 50", "labels_per_task = 1\n    timeout = 20.0")
@@ -28,7 +30,7 @@ INPUTS = np.random.default_rng(0).uniform(0.1, 1, (4, 8, 8)).astype(np.float32)
 
 
 def loaded(folder: Path, *changes: tuple[str, str]) -> Problem:
-    return own.load(written(folder, *changes))
+    return loading.load(written(folder, *changes))
 
 
 def a_dataset(folder: Path, *changes: tuple[str, str]) -> Dataset:

@@ -23,7 +23,7 @@ from sibcl_ray.problems.schrodinger import (
 )
 from sibcl_ray.solvers import schrodinger
 from sibcl_ray.solvers.schrodinger import NotConverged, empty_box_energies, lowest_eigenpairs, lowest_eigenvalues
-from sibcl_ray.store import fingerprint
+from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.symmetry import PointGroup
 
 PROMISED = 1e-6  # relative

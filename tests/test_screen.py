@@ -8,7 +8,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from sibcl_ray.screen import Screen, plain, spelled, take_any_letter
+from sibcl_ray.results.terminal import Screen, plain, spelled, take_any_letter
 
 WORDS = "0.31 ± 0.02, at least 16×, 91–95 °C, Erdős, naïve, ≥ 5 …"
 

@@ -16,11 +16,11 @@ from optuna.storages import JournalStorage
 from optuna.trial import FixedTrial, TrialState
 from toy import ARCHITECTURE
 
-from sibcl_ray.history import Journal, load, open_history
-from sibcl_ray.methods import METHODS, Choice, Space, dimensions, propose
-from sibcl_ray.search import FIXED, Search
-from sibcl_ray.store import Store
-from sibcl_ray.tuner import BudgetSearcher, run_searches, sampler
+from sibcl_ray.cluster.tune import BudgetSearcher, run_searches, sampler
+from sibcl_ray.search.history import Journal, load, open_history
+from sibcl_ray.search.methods import METHODS, Choice, Space, dimensions, propose
+from sibcl_ray.search.search import FIXED, Search
+from sibcl_ray.storage.store import Store
 
 SPACE = Space(
     architectures=(ARCHITECTURE,),
@@ -441,7 +441,7 @@ DEPRECATED |= {"warn_independent_sampling", "constraints_func", "categorical_dis
 
 def test_nothing_that_decides_on_proposals_is_left_to_a_default(monkeypatch):
     known = set(inspect.signature(TPESampler).parameters) - DEPRECATED
-    monkeypatch.setattr("sibcl_ray.tuner.TPESampler", lambda **passed: passed)
+    monkeypatch.setattr("sibcl_ray.cluster.tune.TPESampler", lambda **passed: passed)
     assert sampler(a_search(), 0).keys() == known
 
 

@@ -14,16 +14,15 @@ from disks import read_only, small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sibcl_ray.folders import DRAFTS, DRAFTS_KEPT
-from sibcl_ray.store import (
+from sibcl_ray.storage.fingerprint import describe, fingerprint
+from sibcl_ray.storage.folders import DRAFTS, DRAFTS_KEPT
+from sibcl_ray.storage.store import (
     VERSION,
     VERSION_NAME,
     Damaged,
     NewerStore,
     Store,
     StoreError,
-    describe,
-    fingerprint,
 )
 
 FEW = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -117,7 +116,7 @@ def test_a_killed_writer_leaves_whole_names(tmp_path):
     """A process that writes without end is killed in the midst of it, a few times."""
     program = f"""
 from itertools import count
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 store = Store({str(tmp_path)!r})
 for i in count():
     store.write("folder/name", bytes([i % 256]) * 8_000_000)
@@ -139,7 +138,7 @@ for i in count():
 
 def test_readers_never_see_half_a_write(tmp_path):
     program = f"""
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 store = Store({str(tmp_path)!r})
 for i in range(150):
     store.write("name", bytes([i]) * 4_000_000)
@@ -301,7 +300,7 @@ def test_drafts_of_writers_that_died_are_cleared_when_they_are_old(tmp_path):
 CREATOR = """
 import sys, time
 from pathlib import Path
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
 folder, store, me, prizes = Path(sys.argv[1]), Store(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 store.exists("prizes")  # connected
 (folder / f"ready{me}").touch()
@@ -450,7 +449,7 @@ def test_fingerprints_see_how_values_are_grouped(values):
 
 def test_fingerprints_are_the_same_in_every_process():
     """Whatever the seed of Python's own hashes."""
-    program = "from sibcl_ray.store import fingerprint; print(fingerprint({'b': 1.5, 'a': [None, 'ä']}, True))"
+    program = "from sibcl_ray.storage.store import fingerprint; print(fingerprint({'b': 1.5, 'a': [None, 'ä']}, True))"
     found = {
         subprocess.run(
             [sys.executable, "-c", program],

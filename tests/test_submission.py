@@ -15,9 +15,9 @@ from ray.job_submission import JobStatus
 from recipes import SCALES
 from servers import PASSWORD, wait_until
 
-from sibcl_ray.ledger import Ledger
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.store import Store
+from sibcl_ray.storage.store import Store
+from sibcl_ray.study.ledger import Ledger
 
 GRACE = 60  # seconds that a driver may take to stop, on any machine
 

@@ -31,13 +31,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import ARCHITECTURE
 
-from sibcl_ray.dataset import SHARD, TARGET, UNLABELLED, Dataset, Split
+from sibcl_ray.data.dataset import SHARD, TARGET, UNLABELLED, Dataset, Split
+from sibcl_ray.learning.training import Finetuning, finetune, predict
 from sibcl_ray.problems import tabulated
-from sibcl_ray.problems.tabulated import BadData, declaration, load, survey, tables
+from sibcl_ray.problems.tabulated import BadData, declaration, load, statistics, tables
 from sibcl_ray.problems.tabulated.declaration import LOSSES, METRICS, EachChannel
-from sibcl_ray.store import Store, fingerprint
+from sibcl_ray.storage.fingerprint import fingerprint
+from sibcl_ray.storage.store import Store
 from sibcl_ray.symmetry import PointGroup, Translations
-from sibcl_ray.training import Finetuning, finetune, predict
 
 
 @pytest.fixture
@@ -416,7 +417,7 @@ def test_moments_are_those_of_the_whole_however_it_is_cut(seed, count, step, off
     def read():
         yield from (values[first : first + step] for first in range(0, count, step))
 
-    found = survey.survey(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], hash_rows=True)
+    found = statistics.survey(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], hash_rows=True)
     exact = values.astype(np.float64)
     assert np.allclose(found.mean, exact.mean(0), rtol=1e-12)
     assert np.allclose(found.square_about(found.mean), exact.var(0), rtol=1e-6, atol=1e-12)

@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sibcl_ray.problems.tabulated import BadData, declaration, load, tables
-from sibcl_ray.store import fingerprint
+from sibcl_ray.storage.fingerprint import fingerprint
 
 # What is refused, and in which words
 

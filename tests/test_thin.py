@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pickle import dumps, loads
 
-from sibcl_ray.thin import Sealed
+from sibcl_ray.cluster.trial_process import Sealed
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Content:
 def test_the_process_of_a_trial_loads_nothing_heavy():
     # that of the queue, whose handle it holds, is loaded with it
     code = (
-        "import sibcl_ray.thin, sibcl_ray.queue, sys; print(*{'torch', 'optuna', 'sibcl_ray.jobs'} & set(sys.modules))"
+        "import sibcl_ray.cluster.trial_process, sibcl_ray.cluster.scheduler, sys\n"
+        "print(*{'torch', 'optuna', 'sibcl_ray.learning.jobs'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

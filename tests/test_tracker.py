@@ -7,7 +7,7 @@ import pytest
 from servers import wait_until
 from test_outages import NOTHING, assert_shows, ledgers, refused
 
-from sibcl_ray.tracker import Tracker
+from sibcl_ray.results.mlflow.background import Tracker
 
 
 @pytest.fixture(scope="module")

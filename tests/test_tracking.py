@@ -14,9 +14,9 @@ import pytest
 from servers import mlflow_server
 from test_curves import exact, noisy, power_law
 
-from sibcl_ray import tracking
-from sibcl_ray.curves import learning_curves
-from sibcl_ray.report import learning_curve_figure
+from sibcl_ray.results.curves import learning_curves
+from sibcl_ray.results.mlflow import tracking
+from sibcl_ray.results.report import learning_curve_figure
 
 METHODS = {"SL": 1, "SL-I": 2, "SIB-CL": 8}
 

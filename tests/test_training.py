@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from groups import group
 from toy import ARCHITECTURE, Moments
 
-from sibcl_ray import checkpoint, parallel, prior
-from sibcl_ray.checkpoint import Checkpoint
-from sibcl_ray.dataset import Split
-from sibcl_ray.networks import Architecture, InvariantEncoder
+from sibcl_ray.data.dataset import Split
+from sibcl_ray.learning import baseline, checkpoint, distributed
+from sibcl_ray.learning.checkpoint import Checkpoint
+from sibcl_ray.learning.networks import Architecture, InvariantEncoder
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, finetune, new_network, predict, pretrain
 from sibcl_ray.symmetry import Equivariance, PointGroup, augment
-from sibcl_ray.training import Diverged, Finetuning, Pretraining, finetune, new_network, predict, pretrain
 
 PROBLEM = Moments()
 ALL = tuple((name, 1.0) for name in PROBLEM.symmetries)
@@ -226,13 +226,13 @@ def test_delta_learning_starts_from_the_estimate_and_improves_on_it():
 
 
 def test_an_input_is_estimated_once(monkeypatch):
-    problem, asked, call = Estimated(number=1), [], prior.call
+    problem, asked, call = Estimated(number=1), [], baseline.call
 
     def counted(problem, method, inputs):
         asked.append(len(inputs))
         return call(problem, method, inputs)
 
-    monkeypatch.setattr(prior, "call", counted)
+    monkeypatch.setattr(baseline, "call", counted)
     for _ in range(2):
         network = finetune(problem, LABELLED, replace(FINETUNING, steps=2, delta=True))
         predict(network, problem, torch.cat([UNSEEN.inputs, LABELLED.inputs]), delta=True, views=2)
@@ -304,7 +304,7 @@ def _precise():
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    with parallel.together():
+    with distributed.together():
         with pytest.raises(ValueError, match=f"a batch of 1 cannot be shared by {workers} workers"):
             pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(SHARED, supervised_batch=1))
         torch.save(_precise(), f"{folder}/{rank}.pt")
@@ -398,7 +398,7 @@ class NoRay:
             raise ImportError("ray is not here")
 
 sys.meta_path.insert(0, NoRay())
-import sibcl_ray.training, sibcl_ray.jobs
+import sibcl_ray.learning.training, sibcl_ray.learning.jobs
 assert not any(name.split(".")[0] == "ray" for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

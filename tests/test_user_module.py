@@ -17,10 +17,12 @@ import torch
 from own_files import before, written
 from processes import ROOT
 
-from sibcl_ray import own, sandbox, user_module
+from sibcl_ray.data import sandbox
+from sibcl_ray.data.sandbox import Sandbox
+from sibcl_ray.learning.training import predict
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample
-from sibcl_ray.sandbox import Sandbox
-from sibcl_ray.training import predict
+from sibcl_ray.user_module import loading
+from sibcl_ray.user_module.module import read
 
 INPUTS = np.random.default_rng(0).uniform(0.1, 1, (3, 8, 8)).astype(np.float32)
 MEANS = INPUTS.mean((1, 2))[:, None]
@@ -63,7 +65,7 @@ POOLS = {
 
 @pytest.mark.parametrize(("top", "body"), POOLS.values(), ids=POOLS)
 def test_processes_that_a_solver_starts_can_import_it(top, body, tmp_path):
-    problem = own.load(written(tmp_path, *solver(body, top=f"{top}\n{ONE}")))
+    problem = loading.load(written(tmp_path, *solver(body, top=f"{top}\n{ONE}")))
     np.testing.assert_allclose(solved(problem), MEANS, rtol=1e-6)
 
 
@@ -116,7 +118,7 @@ def test_what_lies_beside_it_is_found(top, body, files, tmp_path):
     for name, text in files.items():
         with_file(folder, name, text)
     changes = solver(body.replace("MEAN", "inputs.mean((1, 2))[:, None]"), top=f"import pickle\n{top}")
-    problem = own.load(written(folder, *changes))
+    problem = loading.load(written(folder, *changes))
     np.testing.assert_allclose(solved(problem), 3 * MEANS, rtol=1e-6)
     assert not list(folder.rglob("__pycache__"))
 
@@ -132,7 +134,7 @@ def test_what_it_needs_travels_with_it(case, tmp_path):
     for name, text in files.items():
         with_file(folder, name, text)
     changes = solver(body.replace("MEAN", "inputs.mean((1, 2))[:, None]"), top=f"import pickle\n{top}")
-    sent = pickle.dumps((own.load(written(folder, *changes)), INPUTS))
+    sent = pickle.dumps((loading.load(written(folder, *changes)), INPUTS))
     folder.rename(tmp_path / "elsewhere")
     there = tmp_path / "there"
     there.mkdir()
@@ -150,7 +152,7 @@ def test_what_it_imports_and_reads_names_it(tmp_path):
     def version(helper: str, table: str) -> int:
         with_file(tmp_path, "helper.py", helper)
         with_file(tmp_path, "table.txt", table)
-        return own.load(written(tmp_path, *solver(top="import helper\nTABLE = __file__, 'table.txt'"))).version
+        return loading.load(written(tmp_path, *solver(top="import helper\nTABLE = __file__, 'table.txt'"))).version
 
     first = version(FACTOR, "3.0")
     assert version(FACTOR + "\n# a comment", "3.0") == first
@@ -159,7 +161,7 @@ def test_what_it_imports_and_reads_names_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["queue.py", "random.py", "numpy.py", "test.py", "my problem.py", "2d-gap.v3.py"])
 def test_any_name_of_a_file_will_do(name, tmp_path):
-    np.testing.assert_allclose(solved(own.load(written(tmp_path, file=name))), MEANS, rtol=1e-6)
+    np.testing.assert_allclose(solved(loading.load(written(tmp_path, file=name))), MEANS, rtol=1e-6)
 
 
 def test_old_bytecode_decides_nothing(tmp_path):
@@ -171,14 +173,16 @@ def test_old_bytecode_decides_nothing(tmp_path):
     py_compile.compile(tmp_path / "mine.py")
     written(tmp_path, *solver("return 5 * inputs.mean((1, 2))[:, None]"))
     os.utime(tmp_path / "mine.py", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    np.testing.assert_allclose(solved(own.load(name)), 5 * MEANS, rtol=1e-6)
+    np.testing.assert_allclose(solved(loading.load(name)), 5 * MEANS, rtol=1e-6)
 
 
 def test_another_file_of_the_same_name_is_another(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for number, folder in enumerate(folders):
         with_file(folder, "helper.py", f"factor = {number + 1}")
-    problems = [own.load(written(f, *solver("return helper.factor * inputs", top="import helper"))) for f in folders]
+    problems = [
+        loading.load(written(f, *solver("return helper.factor * inputs", top="import helper"))) for f in folders
+    ]
     assert [float(solved(p)[0, 0, 0] / INPUTS[0, 0, 0]) for p in problems] == [1, 2]
 
 
@@ -238,7 +242,7 @@ def test_what_it_does_to_its_process_stays_there(when, tmp_path):
         + "\n        return np.zeros(1, 'f4')",
     ]
     states = {name: state() for name, (_, state) in STATE.items()}
-    problem = own.load(written(tmp_path, *solver(*calls, top=top)))
+    problem = loading.load(written(tmp_path, *solver(*calls, top=top)))
     x = torch.rand(2, 8, 8)
     problem.features(x), problem.label_loss(x, x), problem.error(x, x), problem.offset, problem.symmetries
     after = {name: state() for name, (_, state) in STATE.items()}
@@ -248,7 +252,7 @@ def test_what_it_does_to_its_process_stays_there(when, tmp_path):
 def test_a_solver_of_double_precision_has_it_and_training_does_not(tmp_path):
     top = "import torch\ntorch.set_default_dtype(torch.float64)"
     body = "return (torch.zeros(len(inputs), 1) + torch.tensor(inputs.mean((1, 2)))[:, None]).numpy()"
-    labels = solved(own.load(written(tmp_path, *solver(body, top=top))))
+    labels = solved(loading.load(written(tmp_path, *solver(body, top=top))))
     assert labels.dtype == np.float64 and torch.get_default_dtype() == torch.float32
 
 
@@ -272,10 +276,10 @@ IN_PLACE = """
 def test_what_it_changes_in_place_is_a_copy(tmp_path):
     from toy import ARCHITECTURE
 
-    from sibcl_ray import prior
-    from sibcl_ray.training import new_network
+    from sibcl_ray.learning import baseline
+    from sibcl_ray.learning.training import new_network
 
-    problem = own.load(
+    problem = loading.load(
         written(tmp_path, ("    def solve(", IN_PLACE + "\n    def solve("), before("inputs -= 1; inputs += 1"))
     )
     x, label = torch.from_numpy(INPUTS.copy()), torch.ones(3, 1)
@@ -285,7 +289,7 @@ def test_what_it_changes_in_place_is_a_copy(tmp_path):
     assert problem.error(prediction.detach(), label).tolist() == [2, 2, 2]
     network = new_network(problem, ARCHITECTURE, 0)
     first, second = (predict(network, problem, x) for _ in range(2))
-    prior.known(problem, x, delta=True)
+    baseline.known(problem, x, delta=True)
     assert torch.equal(first, second) and torch.equal(x, torch.from_numpy(INPUTS))
     assert torch.equal(label, torch.ones(3, 1)) and torch.equal(prediction.grad, torch.full((3, 1), 2.0))
 
@@ -302,7 +306,7 @@ class Sign(Group):
         x *= -1
         return x
 """
-    problem = own.load(
+    problem = loading.load(
         written(
             tmp_path,
             *solver(top="import torch\n" + group),
@@ -332,11 +336,11 @@ def test_what_cannot_work_is_refused_by_name(top, says, tmp_path):
     with_file(tmp_path, "wrong.py", "1 / 0")
     changes = [("SHIFT = 0.0", f"SHIFT = 0.0\n{top}")]
     with pytest.raises(BadProblem, match=says):
-        own.load(written(tmp_path, *changes))
+        loading.load(written(tmp_path, *changes))
 
 
 def test_a_sample_of_another_kind_is_told(tmp_path):
-    assert isinstance(sandbox.draw(own.load(written(tmp_path)), False, 2, np.random.default_rng(0))[0], Sample)
+    assert isinstance(sandbox.draw(loading.load(written(tmp_path)), False, 2, np.random.default_rng(0))[0], Sample)
 
 
 def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_path):
@@ -351,7 +355,7 @@ def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_pat
         for path in (log, above):
             path.write_text(content)
         before = [path.stat().st_mtime_ns for path in (log, above)]
-        module = user_module.read(file)
+        module = read(file)
         module.module()
         versions.add(module.version)
         assert [path.stat().st_mtime_ns for path in (log, above)] == before and not module.data
@@ -361,6 +365,6 @@ def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_pat
 def test_a_problem_may_come_from_a_module_beside_it(tmp_path):
     written(tmp_path, file="base.py")
     with_file(tmp_path, "mine.py", "from base import Mean as Theirs")
-    problem = own.load(f"{tmp_path / 'mine.py'}:Theirs")
+    problem = loading.load(f"{tmp_path / 'mine.py'}:Theirs")
     assert pickle.loads(pickle.dumps(problem)) == problem and problem.version
     np.testing.assert_allclose(solved(problem), MEANS, rtol=1e-6)

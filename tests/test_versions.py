@@ -14,14 +14,14 @@ import pytest
 import torch
 from toy import ARCHITECTURE, Moments
 
-from sibcl_ray.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
-from sibcl_ray.deciding import deciding, version_of
-from sibcl_ray.jobs import CellJob, PretrainJob, TrialJob, execute
-from sibcl_ray.networks import InvariantEncoder
+from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
+from sibcl_ray.data.definitions import deciding, version_of
+from sibcl_ray.learning.jobs import CellJob, PretrainJob, TrialJob, execute
+from sibcl_ray.learning.networks import InvariantEncoder
+from sibcl_ray.learning.training import Finetuning, Pretraining
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.problems.schrodinger import Schrodinger2D
-from sibcl_ray.store import Store
-from sibcl_ray.training import Finetuning, Pretraining
+from sibcl_ray.storage.store import Store
 
 GOLDEN = Path(__file__).with_suffix(".json")
 METHODS = ("sample", "solve", "sample_surrogate", "solve_surrogate", "estimate", "features", "offset")

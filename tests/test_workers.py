@@ -7,13 +7,13 @@ import ray
 from toy import ARCHITECTURE, Moments
 from toy_jobs import Die, Fail, Sleep, Together
 
-from sibcl_ray.claims import Session
-from sibcl_ray.dataset import SURROGATE, UNLABELLED, Dataset
-from sibcl_ray.generate import generate
-from sibcl_ray.jobs import PretrainJob
-from sibcl_ray.store import Store
-from sibcl_ray.training import Pretraining
-from sibcl_ray.workers import Group, Resources, Workers
+from sibcl_ray.cluster.generate import generate
+from sibcl_ray.cluster.workers import Group, Resources, Workers
+from sibcl_ray.data.dataset import SURROGATE, UNLABELLED, Dataset
+from sibcl_ray.learning.jobs import PretrainJob
+from sibcl_ray.learning.training import Pretraining
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import Store
 
 ROOM_FOR_WIDE = Resources(alone=(Group(),), together=(Group(size=2, cpus=0.5),))
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibcl_ray import losses
-from sibcl_ray.networks import Architecture, ReferenceEncoder
+from sibcl_ray.learning.networks import Architecture, ReferenceEncoder
+from sibcl_ray.problems import losses
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.symmetry import Group, PointGroup, Translations
 

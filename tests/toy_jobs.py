@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from sibcl_ray.jobs import Job
+from sibcl_ray.learning.jobs import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibcl_ray import losses
+from sibcl_ray.problems import losses
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.solvers.magnet import FLIP, GroundState, Lattice, ground_state, read_ground_state
+from sibcl_ray.solvers.spins import FLIP, GroundState, Lattice, ground_state, read_ground_state
 from sibcl_ray.symmetry import Group
 
 ALTERNATIONS = (1, 0), (0, 1), (1, 1)  # of two sublattices: with the row, with the column, as on a chessboard

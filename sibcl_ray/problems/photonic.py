@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sibcl_ray import losses
+from sibcl_ray.problems import losses
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.solvers.density_of_states import EMPTY_LATTICE, GRID, has_square_symmetry, k_grid, photonic_dos
 from sibcl_ray.solvers.fine_bands import fine_bands

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray import losses
-from sibcl_ray.guest import guard
+from sibcl_ray.isolation import guard
+from sibcl_ray.problems import losses
 from sibcl_ray.symmetry import Equivariance, Group
 
 

@@ -61,8 +61,8 @@ from torch import Tensor
 
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS, NO_UNITS
-from sibcl_ray.problems.tabulated.intake import Content, Source, take_in
 from sibcl_ray.problems.tabulated.tables import BadData
+from sibcl_ray.problems.tabulated.validation import Content, Source, take_in
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.symmetry import Group
 

@@ -12,7 +12,7 @@ import torch
 
 from sibcl_ray.problems.problem import FAINT, learnable
 from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label, Metric
-from sibcl_ray.problems.tabulated.survey import Rule, Survey
+from sibcl_ray.problems.tabulated.statistics import Rule, Survey
 from sibcl_ray.problems.tabulated.tables import BadData
 
 PLAIN = 0.03  # of deviation (see `FAINT`), is what advice leads to, if anything does

@@ -1,0 +1,51 @@
+"""The Ray cluster that a driver is connected to."""
+
+import logging
+import os
+import shlex
+import socket
+import sys
+from typing import Any
+
+import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+NOBODY = "http://127.0.0.1:9"  # refuses at once
+# Ray has a shell start its actors' interpreters, whose paths may have blanks.
+INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here.
+
+    One that is started here is for this driver alone, and behind a token, as is Ray's default.
+
+    Raises:
+        ValueError: there is no such cluster, in one line.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
+    if alone:  # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's
+        os.environ["RAY_API_SERVER_ADDRESS"] = NOBODY
+    try:
+        _knock(address or "")
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
+    except Exception as error:  # also bare ones, where a part of Ray dies on the way
+        raise ValueError(
+            f"RAY_ADDRESS is {address} and cannot be reached ({' '.join(str(error).split())[:300]}); "
+            "start that cluster, or unset it to use this machine"
+            if address
+            else f"Ray does not start here: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT, which Ray would go on hoping for."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def scales() -> bool:
+    """Whether the connected cluster has an autoscaler (the second version of Ray's). How far it goes, nothing tells."""
+    return is_autoscaler_v2(fetch_from_server=True)

@@ -1,0 +1,270 @@
+"""The queue of jobs between those who want results and the workers: each job once, after what it requires.
+
+It is an asynchronous Ray actor. A job waits here, never in a worker: for the jobs it requires, for a free worker,
+and for other drivers that share the storage and happen to run the same job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from sibcl_ray.storage.leases import Claims
+from sibcl_ray.storage.records import ATTEMPTS, DONE, Record, failure, stands, timed, write_record
+from sibcl_ray.storage.store import StoreError
+
+if TYPE_CHECKING:
+    from sibcl_ray.learning.jobs import Job
+
+NARROW, WIDE = "narrow", "wide"  # lanes: jobs for one worker, and those that a group's workers run together
+POLL = 2.0  # seconds between looks at a job that another driver is running
+DOUBT = 5.0  # seconds after which a worker is believed that cannot use the storage
+IDLE = 30.0  # seconds without work after which a group of workers is sent home
+
+
+class Unfinished(RuntimeError):
+    """The study stopped before its end; the same command continues it."""
+
+
+class JobQueue:
+    """Jobs and their states; an asynchronous Ray actor between those who want results and the workers.
+
+    A job that is lost with its group is run again. One that `ATTEMPTS` times took its worker down has failed.
+
+    Args:
+        claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
+        wide: whether there are groups that run jobs together; else those are for one worker like all others.
+        idle: seconds without work after which a group is sent home, so that others can have its place.
+        doubt: seconds in which a worker that cannot use the storage may turn out to be lost itself.
+    """
+
+    def __init__(self, claims: Claims, wide: bool = True, idle: float = IDLE, doubt: float = DOUBT) -> None:
+        self._claims, self._wide, self._idle, self._doubt = claims, wide, idle, doubt
+        self._results: dict[str, asyncio.Future[Record]] = {}
+        self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {lane: [] for lane in (NARROW, WIDE)}
+        self._held: dict[tuple[str, int], Job] = {}  # by group and rank
+        self._turns: dict[tuple[str, int], asyncio.Future[Job | None]] = {}  # of groups that run jobs together
+        self._gone: set[str] = set()  # groups that died or were sent home; their last requests may still wait here
+        self._worked: dict[str, float] = {}  # when a group last finished a job
+        self._deaths: Counter[str] = Counter()
+        self._priorities: dict[str, int] = {}
+        self._arrival = itertools.count()
+        self._changed = asyncio.Condition()
+        self._asked = 0  # requests for jobs since the last loss of a group
+        self._over: str | None = None  # why no more jobs are given out
+        self._running: dict[str, tuple[str, float, float]] = {}  # title, fraction, loss
+        self._first = 0.0  # when a worker got its first job
+        self._submitted: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._finished: Counter[str] = Counter()
+        self._notes: list[str] = []
+        self._tasks: set[asyncio.Task] = set()
+
+    async def submit(self, job: Job, priority: int = 0) -> Record:
+        """The job's record, when it has one. Jobs of one name run once; lower priorities run first."""
+        if self._over is not None:
+            raise Unfinished(self._over)
+        if job.key not in self._results:
+            self._results[job.key] = asyncio.get_running_loop().create_future()
+            self._priorities[job.key] = priority
+            self._submitted[job.kind] += 1
+            self._spawn(self._arrange(job))
+        return await asyncio.shield(self._results[job.key])
+
+    async def next(self, group: str, rank: int, lane: str) -> Job | None:
+        """A job for a worker, as soon as there is one; None when there will be no more."""
+
+        def home() -> bool:
+            return self._over is not None or group in self._gone
+
+        def free() -> bool:  # of those who share a job, another may ask before the first has handed it in
+            return bool(self._ready[lane]) and (group, rank) not in self._held
+
+        self._asked += 1
+        self._worked.setdefault(group, time.monotonic())
+        while True:
+            async with self._changed:
+                try:
+                    work = self._changed.wait_for(lambda: home() or free())
+                    await asyncio.wait_for(work, self._idle)
+                except TimeoutError:
+                    if not self._is_idle(group):
+                        continue
+                    self._gone.add(group)
+                    self._changed.notify_all()
+                if home():
+                    return None
+                _, job = heapq.heappop(self._ready[lane])
+            if not await self._storing(self._claims.take, _claim(job)):
+                self._spawn(self._enqueue(job, delay=POLL))
+            elif home():
+                await self._enqueue(job)
+            else:
+                break
+        self._held[group, rank] = job
+        self._first = self._first or time.time()
+        self._running[job.key] = (job.title, 0.0, float("nan"))
+        return job
+
+    def _is_idle(self, group: str) -> bool:
+        """Whether all of a group's workers have had nothing to do for long."""
+        held = any(holder == group for holder, _ in self._held)
+        return not held and time.monotonic() - self._worked[group] >= self._idle
+
+    async def next_together(self, group: str, turn: int) -> Job | None:
+        """As ``next``, for all workers of a group: whoever asks for the same turn gets the same job."""
+        if (group, turn) not in self._turns:
+            self._turns[group, turn] = asyncio.ensure_future(self.next(group, 0, WIDE))
+        return await asyncio.shield(self._turns[group, turn])
+
+    async def wanted(self, lane: str, beyond: int) -> bool:
+        """Waits until a lane has more than so many jobs ready or under way; False when there will be no more."""
+
+        def enough() -> bool:
+            return len(self._ready[lane]) + sum(self._lane(job) == lane for job in self._held.values()) > beyond
+
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._over is not None or enough())
+        return self._over is None
+
+    async def progress(self, key: str, fraction: float, loss: float) -> None:
+        """A worker says how far it is."""
+        if key in self._running:
+            self._running[key] = (self._running[key][0], fraction, loss)
+
+    async def finish(self, group: str, rank: int, record: Record) -> None:
+        """A worker hands in the record of its job."""
+        if group in self._gone:
+            return  # the job is queued again, and whoever takes it will find the record
+        job = self._held.pop((group, rank))
+        self._worked[group] = time.monotonic()
+        async with self._changed:
+            self._changed.notify_all()
+        self._running.pop(job.key, None)
+        self._seconds[job.kind] += record["seconds"]
+        self._notes += record.get("remade", ())
+        if stands(record):
+            await self._end(job, record)
+        else:
+            self._notes.append(f"{job.title} failed, and is tried again: {record['reason']}")
+            for needed in job.requires:  # what it stands on may be the cause
+                if (result := self._results.get(needed.key)) and result.done():
+                    del self._results[needed.key]
+            self._spawn(self._arrange(job, later=1))
+
+    async def lost(self, group: str, blamed: Collection[int] | None, reason: str = "") -> bool:
+        """A group has died, and its jobs are queued again; whether others are at work, or any came as far as asking.
+
+        Args:
+            group: its name.
+            blamed: the ranks that died by what they ran; None if their node was lost.
+            reason: what was said last.
+        """
+        self._gone.add(group)
+        for worker in [w for w in self._held if w[0] == group]:
+            job = self._held.pop(worker)
+            self._running.pop(job.key, None)
+            together = self._lane(job) == WIDE
+            self._deaths[job.key] += blamed is not None and (together or worker[1] in blamed)
+            if self._deaths[job.key] == ATTEMPTS:
+                said = f"; the last with {reason}" if together and reason else ""
+                await self._fail(job, failure(f"{ATTEMPTS} workers died running it{said}"))
+            else:
+                await self._enqueue(job)
+        async with self._changed:
+            self._changed.notify_all()
+        asked, self._asked = self._asked, 0
+        return asked > 0 or bool(self._held)
+
+    async def state(self) -> dict[str, Any]:
+        """For display: jobs submitted, finished and their worker seconds by kind, what runs now, and notes.
+
+        ``first`` is the time when the first job began, 0 before.
+        """
+        return {
+            "first": self._first,
+            "submitted": dict(self._submitted),
+            "finished": dict(self._finished),
+            "seconds": dict(self._seconds),
+            "running": list(self._running.values()),
+            "notes": list(self._notes),
+        }
+
+    async def stop(self, reason: str) -> None:
+        """Send all workers home; whoever waits for a result gets an Unfinished with the reason."""
+        if self._over is None:
+            self._over = reason
+        async with self._changed:
+            self._changed.notify_all()
+        for result in self._results.values():
+            if not result.done():
+                result.set_exception(Unfinished(reason))
+                result.exception()  # seen; not everybody waits any more
+
+    async def cut_off(self, group: str, reason: str) -> None:
+        """A worker cannot use the storage, and all work stops; unless it is the worker whose host was cut off."""
+        await asyncio.sleep(self._doubt)
+        if group not in self._gone:
+            await self.stop(reason)
+
+    async def stopped(self) -> str | None:
+        """Why no more jobs are given out; None while they are."""
+        return self._over
+
+    async def _arrange(self, job: Job, later: int = 0) -> None:
+        """Queue a job as soon as those that it requires are done."""
+        for needed in job.requires:
+            try:
+                record = await self.submit(needed, self._priorities[job.key])
+            except Unfinished:
+                return
+            if record["state"] != DONE:
+                reason = f"its pretraining ended {record['state']}: {record['reason']}"
+                await self._fail(job, {**failure(reason), "state": record["state"]})
+                return
+        await self._enqueue(job, later)
+
+    async def _enqueue(self, job: Job, later: int = 0, delay: float = 0.0) -> None:
+        await asyncio.sleep(delay)
+        order = (self._priorities[job.key] + later, next(self._arrival))
+        async with self._changed:
+            heapq.heappush(self._ready[self._lane(job)], (order, job))
+            self._changed.notify_all()
+
+    async def _fail(self, job: Job, outcome: Record) -> None:
+        """End a job that no worker can end, unless one had ended it and died before it could say so."""
+        record = await self._storing(job.record, self._notes.append)
+        if record is None:
+            record = timed(outcome)
+            await self._storing(write_record, job, record)
+        await self._end(job, record)
+
+    async def _end(self, job: Job, record: Record) -> None:
+        self._finished[job.kind] += 1
+        if not self._results[job.key].done():
+            self._results[job.key].set_result(record)
+        await self._storing(self._claims.release, _claim(job))
+
+    async def _storing(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something with the store, beside the other requests; if that fails, all work stops."""
+        try:
+            return await asyncio.to_thread(action, *arguments)
+        except StoreError as error:
+            await self.stop(str(error))
+
+    def _lane(self, job: Job) -> str:
+        return WIDE if job.wide and self._wide else NARROW
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _claim(job: Job) -> str:
+    return f"jobs/{job.key}"

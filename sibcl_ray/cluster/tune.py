@@ -1,0 +1,256 @@
+"""All searches of a study behind one Tune searcher, as one Tune experiment.
+
+Trials of one search are asked for in rounds, each trial seeded by its number, so that the proposals do not
+depend on which worker was faster; the first round is all trials that are random. Searches of different methods
+advance side by side.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import optuna
+import ray
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from sibcl_ray.cluster.trial_process import Sealed, hand_on
+from sibcl_ray.learning.jobs import TrialJob
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.search.history import load
+from sibcl_ray.search.search import REASON, STATE, Search
+from sibcl_ray.storage.records import DIVERGED, Record
+
+STARTS = 3  # how many of a smaller budget's best configurations start the next
+LOSSES = 20  # trials in a row whose processes end without a result, before the cluster is given up
+
+
+def sampler(search: Search, ordinal: int) -> TPESampler:
+    """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random.
+
+    Whatever decides on proposals is said here, as its default may change; what is not is deprecated, with one default
+    in all versions.
+    """
+    return TPESampler(
+        n_startup_trials=search.trials // 2,
+        n_ei_candidates=24,
+        multivariate=True,
+        group=False,
+        constant_liar=True,
+        seed=named_seed(search.seed, search.method, search.budget, ordinal) % 2**32,
+    )
+
+
+def _first_round(search: Search) -> int:
+    """As many trials as are random, and so the same whether any of them has a value or not, in whole rounds."""
+    return -(-(search.trials // 2) // search.at_once) * search.at_once
+
+
+class _Rounds:
+    """A search under way: asks for rounds of trials and takes their values."""
+
+    def __init__(self, search: Search, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> None:
+        self.search = search
+        self.history = search.begin(storage, starts)
+        self._asked: deque[optuna.Trial] = deque()  # of this round, for whoever comes next
+        self._running: dict[str, optuna.Trial] = {}
+
+    @property
+    def finished(self) -> bool:
+        return not self._running and not self.search.missing(self.history)
+
+    def ask(self, trial_id: str) -> TrialJob | None:
+        """Another trial's work; None while a round is under way, or when there is no more to ask."""
+        if not (self._running or self._asked):
+            self._asked.extend(self._round())
+        if not self._asked:
+            return None
+        trial = self._running[trial_id] = self._asked.popleft()
+        return self.search.job(self.search.propose(trial))
+
+    def _round(self) -> list[optuna.Trial]:
+        """The trials of the next round, all proposed before any of them has a value.
+
+        Rounds begin at fixed numbers, and what a driver that died was running comes first: so one that was
+        interrupted is completed before the next, and no trial knows more than it would have known without.
+        """
+        search, history = self.search, self.history
+        ended = len(search.ended(history))
+        size = min(
+            max(_first_round(search), ended - ended % search.at_once + search.at_once) - ended, search.missing(history)
+        )
+        left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:size]
+        trials = [optuna.Trial(history, trial._trial_id) for trial in left]
+        for ordinal in range(ended + len(trials), ended + size):
+            history.sampler = sampler(search, ordinal)
+            trials.append(history.ask())
+            search.propose(trials[-1])
+        return trials
+
+    def tell(self, trial_id: str, record: Record | None) -> None:
+        """Ends a trial with its job's record; None where its process ended without one."""
+        trial = self._running.pop(trial_id)
+        if record is None:
+            self._asked.append(trial)
+        elif "error" in record:
+            self.history.tell(trial, record["error"])
+        else:
+            trial.set_user_attr(REASON, record["reason"])
+            trial.set_user_attr(STATE, record["state"])
+            # Of one that diverged the sampler learns that it is worse than all others; of a failed one, nothing.
+            worst = record["state"] == DIVERGED
+            self.history.tell(trial, state=TrialState.PRUNED if worst else TrialState.FAIL)
+
+
+class BudgetSearcher(Searcher):
+    """Tune's searcher: offers trials of all searches that may run now.
+
+    Args:
+        searches: those of one method must come with budgets ascending.
+        storage: Optuna's; it holds everything that has to outlive the process.
+        on_finish: called with each search when its last trial has ended.
+        stopped: whether no more trials shall begin.
+        warn: told that searches go on with another version of Optuna, once of each.
+    """
+
+    def __init__(
+        self,
+        searches: Sequence[Search],
+        storage: BaseStorage,
+        on_finish: Callable[[Search], None],
+        stopped: Callable[[], object] = lambda: None,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__()
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._storage = storage
+        self._on_finish = on_finish
+        self._stopped = stopped
+        self._losses = 0
+        self._chains: dict[str, deque[Search]] = {}
+        for search in searches:
+            self._chains.setdefault(search.method, deque()).append(search)
+        # of all trials: a round of each method, of whichever of its searches
+        self.at_once = sum(
+            max(max(search.at_once, _first_round(search)) for search in chain) for chain in self._chains.values()
+        )
+        self._active: dict[str, _Rounds] = {}
+        self._asked: dict[str, str] = {}  # Tune's trial to its method
+        for method in list(self._chains):
+            self._advance(method, None)
+
+    @property
+    def trials_left(self) -> int:
+        """How many trials Tune will have to run."""
+        waiting = (search for chain in self._chains.values() for search in chain)
+        return sum(search.missing(load(self._storage, search.name)) for search in waiting) + sum(
+            rounds.search.missing(rounds.history) for rounds in self._active.values()
+        )
+
+    def _advance(self, method: str, done: _Rounds | None) -> None:
+        """Start the method's next search that has trials missing, from what the one before has found."""
+        while self._chains[method]:
+            search = self._chains[method].popleft()
+            best = done.search.best(done.history, STARTS) if done else []
+            done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
+            before = search.note_version(done.history)  # others propose differently from the same seed
+            if before and before not in self._warned:
+                self._warned.add(before)
+                self._warn(
+                    f"searches that were begun with Optuna {before} go on with {optuna.__version__}, which may propose "
+                    "others; install the former for the same trials"
+                )
+            if not done.finished:
+                self._active[method] = done
+                return
+            self._on_finish(search)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if not self._active or self._losses >= LOSSES or self._stopped():
+            return Searcher.FINISHED
+        # Whoever has waited longest is asked first, so that the searches advance side by side.
+        for method, rounds in list(self._active.items()):
+            if (job := rounds.ask(trial_id)) is not None:
+                self._active[method] = self._active.pop(method)
+                self._asked[trial_id] = method
+                return {"job": Sealed(job)}
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        method = self._asked.pop(trial_id)
+        rounds = self._active[method]
+        record = None if error else result
+        self._losses = self._losses + 1 if record is None else 0
+        rounds.tell(trial_id, record)
+        if rounds.finished:
+            del self._active[method]
+            self._on_finish(rounds.search)
+            self._advance(method, rounds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune's own checkpoint to hold: the state is in Optuna's storage."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+
+class _FirstCome(FIFOScheduler):
+    """Leaves it to Tune which trial starts; Tune's own scheduler asks all that ever were, several times a trial."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        return None
+
+
+def _address() -> str:
+    """Of the driver's node, as Ray calls it."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
+
+
+def run_searches(searcher: BudgetSearcher, submit: Callable[[Sealed], Any], at_once: int, scratch: str) -> None:
+    """Run all missing trials as one Tune experiment.
+
+    Args:
+        searcher: what to try.
+        submit: does a trial's job and returns its record; called in a trial's process.
+        at_once: how many trials may wait for workers at the same time. There are never more than the searches ask
+            for at once, and each takes a process.
+        scratch: an absolute folder of the driver's node for Tune's own files; trials have none.
+    """
+    if not searcher.trials_left:
+        return
+    # Ctrl-C ends the driver, which loses nothing; Tune would first wait for its trials to save themselves.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # all trials every time, and nothing is ever restored from it
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # pages of trace for a trial that is asked for again
+    trainable = tune.with_resources(
+        tune.with_parameters(hand_on, submit=submit),
+        # Trials only wait: beside the driver, as elsewhere they would keep machines that could be given back. A CPU
+        # for each would starve the workers that they wait for.
+        tune.PlacementGroupFactory([{f"node:{_address()}": 1e-3}]),
+    )
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=_FirstCome(),
+            num_samples=-1,
+            max_concurrent_trials=min(at_once, searcher.at_once),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(name=f"search-{time.time_ns()}", storage_path=scratch, verbose=0),
+    ).fit()

@@ -1,0 +1,306 @@
+"""Groups of Ray Train workers that stay up and run job after job from a queue.
+
+A Train run costs seconds to start, a fine-tune may cost less; so a group is a Train run that takes jobs until it
+has been idle for long. A job waits in the queue, never in a worker, until the jobs it requires are done. Workers
+of most groups take jobs each for itself; those of some run one pretraining together. Groups are small, so that the
+loss of a node costs little; and every group that has work asks the cluster for its place at once, so that an
+autoscaler sees the whole demand.
+"""
+
+import itertools
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ray
+from ray._private.state import state as ray_state  # the public API does not tell who made a placement group
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sibcl_ray.cluster.connection import scales
+from sibcl_ray.cluster.scheduler import IDLE, NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.learning import distributed
+from sibcl_ray.learning.jobs import Job, execute
+from sibcl_ray.storage.leases import Claims
+from sibcl_ray.storage.records import ATTEMPTS
+from sibcl_ray.storage.store import StoreError
+
+LARGEST = 8  # workers of a group: they are lost together, and each group has a process that looks after it
+PATIENCE = 3600.0  # seconds that a cluster which scales may take to find a group's nodes
+NOTICED = 30.0  # seconds in which Ray notices that a node is gone; those that worked with it may know at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A number of workers that start together, and what each of them needs."""
+
+    size: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Of every worker, as Ray calls it."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the study may use of the cluster; a group is started when those before it have no time for its work."""
+
+    alone: tuple[Group, ...] = (Group(size=2),)  # whose workers take jobs each for itself
+    together: tuple[Group, ...] = ()  # whose workers share pretrainings; none: these are jobs like all others
+
+    @property
+    def workers(self) -> int:
+        """How many jobs may run side by side, besides those that are shared."""
+        return sum(group.size for group in self.alone)
+
+
+def _nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _are_there(nodes: set[str], seconds: float) -> bool:
+    """Whether nodes are there, and stay so for a while."""
+    until = time.monotonic() + seconds
+    while (there := nodes <= _nodes()) and time.monotonic() < until:
+        time.sleep(1.0)
+    return there
+
+
+def _free_what_the_dead_reserved() -> None:
+    """Remove the placement groups of Train controllers that were killed; Ray does so when the driver ends.
+
+    Train's own cleaner needs a dashboard, which a cluster that was started by a driver does not have.
+    """
+    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
+    table = ray_state._connect_and_get_accessor().get_placement_group_table()
+    for entry in map(PlacementGroupTableData.FromString, table):
+        by_actor = entry.creator_job_id.hex() == job and entry.creator_actor_id not in (b"", nobody)
+        if by_actor and entry.creator_actor_dead and entry.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(entry.placement_group_id)))
+
+
+def _gone(error: ray.exceptions.RayError) -> str:
+    return f"a part of Ray that the study needs has died: {' '.join(str(error).split())[:300]}"
+
+
+def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
+    last = 0.0
+
+    def report(fraction: float, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > interval:
+            last = time.monotonic()
+            queue.progress.remote(key, fraction, loss)
+
+    return report
+
+
+def _serve(configuration: dict[str, Any]) -> None:
+    """The train function of a group whose workers work alone: take jobs until there are none."""
+    queue, group, device = configuration["queue"], configuration["group"], _device()
+    me = group, ray.train.get_context().get_world_rank()
+    while (job := ray.get(queue.next.remote(*me, NARROW))) is not None:
+        try:
+            record = execute(job, device, _throttled(queue, job.key))
+        except StoreError as error:
+            ray.get(queue.cut_off.remote(group, str(error)))
+            return
+        ray.get(queue.finish.remote(*me, record))
+
+
+def _serve_together(configuration: dict[str, Any]) -> None:
+    """The train function of a group whose workers share each job.
+
+    One that fails ends the group, and so frees the others, which may wait for its part. Whether the job is to blame
+    is found out by those who know which nodes are left.
+    """
+    queue, group, device = configuration["queue"], configuration["group"], _device()
+    first = ray.train.get_context().get_world_rank() == 0
+    turns = itertools.count()
+    with distributed.together():
+        while (job := ray.get(queue.next_together.remote(group, next(turns)))) is not None:
+            report = _throttled(queue, job.key) if first else lambda fraction, loss: None
+            try:
+                record = execute(job, device, report, announce=first)
+            except StoreError as error:
+                ray.get(queue.cut_off.remote(group, str(error)))
+                raise
+            if first:
+                ray.get(queue.finish.remote(group, 0, record))
+
+
+def _device() -> Any:
+    """That of this worker."""
+    import ray.train.torch
+    import torch
+
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # a worker is one core; and the number of threads changes rounding
+    return device
+
+
+class Workers:
+    """The groups of workers as a context: ``submit`` jobs, read ``state``; leaving it ends the groups.
+
+    Args:
+        resources: the groups that there may be.
+        scratch: a folder of the session's store for Ray Train's own files.
+        claims: of the driver's session.
+        idle: seconds without work after which a group leaves its place.
+    """
+
+    def __init__(self, resources: Resources, scratch: str, claims: Claims, idle: float = IDLE) -> None:
+        # Ray Train asks its workers for their health every two seconds, and only then sees them end.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        self._scales = scales()
+        if not self._scales:  # machines that are not lent are not called back
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        else:
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
+        self.resources = resources
+        self.file_system, self.scratch = claims.store.arrow(scratch)
+        # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
+        self.queue: Any = actor.remote(claims, bool(resources.together), idle)
+        self._sizes = [group.size for group in resources.alone + resources.together]  # with which they are, or start
+        sizes = itertools.accumulate((group.size for group in resources.alone), initial=0)
+        lanes = [(group, NARROW, before) for group, before in zip(resources.alone, sizes, strict=False)]
+        lanes += [(group, WIDE, before) for before, group in enumerate(resources.together)]
+        self._threads = [
+            threading.Thread(target=self._keep, args=(number, *lane), daemon=True) for number, lane in enumerate(lanes)
+        ]
+        self.failure: str | None = None
+        self._closing = False
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._closing = True
+        self.stop("the study has ended")
+        if kind is None:  # else nobody should wait: the driver's end takes all its processes along
+            deadline = time.monotonic() + 30
+            for thread in self._threads:  # some may still wait for their nodes
+                thread.join(timeout=max(0.1, deadline - time.monotonic()))
+
+    def submit(self, job: Job, priority: int = 0) -> ray.ObjectRef:
+        """A reference to the job's record."""
+        return self.queue.submit.remote(job, priority)
+
+    def state(self) -> dict[str, Any]:
+        """See `JobQueue.state`."""
+        return ray.get(self.queue.state.remote())
+
+    def stop(self, reason: str) -> None:
+        """No job is begun any more; whoever waits for one gets an Unfinished."""
+        with suppress(ray.exceptions.RayError):
+            ray.get(self.queue.stop.remote(reason))
+
+    def stopped(self) -> str | None:
+        """Why no job is begun any more, if so."""
+        try:
+            return self.failure or ray.get(self.queue.stopped.remote())
+        except ray.exceptions.RayError as error:
+            return _gone(error)
+
+    def check(self) -> None:
+        """Raises Unfinished with what made the work stop, if it did."""
+        if reason := self.stopped():
+            raise Unfinished(reason)
+
+    def _keep(self, number: int, group: Group, lane: str, before: int) -> None:
+        """Have a group serve a lane whenever there is more work than those before it can do."""
+        from ray.train import WorkerGroupError
+
+        fruitless, whole = 0, True
+        try:
+            # The first is wanted soon in any case.
+            while ray.get(self.queue.wanted.remote(lane, before if before or lane == WIDE else -1)):
+                nodes, name = _nodes(), uuid.uuid4().hex
+                self._sizes[number] = self._size(number, group, lane, whole)
+                try:
+                    self._train(lane, group, self._sizes[number], name)
+                    whole = True  # it was sent home, for want of work
+                    continue
+                except WorkerGroupError as error:
+                    reason, blamed = " ".join(str(error).split())[:1000], list(error.worker_failures)
+                except Exception as error:  # of Train itself, or of a machine that was called back
+                    reason, blamed = " ".join(str(error).split())[:1000], []
+                if self._closing:
+                    return
+                _free_what_the_dead_reserved()
+                whole = _are_there(nodes, NOTICED if lane == WIDE else 0.0)  # if not, that is reason enough
+                at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
+                fruitless = 0 if at_work and (blamed or not whole) else fruitless + 1
+                if fruitless == ATTEMPTS:
+                    what = "by no job's fault" if at_work else "before it asked for a job"
+                    self.stop(f"the worker group failed {ATTEMPTS} times {what}: {reason}")
+        except ray.exceptions.RayError as error:
+            self.failure = _gone(error)
+        except Exception as error:  # in this thread nobody else would hear of it, and all would wait
+            self.failure = f"a group of workers cannot be kept: {type(error).__name__}: {error}"
+            raise
+
+    def _size(self, number: int, group: Group, lane: str, whole: bool) -> int:
+        """How many workers a group starts with.
+
+        A cluster that scales replaces what it lost, and a group waits for that; but one that shares its work goes
+        on with what is there now. On a cluster that does not, no group asks for what there is no room for.
+        """
+        if self._scales and (whole or lane == NARROW):
+            return group.size
+        left = dict(ray.available_resources() if self._scales else ray.cluster_resources())
+        for other, spec in enumerate(self.resources.alone + self.resources.together):
+            if other != number and not self._scales:
+                left |= {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
+        room = min(int(left.get(name, 0.0) / amount + 1e-6) for name, amount in group.needs.items() if amount)
+        return max(1, min(group.size, room))
+
+    def _train(self, lane: str, group: Group, size: int, name: str) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        trainer: Any = TorchTrainer(
+            _SERVE[lane],
+            train_loop_config={"queue": self.queue, "group": name},
+            torch_config=TorchConfig() if lane == WIDE else _without_process_group(),
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=bool(group.gpus), resources_per_worker=group.needs),
+            run_config=RunConfig(
+                name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
+                storage_path=self.scratch,
+                storage_filesystem=self.file_system,
+                # A group that dies is started again here, not by Train, which would not let go of a lost node.
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
+            ),
+        )
+        trainer.fit()
+
+
+def _without_process_group() -> Any:
+    """For workers that work alone: the store of a process group takes connections from any machine."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class Apart(Backend):
+        share_cuda_visible_devices = True
+
+    class Config(TorchConfig):
+        backend_cls = Apart
+
+    return Config()
+
+
+_SERVE = {NARROW: _serve, WIDE: _serve_together}

@@ -1,0 +1,47 @@
+"""What of a label is known before anything is learned: a constant or, in delta-learning, an estimate of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sibcl_ray.data.sandbox import call
+from sibcl_ray.problems import check
+from sibcl_ray.problems.problem import Problem
+
+
+def known(problem: Problem, inputs: Tensor, delta: bool, estimates: Tensor | None = None) -> Tensor:
+    """What the network does not have to learn of the labels: their offset, or the estimate for each input.
+
+    ``estimates`` are those that are stored; without them the problem is asked.
+    """
+    if not delta:
+        return torch.from_numpy(problem.offset)
+    return _estimates(problem, inputs) if estimates is None else estimates
+
+
+def moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem, delta: bool) -> Tensor:
+    """What a network fits, (batch, …), where labels are moved: the estimates move with them, the offset stays."""
+    difference = difference.view(-1, *problem.label_shape)
+    if delta:
+        return move(difference).flatten(1)
+    offset = torch.from_numpy(problem.offset).to(difference.device)
+    return (move(difference + offset) - offset).flatten(1).to(difference.dtype)
+
+
+def _estimates(problem: Problem, inputs: Tensor) -> Tensor:
+    """The problem's estimates, (count, *label_shape); those made once are kept in memory."""
+    kept = _KEPT.setdefault(problem, {})
+    keys = [hashlib.sha256(x.numpy().tobytes()).digest() for x in inputs]
+    new = [row for row, key in enumerate(keys) if key not in kept]
+    if new:
+        given = call(problem, "estimate", inputs[new].numpy())
+        estimates = check.labels(problem, given, len(new), f"{problem.name}.estimate")
+        kept.update(zip([keys[row] for row in new], torch.from_numpy(estimates), strict=True))
+    return torch.stack([kept[key] for key in keys])
+
+
+_KEPT: dict[Problem, dict[bytes, Tensor]] = {}

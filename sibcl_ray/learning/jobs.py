@@ -1,0 +1,327 @@
+"""The jobs a worker runs: a pretraining, a trial, a cell. Each is named by all that decides its result.
+
+The record of a finished job is its entry in the ledger; a job whose record is there is never run again. One
+that failed is tried again a few times. Nothing here knows of Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache, partial
+from typing import ClassVar
+
+import safetensors.torch
+import torch
+
+from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
+from sibcl_ray.data.definitions import LEARNED, deciding, version_of
+from sibcl_ray.learning import distributed, networks
+from sibcl_ray.learning.checkpoint import Checkpoint
+from sibcl_ray.learning.evaluate import test_errors
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
+from sibcl_ray.randomness import named_seed
+from sibcl_ray.storage.fingerprint import describe, fingerprint
+from sibcl_ray.storage.node_cache import read_once
+from sibcl_ray.storage.records import DIVERGED, DONE, Record, failure, stands, timed, write_record
+from sibcl_ray.storage.store import Damaged, Store, StoreError
+
+Warn = Callable[[str], None]
+
+
+def _ignore(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """Work with a name. Equal names mean equal results."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when results change: tests/test_versions.py says when they do
+    wide: ClassVar[bool] = False  # whether several workers may run it together
+    dataset: Dataset
+
+    def __post_init__(self) -> None:
+        self.key  # noqa: B018  named where it is made: a worker's code may be a later one
+
+    @cached_property
+    def key(self) -> str:
+        """Names the result: what is computed, from which data, by which code."""
+        return fingerprint(self.kind, self.version, self.about())
+
+    def about(self) -> Record:
+        """The job as plain values, its pretraining, its data, and whatever else decides its result by name."""
+        about = {f.name: getattr(self, f.name) for f in fields(self)}
+        about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
+        return describe({**about, **self.decides()})
+
+    def decides(self) -> Record:
+        """The data and the code that the result depends on, by name."""
+        return {"dataset": self.dataset.named(TARGET, SURROGATE, UNLABELLED)}
+
+    @property
+    def store(self) -> Store:
+        """Where the result goes."""
+        return self.dataset.store
+
+    @property
+    def requires(self) -> tuple[Job, ...]:
+        """Jobs that must be done before this one."""
+        return ()
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a person watching reads."""
+
+    @abstractmethod
+    def compute(self, device: torch.device, report: Report) -> Record:
+        """Do the work; the outcome as plain values."""
+
+    def clear(self) -> None:  # noqa: B027  most need nothing
+        """Forget what only an unfinished job needs; its record is there."""
+
+    @property
+    def record_name(self) -> str:
+        """The name of the job's record in the store."""
+        return f"ledger/{self.kind}/{self.key}.json"
+
+    def last_record(self, warn: Warn = _ignore) -> Record | None:
+        """The job's entry in the ledger, whatever its end; one that is damaged is set aside."""
+        try:
+            return self.store.read_record(self.record_name)
+        except Damaged as damage:
+            warn(f"{damage}; it is kept as {self.store.set_aside(self.record_name)} and made again")
+            return None
+
+    def record(self, warn: Warn = _ignore) -> Record | None:
+        """The job's entry in the ledger if it has come to an end that stands."""
+        record = self.last_record(warn)
+        return record if stands(record) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainJob(Job):
+    """One pretraining, shared by every trial and cell that wants it."""
+
+    kind = "pretraining"
+    wide = True
+    unlabelled: int  # inputs used
+    surrogate: int  # surrogate samples used
+    configuration: Pretraining
+
+    def decides(self) -> Record:
+        return {
+            "dataset": self.dataset.named(SURROGATE, *(UNLABELLED,) * self.configuration.contrastive),
+            "problem": version_of(deciding(self.dataset.problem, *LEARNED, "surrogate_loss")),
+            "encoder": self.configuration.architecture.encoder.version,
+        }
+
+    @property
+    def title(self) -> str:
+        c = self.configuration
+        parts = ["pairs"] * c.contrastive + ["surrogate"] * c.surrogate_labels
+        return f"pretrain on {' and '.join(parts)}, seed {c.seed}"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        data = self.dataset
+        unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
+        surrogate = data.read(SURROGATE, self.surrogate)
+        checkpoint = StoredCheckpoint(self.store, self._checkpoint)
+        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report, checkpoint)
+        content = safetensors.torch.save(weights)
+        digest = hashlib.sha256(content).hexdigest()
+        if distributed.rank() == 0:
+            self.store.write(_artefact(digest), content)
+        return {"weights": digest}
+
+    @property
+    def _checkpoint(self) -> str:
+        return f"checkpoints/{self.key}"
+
+    def clear(self) -> None:
+        self.store.remove(self._checkpoint)
+
+    def record(self, warn: Warn = _ignore) -> Record | None:
+        record = super().record(warn)
+        if record and record["state"] == DONE:
+            try:
+                _checked(record["weights"], self.store.read(_artefact(record["weights"])))
+            except (Damaged, FileNotFoundError) as damage:
+                for name in (_artefact(record["weights"]), self.record_name):
+                    self.store.set_aside(name)
+                warn(f"{damage}; it is set aside and its pretraining is repeated")
+                return None
+        return record
+
+    def weights(self) -> Weights:
+        """The pretrained weights; Damaged or FileNotFoundError where they are not what was stored."""
+        record = self.last_record()
+        if record is None:
+            raise FileNotFoundError(self.record_name)
+        return _weights(self.store, record["weights"])
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint(Checkpoint):
+    """A training's state in a store, with its checksum; one that is damaged counts as none."""
+
+    store: Store
+    name: str
+
+    def load(self) -> bytes | None:
+        try:
+            data = self.store.read(self.name)
+        except FileNotFoundError:
+            return None
+        digest, state = data[:32], data[32:]
+        return state if digest == hashlib.sha256(state).digest() else None
+
+    def save(self, state: bytes) -> None:
+        self.store.write(self.name, hashlib.sha256(state).digest() + state)
+
+
+def _artefact(digest: str) -> str:
+    return f"artefacts/{digest}.safetensors"
+
+
+def _checked(digest: str, data: bytes) -> bytes:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise Damaged(f"{_artefact(digest)} is not what its name says")
+    return data
+
+
+@lru_cache(maxsize=8)
+def _weights(store: Store, digest: str) -> Weights:
+    return safetensors.torch.load(read_once(store, _artefact(digest), partial(_checked, digest)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FinetuneJob(Job):
+    method: str
+    budget: int  # target labels that may be seen
+    pretraining: PretrainJob | None
+    configuration: Finetuning
+
+    def decides(self) -> Record:
+        asked = (*LEARNED, "error", *("estimate",) * self.configuration.delta)
+        return {
+            "dataset": self.dataset.named(TARGET),
+            "problem": version_of(deciding(self.dataset.problem, *asked)),
+            "encoder": self.configuration.architecture.encoder.version,
+        }
+
+    @property
+    def requires(self) -> tuple[Job, ...]:
+        return (self.pretraining,) if self.pretraining else ()
+
+    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> networks.Network:
+        weights = self.pretraining.weights() if self.pretraining else None
+        return finetune(self.dataset.problem, labelled, self.configuration, weights, device, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(_FinetuneJob):
+    """A configuration's error by cross-validation inside the budget."""
+
+    kind = "trial"
+    folds: int
+
+    @property
+    def title(self) -> str:
+        return f"trial {self.method} at {self.budget} labels"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        problem = self.dataset.problem
+        pool = self.dataset.read(TARGET, self.budget, self.configuration.delta)
+        errors = []
+        for i, (fit, held_out) in enumerate(
+            folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget))
+        ):
+            part, rest = pool.rows(fit), pool.rows(held_out)
+            network = self._finetune(
+                part,
+                device,
+                lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
+            )
+            c = self.configuration
+            assert rest.labels is not None
+            prediction = predict(
+                network, problem, rest.inputs, c.views, device, c.delta,
+                precision=rest.labels.dtype, estimates=rest.estimates,
+            )  # fmt: skip
+            errors.append(problem.error(prediction, rest.labels))
+        return {"error": _finite(torch.cat(errors).mean().item())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellJob(_FinetuneJob):
+    """The chosen configuration fitted to all labels of the budget, and its error on the test split."""
+
+    kind = "cell"
+    seed: int
+    test: int  # samples of the test split
+
+    @property
+    def title(self) -> str:
+        return f"cell {self.method} at {self.budget} labels, seed {self.seed}"
+
+    def compute(self, device: torch.device, report: Report) -> Record:
+        c = self.configuration
+        network = self._finetune(self.dataset.read(TARGET, self.budget, c.delta), device, report)
+        errors = test_errors(network, self.dataset, self.test, c.views, device, c.delta)
+        return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
+
+
+def _finite(error: float) -> float:
+    if not math.isfinite(error):
+        raise Diverged(f"the error is {error}")
+    return error
+
+
+def execute(job: Job, device: torch.device, report: Report, announce: bool = True) -> Record:
+    """Run a job, or find that it has been run; its record is stored before it is returned.
+
+    One that is found cost no time now, and says nothing of old damage.
+
+    Only one of several workers of a job has to ``announce`` it. What was found damaged on the way is told in
+    the record's ``remade``.
+
+    Raises:
+        StoreError: the storage fails. That says nothing about the job, so there is no record of it.
+        Exception: whatever happens to one of several workers, or leaves this process unable to go on.
+    """
+    remade: list[str] = []
+    # Workers that share a job must agree on whether there is anything to do.
+    if (record := distributed.same(job.record(remade.append), device)) is not None:
+        return {**record, "seconds": 0.0, "remade": []}
+    began = time.monotonic()
+    try:
+        outcome: Record = {"state": DONE, "reason": "", **job.compute(device, report)}
+    except Diverged as error:
+        outcome = {"state": DIVERGED, "reason": str(error)}
+    except StoreError:
+        raise
+    except Exception as error:  # the ledger must say what happened, whatever it was
+        if _breaks_its_process(error):
+            raise  # the process goes, and another one tries the job again
+        if distributed.size() > 1:
+            raise  # it may be no more than the loss of another worker, of which this one knows nothing
+        before = job.last_record() or {}
+        outcome = {**failure(f"{type(error).__name__}: {error}"), "attempts": before.get("attempts", 0) + 1}
+    record = timed({**outcome, "remade": remade}, time.monotonic() - began)
+    if announce:
+        write_record(job, record)
+        if stands(record):
+            job.clear()
+    return record
+
+
+def _breaks_its_process(error: Exception) -> bool:
+    """Whether every later job of this process would fail as well: a CUDA error stays with it."""
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

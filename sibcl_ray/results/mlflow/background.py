@@ -1,0 +1,105 @@
+"""MLflow kept up to date while a study runs."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import pandas as pd
+
+from sibcl_ray.deadlines import Limit
+from sibcl_ray.redaction import redact
+from sibcl_ray.results.mlflow.tracking import Shown, TrackingUnavailable, reason, sync
+
+PATIENCE = 300.0  # seconds after which a sync in the background is cut off
+
+
+class Tracker:
+    """Shows the ledger in MLflow every now and then, from a thread that the study never waits for.
+
+    A context manager. Whatever happens to MLflow, nothing is raised into the study; leaving takes a second at most.
+
+    Args:
+        tracking_uri: a server or database, as for `sync`.
+        study: its name.
+        look: the ledger's matrix and trials, as for `sync`; called from the thread.
+        warn: told in one line when MLflow stops being written, and when it is again; called from the thread.
+        interval: seconds between syncs, at least; and at least ten times what the last one took.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        study: str,
+        look: Callable[[], tuple[pd.DataFrame, pd.DataFrame]],
+        *,
+        warn: Callable[[str], None],
+        interval: float = 120.0,
+    ) -> None:
+        self._uri, self._study, self._look = tracking_uri, study, look
+        self._warn, self._interval = warn, interval
+        self._stopping, self._limit, self._out = threading.Event(), Limit(), False
+        self._shown = Shown()  # by the thread
+        self._thread = threading.Thread(target=self._keep_up, name="tracker", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+        self._thread.join(1.0)
+
+    def finish(self, artifacts: Sequence[Path] = (), seconds: float = 60.0) -> str:
+        """Stop the thread between two requests and show the ledger as it is now; returns what `sync` returns.
+
+        Inside the context or without it. Raises TrackingUnavailable as `sync` does, and nothing else.
+        """
+        limit = Limit(seconds)
+        self._stop()
+        try:
+            return self._show(limit, artifacts)
+        except TrackingUnavailable:
+            if limit.left() < 2:
+                raise
+        time.sleep(1)  # a server whose database was restarted fails once before it connects again
+        return self._show(limit, artifacts)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._limit.cut()
+
+    def _keep_up(self) -> None:
+        while True:
+            self._limit = limit = Limit(PATIENCE)
+            if self._stopping.is_set():  # asked when there is a limit that _stop can cut
+                return
+            try:
+                self._show(limit, shown=self._shown)
+                self._report("")
+            except TrackingUnavailable as error:
+                self._shown = Shown()
+                self._report(error.what)
+            if self._stopping.wait(max(self._interval, 10 * limit.spent())):
+                return
+
+    def _show(self, limit: Limit, artifacts: Sequence[Path] = (), shown: Shown | None = None) -> str:
+        try:
+            return sync(self._uri, self._study, *self._look(), artifacts, limit=limit, shown=shown)
+        except TrackingUnavailable:
+            raise
+        except Exception as error:
+            what = f"the ledger cannot be shown in MLflow: {reason(error)}"
+            raise TrackingUnavailable(what, "synchronise again") from error
+
+    def _report(self, problem: str) -> None:
+        """Say that an outage began or ended, once."""
+        if bool(problem) == self._out or self._stopping.is_set():
+            return
+        self._out = bool(problem)
+        back = f"MLflow at {self._uri} shows the study again"
+        text = f"{problem}. The study goes on, and MLflow will show it later" if problem else back
+        with suppress(Exception):
+            self._warn(redact(text))

@@ -1,0 +1,430 @@
+"""MLflow as a view of the ledger: written as often as one likes, showing exactly what the ledger says.
+
+Experiment `{study}` holds one run per method, whose metric `test_error` (with `test_error_low` and
+`test_error_high`, in the unit that its tag `error_units` says) over step = number of labels is the learning curve;
+`{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by its
+tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
+enough, since MLflow can add to a metric but not correct it. Runs of other origin, and runs the ledger does not
+mention, are left alone. So is what people add in MLflow: tags, notes and names, also where a run is replaced.
+
+Nothing here may hold a study up: every wait has an end, and what is cut off is completed by the next sync.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import socket
+import sqlite3
+import ssl
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import urlopen
+
+import pandas as pd
+
+from sibcl_ray.deadlines import Limit, OutOfTime, within
+from sibcl_ray.redaction import redact
+from sibcl_ray.results.mlflow.runs import (
+    CURVE_VIEW,
+    SEARCH_VIEW,
+    VIEW,
+    Point,
+    TrackedRun,
+    curve_runs,
+    search_runs,
+    trial_runs,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Read by MLflow on import and at each request. Its own defaults retry a dead server for minutes, report usage
+# over the network, and print. It would retry requests that are not idempotent, too: the next sync does that better.
+# Importing it takes a second, so that is left to the functions that need it.
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+KEY, CONTENT, NAME = "sibcl.key", "sibcl.content", "sibcl.name"
+PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
+OWN_NOTE = "sibcl.note"  # what a note was, should people have changed it since
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+SCHEMES = ("http", "https", "sqlite", *PORTS)
+
+# One for each store and study. Its thread may be left behind, so a sync waits for the last one's request to end.
+_WRITING: dict[tuple[str, str], threading.Lock] = {}
+
+
+def takes(tracking_uri: str) -> bool:
+    """Whether this is a place that MLflow writes to: a server, a database, Databricks, or one with a plugin's scheme.
+
+    A folder is one only where MLFLOW_ALLOW_FILE_STORE is true, without which MLflow refuses it.
+    """
+    found, rest = re.match(r"([a-z][a-z0-9+.-]*):", tracking_uri, re.I), tracking_uri.partition("://")[2]
+    scheme = found[1].lower() if found else ""
+    if _is_databricks(tracking_uri) or (rest and scheme.split("+")[0] in SCHEMES):
+        return True
+    if tracking_uri and scheme in ("", "file") and tracking_uri != "databricks-uc":
+        return os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    return scheme in {plugin.name for plugin in entry_points(group="mlflow.tracking_store")}
+
+
+def _is_databricks(tracking_uri: str) -> bool:
+    """Whether it is a workspace of Databricks, the default one or that of a profile."""
+    return tracking_uri == "databricks" or tracking_uri.startswith("databricks://")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a database in a file, whatever the file's name is made of."""
+    from sqlalchemy import URL, make_url
+
+    # With the driver's name, as else MLflow makes a folder of the quoted name; SQLAlchemy quotes from version 2.1 on.
+    quoted = URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+    offered = (f"sqlite:///{path}", quoted, f"sqlite+pysqlite:///file:{quote(str(path))}?uri=true")
+    return next((uri for uri in offered if make_url(uri).database == str(path)), offered[-1])
+
+
+class TrackingUnavailable(RuntimeError):
+    """The tracking store cannot be reached or refuses what is written; the ledger is whole without it.
+
+    One line, without secrets. `what` is the line without its advice.
+    """
+
+    def __init__(self, what: str, advice: str) -> None:
+        self.what = redact(what)
+        super().__init__(f"{self.what}. Results are safe in the ledger: {advice}")
+
+
+class DeletedInMlflow(Exception):
+    """What people have deleted there, which is not for this library to bring back."""
+
+
+@dataclass
+class Shown:
+    """What earlier syncs have shown, so that the next need not read it again. It is for one store and study.
+
+    It holds as long as nobody else changes the store. Once a sync has failed, take a new one.
+    """
+
+    runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
+    ended: set[str] = field(default_factory=set)  # trials that will never change, by the ledger's key
+
+
+def sync(
+    tracking_uri: str,
+    study: str,
+    matrix: pd.DataFrame,
+    trials: pd.DataFrame,
+    artifacts: Sequence[Path] = (),
+    *,
+    seconds: float | None = None,
+    limit: Limit | None = None,
+    shown: Shown | None = None,
+) -> str:
+    """Make the MLflow store at `tracking_uri` show the ledger; returns how to open the learning curves.
+
+    `artifacts` (figures, matrix.parquet) are attached to every method's run. A second call with the same
+    ledger writes nothing. Raises TrackingUnavailable: within seconds for a server that is down, between two
+    requests when `seconds` are over, and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT,
+    10 s if not set) after that, whatever the server does. The next sync completes what this one began.
+    A `limit`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
+    cost is that of what is new; else everything that is there is read and compared.
+    """
+    limit, study = limit or Limit(seconds), redact(study)
+    shown = shown or Shown()
+    curves = curve_runs(matrix, artifacts)
+    new = trials[~trials["key"].isin(shown.ended)] if len(trials) else trials
+    searches = [*search_runs(trials), *trial_runs(new)]
+    done: list[str] = []  # keys
+    names = (study, f"{study}/trials")
+    if _is_databricks(tracking_uri):  # there names are paths, and an experiment is no folder
+        names = (f"/Shared/{study}", f"/Shared/{study}-trials")
+
+    def write() -> str:
+        with _alone(tracking_uri, study, limit):
+            client = cast("MlflowClient", _LimitedClient(_connect(tracking_uri), limit))
+            experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
+            _mirror(client, experiment, curves, done, shown)
+            if searches:
+                trials_experiment = _experiment(client, tracking_uri, names[1], SEARCH_VIEW)
+                _mirror(client, trials_experiment, searches, done, shown)
+                shown.ended.update(new["key"][new["state"] != "running"])
+            return experiment
+
+    try:
+        return _address(tracking_uri, within(limit, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
+    except OutOfTime:
+        what = f"MLflow at {tracking_uri} was given up after {limit.spent():.0f} s"
+        what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
+        raise TrackingUnavailable(what, "the next synchronisation completes it") from None
+    except DeletedInMlflow as error:
+        what, advice = (
+            f"MLflow at {tracking_uri} is left as it is: {error}",
+            "restore it in MLflow, or give another --name",
+        )
+        raise TrackingUnavailable(what, advice) from None
+    except Exception as error:  # whatever MLflow, its stores and the network raise
+        what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
+        advice = "start the server, or give another tracking URI, and synchronise again"
+        raise TrackingUnavailable(what, advice) from error
+
+
+class _LimitedClient:
+    """An MlflowClient that asks before every request whether there is time for it."""
+
+    def __init__(self, client: MlflowClient, limit: Limit) -> None:
+        self._client, self._limit = client, limit
+
+    def __getattr__(self, name: str) -> Any:
+        self._limit.check()
+        return getattr(self._client, name)
+
+
+@contextmanager
+def _alone(tracking_uri: str, study: str, limit: Limit) -> Iterator[None]:
+    """While this is held no other sync of this process writes the study there."""
+    lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
+    limit.acquire(lock)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, redacted while it is whole."""
+    origin = _origin(error)
+    known = isinstance(origin, OSError) or type(origin).__module__ != "builtins"
+    text = redact(str(origin) if known else f"{type(origin).__name__}: {origin}").strip()
+    return (text or type(origin).__name__).splitlines()[0][:300]
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What the network or a database's driver said, below the errors that wrap it."""
+    below: BaseException | None = error
+    while below:
+        if driver := getattr(below, "orig", None):  # SQLAlchemy's name for it
+            return driver
+        inner = below.__cause__ or below.__context__
+        if not inner and isinstance(below, OSError):
+            return below
+        below = inner
+    return error
+
+
+def _address(tracking_uri: str, experiment: str) -> str:
+    """How to open the learning curves; a browser asks for the credentials itself."""
+    view = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
+    page = f"#/experiments/{experiment}/runs?{view}"
+    if tracking_uri.startswith("http"):
+        return redact(f"{_without_credentials(tracking_uri).rstrip('/')}/{page}")
+    if _is_databricks(tracking_uri):
+        from mlflow.utils.databricks_utils import get_databricks_host_creds
+
+        return redact(f"{get_databricks_host_creds(tracking_uri).host.rstrip('/')}/ml/experiments/{experiment}")
+    server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri {_in_shell(tracking_uri)}"
+    return redact(f"{server}  and open  http://127.0.0.1:5000/{page}")
+
+
+def _in_shell(text: str) -> str:
+    return shlex.quote(text) if "'" in text else f"'{text}'"
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.split('@')[-1]}{parts.path}"
+
+
+def _connect(tracking_uri: str) -> MlflowClient:
+    """A client of a store that answers."""
+    _probe(tracking_uri)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic", "databricks"):  # now, as they set up their logging themselves
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print the errors that they raise as well
+    client = MlflowClient(tracking_uri)
+    if urlsplit(tracking_uri).scheme.split("+")[0] in PORTS:
+        with suppress(Exception):  # its pool may hold connections from before a restart; the first error empties it
+            client.search_experiments(max_results=1)
+    return client
+
+
+def _probe(tracking_uri: str) -> None:
+    """The quick checks that MLflow itself would spread over a hundred seconds of retries."""
+    parts = urlsplit(tracking_uri)
+    database = parts.scheme.split("+")[0]
+    if database == "sqlite":
+        path = _sqlite_file(tracking_uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version")
+    elif database in ("http", "https"):
+        # only whether it answers: certificates and credentials are MLflow's business
+        with suppress(HTTPError):
+            urlopen(_without_credentials(tracking_uri), timeout=5, context=ssl._create_unverified_context()).close()
+    elif not tracking_uri:
+        raise OSError("it is neither a server nor a database; give http://HOST:PORT or sqlite:////FOLDER/FILE")
+    elif database in PORTS:
+        if parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or PORTS[database]), timeout=5).close()
+        from sqlalchemy import create_engine
+        from sqlalchemy.pool import NullPool
+
+        create_engine(tracking_uri, poolclass=NullPool).connect().close()
+
+
+def _sqlite_file(tracking_uri: str) -> Path:
+    from sqlalchemy import make_url
+
+    path = make_url(tracking_uri).database
+    if not path:
+        raise OSError("it names no file; give sqlite:////FOLDER/FILE")
+    return Path(unquote(path.removeprefix("file:")) if path.startswith("file:") else path).absolute()
+
+
+def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -> str:
+    """Id of the experiment, made if there is none, with its saved view."""
+    found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        raise DeletedInMlflow(f"its experiment {name} was deleted there")
+    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
+    if found:
+        for key, value in tags.items():
+            if found.tags.get(key) != value:
+                client.set_experiment_tag(found.experiment_id, key, value)
+        return found.experiment_id
+    # MLflow's default for an embedded store is ./mlruns of whoever asks first
+    embedded = tracking_uri.startswith("sqlite")
+    folder = (_sqlite_file(tracking_uri).parent / "mlartifacts" / name).as_uri() if embedded else None
+    return client.create_experiment(name, folder, tags)
+
+
+def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
+    """The study's own runs by key; several of one key only where two syncs met or one was cut off."""
+    runs: dict[str, list[Any]] = {}
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs([experiment], max_results=1000, page_token=token or None)
+        for run in page:
+            runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
+        token = page.token or None
+    return {key: found for key, found in runs.items() if key}
+
+
+def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
+    """Make each of `runs`, parents before their children, be there once, as it is; then its key is among those `done`.
+
+    Of runs that were `shown` only those are read that have changed since.
+    """
+    ids, nothing = shown.runs, ("", "")
+    existing = None if runs and runs[0].key in ids else _existing(client, experiment)
+    written = False
+    for run in runs:
+        _, parent = ids.get(run.parent, nothing)
+        content = run.content(parent)
+        before, known = ids.get(run.key, nothing)
+        if before != content:
+            found = existing.get(run.key, []) if existing is not None else [client.get_run(known)] if known else []
+            same = [r.info.run_id for r in found if r.data.tags.get(CONTENT) == content]
+            run_id = same[0] if same else _write(client, experiment, found, run, parent, content)
+            written |= not same
+            _delete_others(client, found, run_id)
+            if known not in ("", run_id):
+                shown.ended.clear()  # its children have lost their parent, and the next sync gives them this one
+            ids[run.key] = content, run_id
+        done.append(run.key)
+    if written and existing is not None:  # a request of an earlier sync that was cut off may have made others meanwhile
+        for key, found in _existing(client, experiment).items():
+            if key in ids:
+                _delete_others(client, found, ids[key][1])
+
+
+def _delete_others(client: MlflowClient, found: list[Any], kept: str) -> None:
+    for run in found:
+        if run.info.run_id != kept:
+            client.delete_run(run.info.run_id)
+
+
+def _write(client: MlflowClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
+    """Complete one of those found, or create a run; its id.
+
+    The content tag comes last, and is taken away first: a run cut off in between has none, and so is written
+    again by the next sync.
+    """
+    completed = ((r.info.run_id, _missing(client, r, run)) for r in found)
+    run_id, metrics = next(((id_, points) for id_, points in completed if points is not None), ("", run.metrics))
+    tags = run.tags | ({OWN_NOTE: run.tags[NOTE]} if NOTE in run.tags else {}) | _theirs(found, run)
+    if run_id:
+        client.set_tag(run_id, CONTENT, "")
+    else:
+        renamed = [r.info.run_name for r in found if r.info.run_name != r.data.tags.get(NAME, run.name)]
+        name = renamed[0] if renamed else run.name
+        run_id = client.create_run(experiment, run.started, {**tags, KEY: run.key, NAME: run.name}, name).info.run_id
+    for path in run.artifacts:
+        client.log_artifact(run_id, str(path))
+    if run.ended is not None:
+        client.set_terminated(run_id, run.status, run.ended)
+    _log(client, run_id, metrics, run.params, tags | ({PARENT: parent} if parent else {}) | {CONTENT: content})
+    return run_id
+
+
+def _theirs(found: list[Any], run: TrackedRun) -> dict[str, str]:
+    """The tags that people have added to runs in MLflow's pages, where a note is one as well, and may replace ours."""
+    theirs: dict[str, str] = {}
+    for tags in (r.data.tags for r in found):
+        noted = tags[OWN_NOTE] if OWN_NOTE in tags else tags.get(NOTE) if NOTE in run.tags else None
+        added = {tag for tag in tags if not tag.startswith(("mlflow.", "sibcl."))} - set(run.tags)
+        added |= {NOTE} if NOTE in tags and tags[NOTE] != noted else set()
+        theirs |= {tag: tags[tag] for tag in added}
+    return theirs
+
+
+def _log(
+    client: MlflowClient, run_id: str, metrics: Sequence[Point], params: dict[str, str], tags: dict[str, str]
+) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    while len(metrics) > 800:  # MLflow takes 1000 entries at once
+        client.log_batch(run_id, [Metric(*point) for point in metrics[:800]])
+        metrics = metrics[800:]
+    client.log_batch(
+        run_id,
+        [Metric(*point) for point in metrics],
+        [Param(name, value) for name, value in params.items()],
+        [RunTag(name, value) for name, value in tags.items()],
+    )
+
+
+def _missing(client: MlflowClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
+    """The points that a run of MLflow lacks to be `run`; None where it shows what is wrong, and has to be replaced."""
+    info, data = found.info, found.data
+    right = (
+        info.start_time == run.started
+        and data.tags.get(NAME, run.name) == run.name
+        and (run.ended is not None or info.end_time is None)
+        and data.params.items() <= run.params.items()
+        and data.metrics.items() <= {(name, value) for name, value, _, _ in run.metrics}
+    )
+    if not right:
+        return None
+    shown = {
+        (name, point.value, point.timestamp, point.step)
+        for name in data.metrics
+        for point in client.get_metric_history(info.run_id, name)
+    }
+    return [point for point in run.metrics if point not in shown] if shown <= set(run.metrics) else None

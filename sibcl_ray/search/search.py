@@ -1,0 +1,179 @@
+"""The search of one method at one budget: an Optuna study that can be resumed, and extended by its space.
+
+Budgets of a method are searched from the smallest: the labels of a budget are among those of the next,
+so the best configurations of a smaller budget may start a larger one, never the other way round.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.storages import BaseStorage
+from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+
+from sibcl_ray.learning.jobs import TrialJob
+from sibcl_ray.search.history import load, names
+from sibcl_ray.search.methods import Choice
+from sibcl_ray.storage.fingerprint import fingerprint
+from sibcl_ray.storage.records import FAILED
+
+REASON, STATE = "reason", "state"  # attributes of a trial that ended without a value
+FIXED = "fixed_params"  # Optuna's attribute of a trial whose parameters were asked for
+OPTUNA = "optuna"  # attribute of a history: the versions that have proposed its trials, in their order
+WANTED, RETRIED = "wanted", "retried"  # attributes of a history: trials it needs at least; failed ones, given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The search of one method at one budget.
+
+    ``propose`` turns an Optuna trial into a configuration, ``job`` a configuration into work. ``family``
+    fixes everything that the value of a trial depends on besides its parameters; ``name`` the space as well.
+    """
+
+    family: str
+    method: str
+    budget: int
+    trials: int
+    at_once: int  # trials of a round
+    seed: int
+    start: Mapping[str, Any]  # parameters of the first trial, if no smaller budget offers better ones
+    dimensions: Mapping[str, BaseDistribution]  # what may be chosen, by parameter
+    propose: Callable[[optuna.trial.BaseTrial], Choice]
+    job: Callable[[Choice], TrialJob]
+
+    @cached_property
+    def name(self) -> str:
+        """Of the search's history."""
+        space = {name: distribution_to_json(d) for name, d in self.dimensions.items()}
+        return f"{self.family}, space {fingerprint(space)[:8]}"
+
+    @staticmethod
+    def ended(history: optuna.Study | None) -> list[FrozenTrial]:
+        """Trials with a value or a reason. One whose process died has neither, and does not count."""
+        if history is None:
+            return []
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        trials = history.get_trials(deepcopy=False, states=states)
+        retried = history.user_attrs.get(RETRIED, ()) if any(STATE in t.user_attrs for t in trials) else ()
+        return [
+            t for t in trials if t.state == TrialState.COMPLETE or (REASON in t.user_attrs and t.number not in retried)
+        ]
+
+    def missing(self, history: optuna.Study | None) -> int:
+        """How many trials are still to come to an end."""
+        if history is None:
+            return self.trials
+        return max(0, max(self.trials, history.user_attrs.get(WANTED, 0)) - len(self.ended(history)))
+
+    def best(self, history: optuna.Study | None, count: int = 1) -> list[FrozenTrial]:
+        """The best trials so far, best first."""
+        complete = [t for t in self.ended(history) if t.value is not None]
+        return sorted(complete, key=lambda t: (t.value, t.number))[:count]
+
+    def choice(self, trial: FrozenTrial) -> Choice:
+        """The configuration of a finished trial."""
+        return self.propose(FixedTrial(trial.params))
+
+    def winner(self, history: optuna.Study | None) -> Choice | None:
+        """The configuration that the search chose; None while it goes on, or if every trial failed."""
+        best = self.best(history)
+        return self.choice(best[0]) if best and not self.missing(history) else None
+
+    def failure(self, history: optuna.Study | None) -> str:
+        """Why a search that has ended has no winner: the reason of its first trial."""
+        return f"{self.ended(history)[0].user_attrs[REASON]} (in the first trial of its search; all failed)"
+
+    def retry_failures(self, storage: BaseStorage) -> list[FrozenTrial]:
+        """Have the trials that failed, but did not diverge, tried again; which those are."""
+        if (history := load(storage, self.name)) is None:
+            return []
+        failed = [t for t in self.ended(history) if t.user_attrs.get(STATE) == FAILED]
+        waiting = history.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        for trial in failed:
+            if not any(trial.params == w.system_attrs.get(FIXED) for w in waiting):  # of a driver that died here
+                history.enqueue_trial(trial.params)
+        if failed:
+            history.set_user_attr(RETRIED, [*history.user_attrs.get(RETRIED, ()), *(t.number for t in failed)])
+        return failed
+
+    def begin(self, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> optuna.Study:
+        """The history, resumed or new.
+
+        What was running when a driver died stays so, for whoever runs it next. A new history of a space that has
+        changed takes over the trials which lie in it, and tries every new value at least once, with the best of
+        the others.
+        """
+        if (history := load(storage, self.name)) is None:
+            history = optuna.create_study(storage=storage, study_name=self.name)
+            history.set_user_attr(OPTUNA, [optuna.__version__])
+        for trial in history.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
+            if trial.params.keys() != self.dimensions.keys() and FIXED not in trial.system_attrs:
+                history.tell(trial.number, state=TrialState.FAIL)
+        if WANTED not in history.user_attrs:
+            relatives = [n for n in names(storage) if n.startswith(f"{self.family}, space ") and n != self.name]
+            known = self._take_over(history, [optuna.load_study(study_name=n, storage=storage) for n in relatives])
+            new = self._new_values(known) if known else []
+            best = self.best(history)
+            for name, value in new:
+                history.enqueue_trial({**(best[0].params if best else self.start), name: value}, skip_if_exists=True)
+            history.set_user_attr(WANTED, len(self.ended(history)) + len(new))
+        for start in starts:
+            history.enqueue_trial(dict(start), skip_if_exists=True)
+        return history
+
+    def note_version(self, history: optuna.Study) -> str | None:
+        """Record the version of Optuna that proposes from now on, if trials are missing; the one before, if another."""
+        used = history.user_attrs.get(OPTUNA, ["of an unknown version"])
+        if not self.missing(history) or used[-1] == optuna.__version__:
+            return None
+        history.set_user_attr(OPTUNA, [*used, optuna.__version__])
+        return used[-1]
+
+    def _take_over(
+        self, history: optuna.Study, relatives: Sequence[optuna.Study]
+    ) -> list[Mapping[str, BaseDistribution]]:
+        """Copy the relatives' trials that lie in this space; the dimensions that they were chosen from."""
+        there = [t.params for t in history.get_trials(deepcopy=False)]
+        trials = [trial for relative in relatives for trial in self.ended(relative)]
+        for trial in trials:
+            fits = trial.params.keys() == self.dimensions.keys() and all(
+                _contains(d, trial.params[name]) for name, d in self.dimensions.items()
+            )
+            if fits and trial.params not in there:
+                there.append(trial.params)
+                history.add_trial(
+                    create_trial(
+                        state=trial.state,
+                        value=trial.value,
+                        params=trial.params,
+                        distributions=dict(self.dimensions),
+                        user_attrs=trial.user_attrs,
+                    )
+                )
+        return [trial.distributions for trial in trials]
+
+    def _new_values(self, known: Sequence[Mapping[str, BaseDistribution]]) -> list[tuple[str, Any]]:
+        """Choices and parts of ranges that no earlier space has offered, as (parameter, value)."""
+        new: list[tuple[str, Any]] = []
+        for name, dimension in self.dimensions.items():
+            before = [d[name] for d in known if name in d]
+            if isinstance(dimension, CategoricalDistribution):
+                offered = {c for d in before for c in getattr(d, "choices", ())}
+                new += [(name, choice) for choice in dimension.choices if choice not in offered]
+            elif before and isinstance(dimension, FloatDistribution):
+                low, high = min(d.low for d in before), max(d.high for d in before)  # type: ignore[attr-defined]
+                parts = ((dimension.low, min(low, dimension.high)), (max(high, dimension.low), dimension.high))
+                new += [(name, math.sqrt(a * b)) for a, b in parts if a < b]
+        return new
+
+
+def _contains(dimension: BaseDistribution, value: Any) -> bool:
+    if isinstance(dimension, CategoricalDistribution):
+        return value in dimension.choices
+    return dimension._contains(value)

@@ -1,0 +1,398 @@
+"""The ledger: what a store holds of a study, what is missing, and the learning-curve matrix.
+
+A record is an entry: a pretraining, a trial or a cell that has come to an end. Searches' histories refer to them.
+"""
+
+import io
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
+from sibcl_ray.data.definitions import LEARNED, deciding, version_of
+from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
+from sibcl_ray.search.history import load, names, open_history
+from sibcl_ray.search.history import set_aside as set_histories_aside
+from sibcl_ray.search.methods import METHODS, Choice, Method, constants, dimensions, propose
+from sibcl_ray.search.search import Search
+from sibcl_ray.storage.fingerprint import describe, fingerprint
+from sibcl_ray.storage.records import DONE, FAILED, Record, stands
+from sibcl_ray.storage.store import Damaged, Store
+from sibcl_ray.study.study import Study
+
+MISSING = "missing"  # the state of a cell that has not been run
+CHOSEN = "chosen"  # the folder of records of cells that searches have chosen
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of the learning-curve matrix; ``job`` is None while, or if, no configuration is chosen."""
+
+    method: Method
+    budget: int
+    seed: int
+    trials: int  # of the search that has chosen it
+    job: CellJob | None
+    state: str = MISSING  # without a record
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a study still lacks."""
+
+    shards: list[Shard]
+    trials: int
+    cells: int
+    estimates: list[Shard] = field(default_factory=list)  # of which there are none
+
+    def __bool__(self) -> bool:
+        return bool(self.shards or self.trials or self.cells)
+
+
+class Ledger:
+    """What a store holds of a study.
+
+    Args:
+        study: what is wanted.
+        store: where results are.
+        search_storage: a database URL for the searches' histories; None for a journal file in the store.
+        warn: is told of what was damaged and set aside.
+    """
+
+    def __init__(
+        self, study: Study, store: Store, search_storage: str | None = None, warn: Callable[[str], None] = print
+    ) -> None:
+        self.study, self.store, self.warn = study, store, warn
+        self.dataset = Dataset(study.problem, study.seed, store)
+        self.folder = f"studies/{study.name}"
+        self._search_storage = search_storage
+        self._records: dict[str, Record] = {}  # those that stand, by name: they never change
+        self._chosen: dict[str, list[Cell]] = {}  # by searches that have ended
+        self.storage = open_history(store, self.folder, search_storage)
+
+    def writable(self) -> None:
+        """To be called by the one driver that will write: mends what another left half-written, sees what it did."""
+        self._forget()
+        self.storage = open_history(self.store, self.folder, self._search_storage, self.warn)
+
+    def record(self, job: Job) -> Record | None:
+        """A job's entry in the ledger, whatever its end."""
+        return self.records([job]).get(job.record_name)
+
+    def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
+        """The entries that there are, by name; what is damaged is set aside and counts as missing."""
+        return self._named({job.record_name for job in jobs})
+
+    def _named(self, wanted: set[str]) -> dict[str, Record]:
+        found = self.store.read_records(sorted(wanted - self._records.keys()))
+        for name, record in found.items():
+            if isinstance(record, Damaged):
+                self.warn(f"{record}; it is kept as {self.store.set_aside(name)} and made again")
+            elif stands(record):
+                self._records[name] = record
+        whole = {name: record for name, record in found.items() if not isinstance(record, Damaged)}
+        return whole | {name: self._records[name] for name in wanted & self._records.keys()}
+
+    def pretraining(self, choice: Choice) -> PretrainJob | None:
+        """The pretraining that a configuration starts from."""
+        if choice.pretraining is None:
+            return None
+        return PretrainJob(
+            dataset=self.dataset,
+            unlabelled=self.study.unlabelled,
+            surrogate=self.study.surrogate,
+            configuration=choice.pretraining,
+        )
+
+    def trial_job(self, method: Method, budget: int, choice: Choice) -> TrialJob:
+        """The work of one trial."""
+        return TrialJob(
+            dataset=self.dataset,
+            method=method.name,
+            budget=budget,
+            pretraining=self.pretraining(choice),
+            configuration=choice.finetuning,
+            folds=self.study.folds,
+        )
+
+    def search(self, method: Method, budget: int) -> Search:
+        """The search of a method at a budget; its family changes with whatever changes a trial's value."""
+        study = self.study
+        moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
+        offered, start = dimensions(method, study.space, *moves)
+        decides = (
+            TrialJob.version,
+            self.dataset.named(*(SURROGATE, UNLABELLED) * method.pretrains),
+            version_of(deciding(study.problem, *LEARNED, "error", "surrogate_loss", *("estimate",) * method.delta)),
+            method,
+            constants(method, study.space),
+            study.folds,
+            study.unlabelled * method.contrastive,
+            study.surrogate * method.pretrains,
+        )
+        return Search(
+            family=f"{study.name}, {method.name} at {budget} labels, {self._labels}-{fingerprint(*decides)}",
+            method=method.name,
+            budget=budget,
+            trials=study.trials,
+            at_once=study.at_once,
+            seed=study.seed,
+            start=start,
+            dimensions=offered,
+            propose=partial(propose, method=method, space=study.space, symmetries=moves[0], equivariances=moves[1]),
+            job=partial(self.trial_job, method, budget),
+        )
+
+    def searches(self) -> list[Search]:
+        """All searches of the study, those of a method with budgets ascending."""
+        budgets = sorted({self.study.search_budget(b) for b in self.study.budgets})
+        return [self.search(method, budget) for method in self.study.methods for budget in budgets]
+
+    def missing(self) -> Missing:
+        """What is to be done. Shards are looked for only if there is something to learn from them."""
+        trials = sum(search.missing(load(self.storage, search.name)) for search in self.searches())
+        cells = self.cells()
+        records = self.records(cell.job for cell in cells if cell.job)
+        open_ = [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
+        if not (trials or open_):
+            return Missing([], 0, 0)
+        sizes = self.study.sizes
+        estimated = {role: sizes[role] for role in self.study.estimated}
+        return Missing(
+            self.dataset.missing(sizes, self.warn), trials, len(open_), self.dataset.missing_estimates(estimated)
+        )
+
+    def cells(self) -> list[Cell]:
+        """All cells of the study, by method, budget and seed."""
+        return [
+            cell
+            for method in self.study.methods
+            for search_budget in dict.fromkeys(map(self.study.search_budget, self.study.budgets))
+            for cell in self.cells_chosen_by(self.search(method, search_budget))
+        ]
+
+    def cells_chosen_by(self, search: Search) -> list[Cell]:
+        """The cells that wait for the winner of a search."""
+        if search.name in self._chosen:
+            return self._chosen[search.name]
+        history = load(self.storage, search.name)
+        winner = search.winner(history)
+        failed = not (winner or search.missing(history))
+        reason = search.failure(history) if failed else "" if winner else "its search is not finished"
+        method = next(m for m in self.study.methods if m.name == search.method)
+        cells = [
+            Cell(
+                method,
+                budget,
+                seed,
+                search.trials,
+                self.cell_job(method, budget, seed, winner, search.budget) if winner else None,
+                FAILED if failed else MISSING,
+                reason,
+            )
+            for budget in self.study.budgets_chosen_at(search.budget)
+            for seed in range(self.study.seeds)
+        ]
+        if winner:
+            self._chosen[search.name] = cells
+        return cells
+
+    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
+        """The work of one cell, with the winner of the search at ``searched`` labels."""
+        choice = winner.scaled(budget / searched).seeded(seed)
+        return CellJob(
+            dataset=self.dataset,
+            method=method.name,
+            budget=budget,
+            pretraining=self.pretraining(choice),
+            configuration=choice.finetuning,
+            seed=seed,
+            test=self.study.test,
+        )
+
+    @property
+    def _labels(self) -> str:
+        """Names what the study's errors are of: those of other labels are not compared with them."""
+        problem = self.study.problem
+        return fingerprint(self.dataset.named(TARGET), self.study.test, version_of(deciding(problem, "error")))[:8]
+
+    def note(self, search: Search) -> None:
+        """Keep which cells a search has chosen, so that they are shown whatever the study asks for next."""
+        rows = [
+            _plain_row(self.study, cell) | {"record": cell.job.record_name}
+            for cell in self.cells_chosen_by(search)
+            if cell.job
+        ]
+        if rows and not self.store.read_only:
+            name = f"{self.folder}/{CHOSEN}/{fingerprint(self._labels, rows)}.json"
+            if not self.store.exists(name):
+                self.store.write_record(name, {"labels": self._labels, "rows": rows})
+
+    def matrix(self) -> pd.DataFrame:
+        """The learning-curve matrix, one row a cell; see the README for its columns.
+
+        All that was ever done for the study is in it. Where a cell was done twice, that of the longest search is.
+        """
+        rows = [_plain_row(self.study, c) | {"record": c.job and c.job.record_name} for c in self.cells()]
+        noted = self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}"))
+        for record in noted.values():
+            if not isinstance(record, Damaged) and record["labels"] == self._labels:
+                rows += record["rows"]
+        records = self._named({row["record"] for row in rows if row["record"]})
+        best: dict[tuple, dict[str, Any]] = {}
+        for row in rows:
+            row |= _outcome(records.get(row.pop("record") or "", {}), row)
+            key = row["method"], row["budget"], row["seed"]
+            if key not in best or _worth(row) > _worth(best[key]):
+                best[key] = row
+        mixed = "; ".join(self.dataset.line(TARGET).earlier)
+        order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
+        ordered = sorted(best.values(), key=lambda row: (order.index(row["method"]), row["budget"], row["seed"]))
+        return pd.DataFrame([row | {"labels": mixed} for row in ordered])
+
+    def asked(self, matrix: pd.DataFrame) -> pd.DataFrame:
+        """The rows that the study asks for now."""
+        study = self.study
+        its = matrix.method.isin([m.name for m in study.methods]) & matrix.budget.isin(study.budgets)
+        return matrix[its & (matrix.seed < study.seeds)]
+
+    def trials(self) -> pd.DataFrame:
+        """All trials of the study that came to an end, one row each."""
+        columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
+        rows = []
+        searched = re.compile(
+            rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
+        )
+        for name in names(self.storage):
+            if not (search := searched.fullmatch(name)):
+                continue
+            for number, trial in enumerate(Search.ended(load(self.storage, name))):
+                state = "complete" if trial.value is not None else "failed"
+                value = float("nan") if trial.value is None else trial.value
+                times = [t.timestamp() if t else 0.0 for t in (trial.datetime_start, trial.datetime_complete)]
+                its = search["method"], int(search["budget"]), number
+                rows.append((*its, value, state, dict(trial.params), *times, f"{name}, trial {number}"))
+        return pd.DataFrame(rows, columns=columns)
+
+    def write_matrix(self, matrix: pd.DataFrame) -> str:
+        """Store the matrix as Parquet; the path where it lies."""
+        buffer = io.BytesIO()
+        table = pa.Table.from_pandas(matrix, schema=MATRIX_SCHEMA, preserve_index=False)
+        pq.write_table(table, buffer, write_page_checksum=True)
+        name = f"{self.folder}/matrix.parquet"
+        self.store.write(name, buffer.getvalue())
+        return self.store.path(name)
+
+    def set_aside(self) -> str:
+        """Move the study's results, but not its data, into a folder of their own; where that is.
+
+        Pretrained weights stay where they are, found by nobody until a pretraining comes out the same.
+        """
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        folder = f"aside/{stamp}"
+        begun = [name for name in names(self.storage) if name.startswith(f"{self.study.name}, ")]
+        for job in self._jobs():
+            self.store.move(job.record_name, f"{folder}/{job.record_name}")
+        if self._search_storage:
+            set_histories_aside(self.storage, begun, stamp)
+        self.store.move(self.folder, f"{folder}/{self.folder}")
+        self.writable()
+        return self.store.path(folder)
+
+    def retry_failures(self) -> int:
+        """Forget failures, so that they are tried again, though not divergences; how many they were."""
+        # The records first: a search whose failures are tried again has no winner, and so no cells, for a while.
+        again = [job for job in self._jobs() if (self.record(job) or {}).get("state") == FAILED]
+        for job in again:
+            self.store.move(job.record_name, f"aside/failed-{uuid.uuid4().hex[:6]}/{job.record_name}")
+        failed = [t for search in self.searches() for t in search.retry_failures(self.storage)]
+        self._forget()
+        return max(len(failed), len(again))
+
+    def _forget(self) -> None:
+        self._records.clear()
+        self._chosen.clear()
+
+    def _jobs(self) -> list[Job]:
+        """All jobs of the study that have been begun, those that others require first."""
+        jobs: dict[str, Job] = {}
+        for search in self.searches():
+            history = load(self.storage, search.name)
+            trials = history.get_trials(deepcopy=False) if history else ()
+            whole = (t for t in trials if t.params.keys() == search.dimensions.keys())
+            cells = (cell.job for cell in self.cells_chosen_by(search) if cell.job)
+            for job in (*(search.job(search.choice(trial)) for trial in whole), *cells):
+                jobs.update({needed.key: needed for needed in job.requires})
+                jobs[job.key] = job
+        return list(jobs.values())
+
+
+MATRIX_SCHEMA = pa.schema(
+    {
+        "problem": pa.string(),
+        "method": pa.string(),
+        "encoder": pa.string(),
+        "budget": pa.int64(),
+        "seed": pa.int64(),
+        "error": pa.float64(),
+        "error_units": pa.string(),
+        "state": pa.string(),
+        "reason": pa.string(),
+        "seconds": pa.float64(),
+        "finished": pa.float64(),
+        "trials": pa.int64(),
+        "labels": pa.string(),
+        "configuration": pa.string(),
+        "sample_errors": pa.list_(pa.float64()),
+    }
+)
+
+
+def _plain_row(study: Study, cell: Cell) -> dict[str, Any]:
+    """A row of the matrix, as far as it is known before the cell is done."""
+    chosen = None
+    if cell.job:
+        pretraining = cell.job.pretraining
+        chosen = {
+            "pretraining": describe(pretraining.configuration) if pretraining else None,
+            "finetuning": describe(cell.job.configuration),
+        }
+    return {
+        "problem": study.problem.name,
+        "method": cell.method.name,
+        "encoder": cell.job.configuration.architecture.encoder.label if cell.job else "",
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "error_units": " ".join(study.problem.error_units.split()),
+        "state": cell.state,
+        "reason": cell.reason,
+        "trials": cell.trials,
+        "configuration": json.dumps(chosen),
+    }
+
+
+def _outcome(record: Record, row: dict[str, Any]) -> dict[str, Any]:
+    sample_errors = record.get("sample_errors")
+    return {
+        "error": record.get("error", float("nan")),
+        "state": record.get("state", row["state"]),
+        "reason": record.get("reason", row["reason"]),
+        "seconds": record.get("seconds", float("nan")),
+        "finished": record.get("finished", float("nan")),
+        "sample_errors": None if sample_errors is None else np.asarray(sample_errors),
+    }
+
+
+def _worth(row: dict[str, Any]) -> tuple[bool, bool, int]:
+    return row["state"] == DONE, row["state"] != MISSING, row["trials"]

@@ -1,0 +1,14 @@
+"""Groups that act on inputs and labels."""
+
+from sibcl_ray.symmetry.groups import (
+    Equivariance,
+    Group,
+    Moves,
+    PointGroup,
+    Scaling,
+    Translations,
+    augment,
+    augment_labelled,
+)
+
+__all__ = ["Equivariance", "Group", "Moves", "PointGroup", "Scaling", "Translations", "augment", "augment_labelled"]

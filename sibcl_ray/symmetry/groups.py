@@ -1,0 +1,296 @@
+"""Groups that act on grids: a whole batch at once, on the batch's own device.
+
+A group draws elements, composes and inverts them, and acts on a batch ``x`` of shape (batch, n, …, n)
+with one element per sample. Actions are left actions: ``act(compose(g, h), x) == act(g, act(h, x))``.
+
+Translations and point groups move pixels axis by axis: the pixel that comes to p is read from
+Σ_a source[a, p_a], in row-major order. So any product of them is known from d short tables per sample, and
+a whole batch moves in one gather.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sibcl_ray.isolation import guard
+
+
+class Group(ABC):
+    """A group acting sample by sample. Elements of a batch are one tensor, (batch, …)."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        guard(cls, ("draw", "identity", "compose", "inverse", "act"))
+
+    @abstractmethod
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One random element for each sample of ``x``, uniform over the elements that may act on it."""
+
+    @abstractmethod
+    def identity(self, x: Tensor) -> Tensor:
+        """The neutral element for each sample of ``x``."""
+
+    @abstractmethod
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        """The product gh: first h acts, then g."""
+
+    @abstractmethod
+    def inverse(self, g: Tensor) -> Tensor:
+        """The element that undoes ``g``."""
+
+    @abstractmethod
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        """``g·x``, of the shape of ``x``."""
+
+    @property
+    def shifted_axes(self) -> int:
+        """Over how many of an input's last axes its elements are all the periodic shifts; 0 of other groups."""
+        return 0
+
+
+class GridGroup(Group):
+    """A group that permutes pixels axis by axis."""
+
+    @abstractmethod
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        """Where pixels come from, (batch, d, n), after g has moved an image whose pixels come from ``source``."""
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        return _read(x, self.pull(g, _own_pixels(x)))
+
+
+def _own_pixels(x: Tensor) -> Tensor:
+    """The source of an image that has not been moved, (batch, d, n)."""
+    d, n = x.ndim - 1, x.shape[-1]
+    strides = n ** torch.arange(d - 1, -1, -1, device=x.device)
+    return (strides[:, None] * torch.arange(n, device=x.device)).expand(len(x), d, n)
+
+
+def _read(x: Tensor, source: Tensor) -> Tensor:
+    """The image, like ``x``, whose pixels come from ``source``."""
+    pixels = x[0].numel()
+    narrow = torch.int32 if x.numel() < 2**31 else torch.int64  # the sums below are bound by memory
+    first = torch.arange(0, x.numel(), pixels, device=x.device)[:, None]
+    index = (source[:, 0] + first).to(narrow)
+    for axis in source[:, 1:].to(narrow).unbind(1):
+        index = (index[:, :, None] + axis[:, None]).flatten(1)
+    return x.reshape(-1).index_select(0, index.flatten()).view(x.shape)
+
+
+@dataclass(frozen=True)
+class Translations(GridGroup):
+    """Periodic translations by whole pixels; an element is an integer shift per axis, (batch, d).
+
+    ``size`` is the period in pixels, equal along all axes.
+    """
+
+    size: int
+    dimension: int = 2
+
+    @property
+    def shifted_axes(self) -> int:
+        return self.dimension
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (len(x), self.dimension)
+        return torch.randint(self.size, shape, generator=generator, device=x.device)
+
+    def identity(self, x: Tensor) -> Tensor:
+        return torch.zeros((len(x), self.dimension), dtype=torch.long, device=x.device)
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return (g + h) % self.size
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return -g % self.size
+
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        return source.gather(2, (torch.arange(self.size, device=g.device) - g[..., None]) % self.size)
+
+
+@lru_cache
+def _signed_permutations(dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """All matrices that map the coordinate axes onto themselves, the unit first.
+
+    For each row the column, and the sign, of its one entry; both (order, d).
+    """
+    columns = list(itertools.permutations(range(dimension)))
+    signs = list(itertools.product((1, -1), repeat=dimension))
+    pairs = torch.tensor(list(itertools.product(columns, signs)), device=device)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@lru_cache
+def _products(dimension: int, device: torch.device) -> Tensor:
+    """The multiplication table, (order, order), of the elements' indices."""
+    columns, signs = _signed_permutations(dimension, torch.device("cpu"))
+    m = torch.eye(dimension, dtype=torch.long)[columns] * signs[..., None]
+    equal = (torch.einsum("aij,bjk->abik", m, m)[:, :, None] == m).flatten(3).all(-1)
+    return equal.long().argmax(-1).to(device)
+
+
+@dataclass(frozen=True)
+class PointGroup(GridGroup):
+    """All rotations and reflections of the square (C4v, 8 elements) or of the cube (Oh, 48).
+
+    An element is its index, (batch,); the fixed point is the middle of the grid.
+    """
+
+    dimension: int = 2
+
+    @property
+    def order(self) -> int:
+        """The number of elements."""
+        return len(_signed_permutations(self.dimension, torch.device("cpu"))[0])
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.order, (len(x),), generator=generator, device=x.device)
+
+    def identity(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return _products(self.dimension, g.device)[g, h]
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return (_products(self.dimension, g.device) == 0).long().argmax(1)[g]
+
+    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+        # Pixel p comes from q = Rᵀp: row b of R, with its entry ±1 in column a, says q_a = ±p_b.
+        columns, signs = (table[g][..., None] for table in _signed_permutations(self.dimension, g.device))
+        source = source.gather(1, columns.expand_as(source))
+        return torch.where(signs < 0, source.flip(2), source)
+
+
+@dataclass(frozen=True)
+class Scaling(Group):
+    """Multiplication by a positive number per sample, (batch,), as far as values stay in [low, high].
+
+    The range makes the action partial: ``draw`` gives, log-uniformly, only factors that keep a
+    sample inside it.
+    """
+
+    low: float
+    high: float
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        values = x.flatten(1)
+        smallest = (self.low / values.amin(1)).log()
+        largest = (self.high / values.amax(1)).log()
+        uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+        return (smallest + (largest - smallest) * uniform).exp()
+
+    def identity(self, x: Tensor) -> Tensor:
+        return x.new_ones(len(x))
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return g * h
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return 1 / g
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        return (x.flatten(1) * g[:, None]).clamp(self.low, self.high).view(x.shape)
+
+
+def augment(
+    x: Tensor, groups: Mapping[str, Group], probabilities: Mapping[str, float], generator: torch.Generator
+) -> Tensor:
+    """A random view of each sample: each group acts on it with its own probability.
+
+    Args:
+        x: batch of inputs, (batch, n, …, n).
+        groups: the symmetries by name, applied in this order.
+        probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
+        generator: source of all randomness, on the device of ``x``.
+
+    Raises:
+        ValueError: a probability is given for a symmetry that is not there.
+    """
+    _check_known(probabilities, groups)
+    source = None  # of pixels that have been moved, but not yet read
+    for name, group in groups.items():
+        probability = probabilities.get(name, 0.0)
+        if probability <= 0:
+            continue
+        g = _draw(group, x, probability, generator)
+        if isinstance(group, GridGroup):
+            source = group.pull(g, _own_pixels(x) if source is None else source)
+            continue
+        if source is not None:
+            x, source = _read(x, source), None
+        x = group.act(g, x)
+    return x if source is None else _read(x, source)
+
+
+@dataclass(frozen=True)
+class Equivariance:
+    """A group under which the label is not invariant but moves along: solve(g·x) = g·solve(x).
+
+    ``on_labels`` is its action on labels: it takes elements (batch, …) and labels (batch, *label_shape), and is
+    linear in the labels.
+    """
+
+    group: Group
+    on_labels: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Elements that have acted on a batch of inputs, one after the other, for its labels to follow."""
+
+    steps: tuple[tuple[Equivariance, Tensor], ...] = ()
+
+    def forth(self, labels: Tensor) -> Tensor:
+        """The labels of the moved inputs from those, (batch, *label_shape), of the inputs as they were."""
+        for equivariance, g in self.steps:
+            labels = equivariance.on_labels(g, labels)
+        return labels
+
+    def back(self, labels: Tensor) -> Tensor:
+        """The labels of the inputs as they were from those of the moved ones."""
+        for equivariance, g in reversed(self.steps):
+            labels = equivariance.on_labels(equivariance.group.inverse(g), labels)
+        return labels
+
+
+def augment_labelled(
+    x: Tensor,
+    groups: Mapping[str, Group],
+    equivariances: Mapping[str, Equivariance],
+    probabilities: Mapping[str, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Moves]:
+    """As `augment`, and then by equivariances; what becomes of the labels comes with the view.
+
+    With no equivariances the view and the state of the generator are those of `augment`.
+    """
+    _check_known(probabilities, {**groups, **equivariances})
+    x = augment(x, groups, {name: p for name, p in probabilities.items() if name in groups}, generator)
+    steps = []
+    for name, equivariance in equivariances.items():
+        if (probability := probabilities.get(name, 0.0)) > 0:
+            g = _draw(equivariance.group, x, probability, generator)
+            x = equivariance.group.act(g, x)
+            steps.append((equivariance, g))
+    return x, Moves(tuple(steps))
+
+
+def _check_known(probabilities: Mapping[str, float], known: Mapping[str, object]) -> None:
+    if unknown := sorted(set(probabilities) - set(known)):
+        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join(known)}")
+
+
+def _draw(group: Group, x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """An element for each sample: with that probability a random one, else the neutral one."""
+    chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
+    drawn, identity = group.draw(x, generator), group.identity(x)
+    return torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)

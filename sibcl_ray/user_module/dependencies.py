@@ -1,0 +1,442 @@
+"""What a computation depends on, read from its source: the statements that methods of a class reach, with checksums.
+
+Nothing is run, and names are followed by their spelling: a statement that reads a name reaches all, in any of the
+modules, that give it a meaning or may change what it stands for. So too much is reached rather than too little. Where
+the source cannot tell, as for ``getattr`` of a computed name, all of it counts. Checksums are of syntax trees without
+layout, comments, docstrings and the annotations of functions, and are the same on every version of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from sibcl_ray.user_module import syntax
+
+DYNAMIC = {"dir", "eval", "exec", "globals", "locals", "vars", "__import__"}
+DYNAMIC_ATTRIBUTES = {"__annotations__", "__dict__", "__getattribute__", "__subclasses__"}
+DYNAMIC_IMPORTS = (
+    "builtins", "importlib.import_module", "importlib.machinery", "importlib.reload", "importlib.util.module_from_spec",
+    "importlib.util.spec_from_file_location", "inspect", "operator.attrgetter", "operator.methodcaller", "runpy",
+    "typing.get_type_hints",
+)  # fmt: skip
+FIELDS = "__dataclass_fields__"  # read by what looks at all fields of a dataclass
+ALL_FIELDS = {"dataclasses.asdict", "dataclasses.astuple", "dataclasses.fields"}
+PROGRAM = "sys.executable"  # read by what runs programs; stands for what modules do as such
+CHANCE = "random"  # stands for the state of all generators that have no name
+LOOKED_UP = {"getattr", "hasattr", "setattr", "delattr"}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What decides: checksums by name of statement, import or file; and which fields do, or are known not to."""
+
+    checksums: Mapping[str, str]
+    fields: frozenset[str]
+    unread: frozenset[str]
+
+
+class _Unit:
+    """A statement, which counts as a whole: what it gives a meaning to, and what it reads.
+
+    Attributes:
+        names: those that it gives a meaning to, or may change.
+        reads: identifiers, as spelled, also those of attributes and in texts.
+        bare: names of which it reads more than attributes.
+        texts: its constants.
+        dynamic: the source does not tell what it reads.
+        always: it counts whatever is asked for.
+        owner: the class without which it does not count.
+        head, members: of a class, for where its statements count one by one.
+    """
+
+    def __init__(self, module: _Module, node: ast.stmt, owner: _Unit | None = None) -> None:
+        self.module, self.node, self.owner = module, node, owner
+        self.is_statement = not isinstance(node, syntax.Definition)
+        self.bound = syntax.bound(node)
+        self.names, self.reads, self.bare = set(self.bound), set[str](), set[str]()
+        self.texts: list[str] = []
+        self.dynamic = False
+        first = next(iter(self.bound), "a statement")
+        self.label = f"{f'{owner.bound[0]}.{first}' if owner else first} in {module.path}"
+        hook = first.startswith("__") and (owner or isinstance(node, syntax.Function))  # which Python calls by itself
+        self.always = bool(hook or (owner and syntax.is_odd(node)))
+        self._look()
+        self.head: _Unit | None = None
+        self.members: list[_Unit] = []
+        if isinstance(node, ast.ClassDef) and owner is None:
+            bare = ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)
+            self.head = _Unit(module, ast.copy_location(bare, node), self)
+            self.head.label, self.head.always = self.label, True
+            self.members = [_Unit(module, part, self) for part in node.body if not syntax.is_text(part)]
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes something of other modules when its own is imported."""
+        into_others = self.is_statement and syntax.writes_into(self.node) & self.module.imported.keys()
+        return self.owner is None and self.is_statement and (self.always or bool(into_others))
+
+    def _look(self) -> None:
+        inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Scope) else set()
+        outside = syntax.outside(self.node) if isinstance(self.node, syntax.Scope) else []
+        unseen = syntax.unevaluated(self.node, self.owner is not None)
+        anywhere = {n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        anywhere |= {n.arg for n in ast.walk(self.node) if isinstance(n, ast.arg)}
+        waiting = [(part, inside) for part in syntax.parts(self.node)] + [(part, set[str]()) for part in outside]
+        while waiting:
+            part, hidden = waiting.pop()
+            if isinstance(part, ast.Attribute):
+                base, attributes = syntax.chain(part)
+                name = base.id if isinstance(base, ast.Name) else ""
+                if name in anywhere or not self.module.is_foreign(name):  # attributes of others' modules are not ours
+                    self.reads.update(attributes)
+                elif CHANCE in (name, *attributes[:-1]) and attributes[-1].islower():
+                    self.reads.add(CHANCE)
+                    self.names |= {CHANCE} if self.is_statement else set()
+                self.dynamic |= bool(DYNAMIC_ATTRIBUTES & set(attributes))
+                self._read(name, attributes, hidden)
+                waiting += [] if name else [(base, hidden)]
+            elif isinstance(part, ast.Name):
+                self.bare.add(part.id)
+                self._read(part.id, [], hidden)
+            elif isinstance(part, ast.Compare) and isinstance(part.left, ast.Constant) and _is_lookup(part):
+                self.texts.append(str(part.left.value))  # "google.colab" in sys.modules
+            elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") == "__setattr__":
+                waiting += [(each, hidden) for each in part.args[1:]]  # of a frozen dataclass, by itself
+            elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in LOOKED_UP:
+                of_ours = part.func.id == "setattr" or not self.module.is_foreign(syntax.root((*part.args, part)[0]))
+                self.dynamic |= of_ours and not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
+                waiting += [(each, hidden) for each in part.args]
+            elif isinstance(part, syntax.Scope):
+                waiting += [(each, hidden) for each in syntax.outside(part)]
+                inside = hidden | syntax.own_names(part)
+                waiting += [(each, inside) for each in syntax.parts(part)]
+            else:
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    self.texts.append(part.value)
+                    self.reads |= syntax.names_in(part.value)
+                self.reads.update(part.kwd_attrs if isinstance(part, ast.MatchClass) else ())
+                for _, target in syntax.imports(part, self.module.package):
+                    self.reads.add(target.rpartition(".")[2])
+                    self.dynamic |= _is_dynamic(target)
+                waiting += [(each, hidden) for each in syntax.parts(part) if id(each) not in unseen]
+
+    def _read(self, name: str, attributes: list[str], hidden: set[str]) -> None:
+        if name and name not in hidden:
+            self.reads.add(name)
+            self.dynamic |= name in DYNAMIC | LOOKED_UP and name not in self.module.variables
+            self.dynamic |= name == "sys" and attributes[:1] == ["modules"]
+            for target in self.module.imported.get(name, ()):
+                whole = ".".join([target, *attributes])
+                self.reads |= {target.rpartition(".")[2]} if self.module.is_ours(target) else set()
+                self.reads |= {FIELDS} if whole in ALL_FIELDS else {PROGRAM} if whole == PROGRAM else set()
+                self.dynamic |= _is_dynamic(whole)
+
+
+class _Module:
+    """The statements of a module, and what it imports."""
+
+    def __init__(self, path: str, source: bytes, modules: Collection[str]) -> None:
+        self.path, self.name, self.modules = path, _module_name(path), modules
+        self.package = PurePosixPath(path).parts[:-1]
+        tree = ast.parse(source)
+        self.documents = [ast.dump(node) for node in ast.walk(tree) if syntax.is_text(node)]
+        self.imported: dict[str, list[str]] = defaultdict(list)  # more than one where one stands in for another
+        for node in ast.walk(tree):
+            for name, target in syntax.imports(node, self.package):
+                self.imported[name] += [target] if target not in self.imported[name] else []
+        body = [statement for statement in tree.body if syntax.computes(statement)]
+        self.variables = {name for statement in body for name in syntax.variables(statement)}
+        self.bound = Counter(name for statement in body for name in syntax.bound(statement))
+        self._foreign: dict[str, bool] = {}
+        self.units = [_Unit(self, statement) for statement in body]
+        self.programs = [_Unit(self, statement) for statement in tree.body if syntax.is_program(statement)]
+        self.imports = [each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom)]
+        made = [s for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)]
+        others = {n for n in self.imported if self.is_foreign(n)} - syntax.HARMLESS
+        self.given = {name for s in made if syntax.root(s.value) in others for name in syntax.bound(s)}  # by libraries
+
+    def is_ours(self, target: str) -> bool:
+        """Whether a dotted name is that of one of these modules, of something in one, or of a folder of them."""
+        parts = target.split(".")
+        inside = any(".".join(parts[:end]) in self.modules for end in range(1, len(parts) + 1))
+        return inside or any(name.startswith(f"{target}.") for name in self.modules)
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a name always stands for something that is imported from elsewhere."""
+        if name not in self._foreign:
+            targets = self.imported.get(name, ())
+            self._foreign[name] = bool(targets) and name not in self.bound and not any(map(self.is_ours, targets))
+        return self._foreign[name]
+
+    def meant(self, names: Iterable[str]) -> set[str]:
+        """Names, and those by which what they stand for is known in other of these modules."""
+        found = set(names)
+        found.update(t.rpartition(".")[2] for n in names for t in self.imported.get(n, ()) if self.is_ours(t))
+        return found
+
+
+class Sources:
+    """Modules that belong together.
+
+    Args:
+        files: their sources, by path below the folder that they are imported from.
+        data: checksums of files of data that they name, by path.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], data: Mapping[str, str]) -> None:
+        self.data = data
+        self.modules: dict[str, _Module] = {}
+        self.unread: dict[str, str] = {}  # checksums of what is no Python of this version, and counts as a whole
+        names = {_module_name(path): path for path in files}
+        for name, path in names.items():
+            try:
+                self.modules[name] = _Module(path, files[path], names.keys())
+            except (SyntaxError, ValueError):
+                self.unread[path] = syntax.digest(path, hashlib.sha256(files[path]).hexdigest())
+        self.units = [unit for module in self.modules.values() for unit in module.units]
+        for unit in self.units:
+            if isinstance(unit.node, ast.ImportFrom):  # of all that another module has
+                other = self.modules.get(next(syntax.imports(unit.node, unit.module.package))[1])
+                unit.names = {*other.bound, *other.imported} if other else set()
+                unit.reads.add("__all__")
+        self._connect()
+
+    def _connect(self) -> None:
+        """Have statements count for all names that they may change when the modules are imported."""
+        defined = [(unit, unit.node) for unit in self.units if isinstance(unit.node, syntax.Definition)]
+        variables = {name for unit in self.units if unit.is_statement for name in unit.names}
+        ours = {n.name for _, node in defined for n in ast.walk(node) if isinstance(n, syntax.Definition)}
+        variables |= {
+            n for _, node in defined if isinstance(node, ast.ClassDef) for s in node.body for n in syntax.bound(s)
+        }
+        given = [(unit, unit.node) for unit in self.units if isinstance(unit.node, ast.Assign | ast.AnnAssign)]
+        values = {n for unit, node in given if not isinstance(node.value, ast.Lambda) for n in unit.bound}
+        mutated = set[str]().union(*(syntax.changed(unit.node, variables, ours) for unit in self.units))
+        effects: dict[str, set[str]] = defaultdict(set)  # of calling what has the name
+        for unit, node in defined:
+            effects[node.name] |= unit.module.meant(syntax.changed(node, variables, ours, mutated))
+        size = -1
+        while size < (size := sum(map(len, effects.values()))):  # until those of all that they call are among them
+            for unit, node in defined:
+                effects[node.name].update(*(effects[name] for name in unit.module.meant(unit.reads) & effects.keys()))
+        returned = {node.name: syntax.returned(node) & variables for _, node in defined}
+        for unit in [*self.units, *(member for kind in self.units for member in kind.members)]:
+            for part in [unit.node] if unit.is_statement else syntax.run_when_defined(unit.node):
+                unit.names |= unit.module.meant(syntax.changed(part, variables, ours, mutated))
+                called = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(part)}
+                unit.names.update(*(effects[name] for name in unit.module.meant(called) & effects.keys()))
+                if unit.names & mutated:  # what a function hands out may be changed by another name
+                    unit.names.update(*(returned[name] for name in unit.module.meant(called) & returned.keys()))
+                if unit.owner is None:
+                    others = syntax.sets_others(part, unit.module.is_foreign, unit.module.given)
+                    acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none
+                    unknown = unit.is_statement and (unit.dynamic or syntax.calls_a_value(part, values))
+                    unit.always |= others or acts or unknown
+
+    def reached(
+        self, lineage: Sequence[tuple[str, str]], members: Iterable[str], excluded: Collection[str] = ()
+    ) -> Reached:
+        """What ``members`` of a class reach.
+
+        Args:
+            lineage: module and name of the class, and of those of its bases that are in these sources.
+            members: names.
+            excluded: names of members of these classes that never count.
+        """
+        kinds = {(n, u.bound[0]): u for n, m in self.modules.items() for u in m.units if u.members or u.head}
+        found = [kinds[each] for each in lineage if each in kinds]
+        walk = _Walk(self, found, set(excluded))
+        if len(found) < len(lineage):  # made in a way that source does not show
+            return walk.everything()
+        return walk.from_members(members)
+
+
+class _Walk:
+    """From statement to statement."""
+
+    def __init__(self, sources: Sources, lineage: list[_Unit], excluded: set[str]) -> None:
+        self.sources, self.lineage, self.excluded = sources, lineage, excluded
+        self.kinds = {unit.bound[0] for unit in lineage}
+        self.fields = {name for unit in lineage for name in syntax.fields(unit.node)} - excluded
+        self.names: set[str] = set()  # that are read
+        self.found: dict[_Unit, None] = {}
+        self.escaped = False  # somebody has the problem itself, and may look at all its fields
+        self.giving: dict[str, list[_Unit]] = defaultdict(list)
+        for unit in sources.units:
+            for each in (unit, *(unit.members if unit in lineage else ())):
+                if not self._is_setting(each):
+                    for name in self._given_by(each):
+                        self.giving[name].append(each)
+        self.giving[PROGRAM] = [unit for module in sources.modules.values() for unit in module.programs]
+
+    def _given_by(self, unit: _Unit) -> set[str]:
+        return unit.names | ({FIELDS} if self._is_field(unit) else set())
+
+    def _is_setting(self, unit: _Unit) -> bool:
+        """Whether it gives a meaning to excluded members alone."""
+        if not unit.names or unit.names - self.excluded:
+            return False
+        return unit.owner in self.lineage or syntax.roots(unit.node) <= self.kinds
+
+    def from_members(self, members: Iterable[str]) -> Reached:
+        waiting = [*self.lineage, *(unit for unit in self.sources.units if unit.always)]
+        asked = [*members, *self.kinds]  # the name of a class may be given another meaning after it
+        while waiting or asked:
+            while asked:
+                if (name := asked.pop()) not in self.names:
+                    self.names.add(name)
+                    asked += [n for m in self.sources.modules.values() for n in m.meant([name])]
+                    waiting += [u for u in self.giving[name] if u.owner is None or u.owner in self.found]
+            if waiting and (unit := waiting.pop()) not in self.found:
+                self.found[unit] = None
+                if unit in self.lineage:
+                    its = [m for m in unit.members if m.always or self._given_by(m) & self.names]
+                    waiting += [m for m in its if not self._is_setting(m)]
+                    unit = unit.head or unit
+                if unit.dynamic:
+                    return self.everything()
+                asked += unit.reads
+                self.escaped |= self._hands_on(unit)
+        return self._result()
+
+    def _hands_on(self, unit: _Unit) -> bool:
+        """Whether it reads the problem, or its class, and not only attributes of it."""
+        if isinstance(unit.node, ast.ClassDef):  # which may be derived from it
+            return bool(unit.bare & self.kinds) and bool(unit.node.body)
+        its = syntax.selves(unit.node) & (unit.bare if unit.owner else {"self", "cls"})
+        return bool(unit.bare & (its | self.kinds))
+
+    def everything(self) -> Reached:
+        for unit in self.sources.units:
+            self.found[unit] = None
+            if unit in self.lineage:
+                self.found |= dict.fromkeys(m for m in unit.members if not self._is_setting(m))
+        self.names.update(*(unit.reads for unit in self.found))
+        self.names.add(FIELDS)
+        self.found |= dict.fromkeys(self.giving[PROGRAM] if PROGRAM in self.names else ())
+        found = self._checksums(dict(self.sources.data), annotated=True)
+        return Reached(found, frozenset(self.fields), frozenset())
+
+    def _result(self) -> Reached:
+        texts = {text for unit in self._seen for text in unit.texts}
+        texts |= {
+            n for m in self.sources.modules.values() for n in self.names & m.imported.keys()
+        }  # of what is no source
+        data = {path: checksum for path, checksum in self.sources.data.items() if any(_names(t, path) for t in texts)}
+        fields = self.fields if self.escaped else self.fields & self.names
+        return Reached(self._checksums(data), frozenset(fields), frozenset(self.fields - fields))
+
+    @property
+    def _seen(self) -> list[_Unit]:
+        """What was found; of classes whose members are found one by one the heads."""
+        return [unit.head if unit.head and unit in self.lineage else unit for unit in self.found]
+
+    def _checksums(self, data: Mapping[str, str], annotated: bool = False) -> dict[str, str]:
+        meanings: dict[str, list[str]] = defaultdict(list)
+        for unit in sorted(self._seen, key=lambda unit: unit.node.lineno):
+            if FIELDS in self.names or not self._is_field(unit):
+                meanings[unit.label].append(syntax.checksum(unit.node, unit.owner is not None, annotated))
+        found = {label: its[0] if len(its) == 1 else syntax.digest(*its) for label, its in meanings.items()}
+        found |= self.sources.unread | {path: syntax.digest(path, checksum) for path, checksum in data.items()}
+        acting = self._acting()
+        for module in self.sources.modules.values():
+            if order := self._order([unit for unit in module.units if unit in self.found], acting):
+                found[f"the order in {module.path}"] = order
+            if "__doc__" in self.names:
+                found[f"the docstrings in {module.path}"] = syntax.digest(*module.documents)
+        for kind in self.lineage:
+            if order := self._order([unit for unit in kind.members if unit in self.found]):
+                found[f"the order of {kind.label}"] = order
+        if FIELDS in self.names:
+            found["the order of fields"] = syntax.digest(
+                *(name for kind in self.lineage for name in syntax.fields(kind.node))
+            )
+        return found | self._imports()
+
+    def _runs(self, unit: _Unit) -> bool:
+        """Whether something is run where it stands; of a class whose members count one by one in one of these."""
+        its = [m for m in unit.members if m in self.found] if unit in self.lineage else [unit]
+        return any(syntax.run_when_defined(each.node) for each in its)
+
+    def _is_field(self, unit: _Unit) -> bool:
+        """Whether it says nothing but what has values, which count instead."""
+        return unit.owner in self.lineage and bool(unit.bound) and not set(unit.bound) - self.fields
+
+    def _acting(self) -> set[str]:
+        """Modules that change something of others when they are imported, or import such."""
+        modules = self.sources.modules
+        acting = {unit.module.name for unit in self.found if unit.acts}
+        size = -1
+        while size < (size := len(acting)):
+            acting |= {
+                name for name, module in modules.items() if any(_leads_to(i, module, acting) for i in module.imports)
+            }
+        return acting
+
+    def _order(self, units: list[_Unit], acting: Collection[str] = ()) -> str:
+        """A checksum of the order of what is run where it stands, if it has a part in what names mean; or nothing."""
+        given = Counter(name for unit in units for name in unit.names)
+        twice = {name for name, count in given.items() if count > 1}
+        imports = [i for i in units[0].module.imports if _leads_to(i, units[0].module, acting)] if units else []
+        run = [unit for unit in units if unit.names & twice or self._runs(unit)]
+        if not twice and sum(unit.acts for unit in run) + len(imports) < 2:
+            return ""
+        said = [(unit.node, unit.bound if unit in self.lineage or self._is_field(unit) else None) for unit in run]
+        said += [(node, None) for node in imports]
+        said.sort(key=lambda each: each[0].lineno)
+        return syntax.digest(*(" ".join(names) if names else syntax.checksum(node) for node, names in said))
+
+    def _imports(self) -> dict[str, str]:
+        """What names stand for that are imported from elsewhere, or by another name, or stand for more than one."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for module in self.sources.modules.values():
+            for name in self.names & module.imported.keys():
+                ours = [target for target in module.imported[name] if module.is_ours(target)]
+                if others := [target for target in module.imported[name] if target not in ours]:
+                    found[f"import {name}"].add(" or ".join(others))
+                if any(name != t.rpartition(".")[2] for t in ours) or (ours and module.bound[name] + len(ours) > 1):
+                    found[f"import {name} in {module.path}"].add(" or ".join(module.imported[name]))
+            stars = [name for name in module.imported if name.startswith("* ")]
+            for star in stars:
+                found[f"import {star}"].update(t for t in module.imported[star] if not module.is_ours(t))
+            if len(stars) > 1 and not all(module.is_ours(star.removeprefix("* ")) for star in stars):
+                found[f"import stars in {module.path}"].add(" then ".join(stars))
+        return {label: syntax.digest(*sorted(targets)) for label, targets in found.items() if targets}
+
+
+def _leads_to(node: ast.stmt, module: _Module, names: Collection[str]) -> bool:
+    """Whether an import runs one of these modules."""
+    targets = [target for _, target in syntax.imports(node, module.package)]
+    targets += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return any(f"{target}.".startswith(f"{name}.") for target in targets for name in names)
+
+
+def _is_dynamic(target: str) -> bool:
+    return any(f"{target}.".startswith(f"{name}.") for name in DYNAMIC_IMPORTS)
+
+
+def _is_lookup(node: ast.Compare) -> bool:
+    """Whether it is asked if there is a module, or a variable, of a name."""
+    where = ast.unparse(node.comparators[0])
+    return isinstance(node.ops[0], ast.In | ast.NotIn) and where in ("globals()", "locals()", "sys.modules")
+
+
+def _module_name(path: str) -> str:
+    parts = PurePosixPath(path).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _names(text: str, path: str) -> bool:
+    """Whether a text may be, or be a part of, the name of a file."""
+    parts = PurePosixPath(path).parts
+    wholes = {*parts, PurePosixPath(path).stem}
+    return text in wholes or any(
+        f in wholes or ("." in f and f in path) or any(p.startswith(f) for p in parts)
+        for f in re.findall(r"[\w.+-]{3,}", text)
+    )

@@ -1,0 +1,119 @@
+"""A problem in the user's own file: ``my_problem.py:MyProblem``. All of it is looked at that costs nothing."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import isabstract
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from sibcl_ray.data.sandbox import CallFailed, Sandbox
+from sibcl_ray.problems import check
+from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
+from sibcl_ray.problems.tabulated.tables import nearest
+from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of, read
+
+TRIED = 5.0  # seconds in which inputs should come, to be looked at
+MISSING = "install what it needs, or put it beside the file"
+SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
+
+
+def is_own(name: str) -> bool:
+    """Whether a problem is named by a file."""
+    return SPELLED.fullmatch(name) is not None
+
+
+def load(name: str) -> Problem:
+    """The problem of ``FILE.py:CLASS``; a few inputs are drawn, and no label is made.
+
+    Raises:
+        BadProblem: it cannot be used.
+    """
+    spelled = SPELLED.fullmatch(name)
+    assert spelled
+    its = _read(Path(spelled["file"]).expanduser())
+    with _telling(its, its.file, MISSING):
+        module = its.module()
+    kind = _kind(module, its.file, spelled["kind"] or "")
+    me = f"{its.file}: {kind.__name__}"
+    with _telling(its, f"{me}()", "it is made without arguments, so give every field a value"):
+        problem = kind()
+    check.declared(problem, me)
+    with Sandbox(problem) as sandbox:
+        inputs = [_drawn(sandbox, me, method) for method in ("sample", "sample_surrogate")]
+    if inputs[0] is not None:
+        with _telling(its, me, "mend it"):
+            check.training(problem, me, torch.from_numpy(inputs[0]))
+    return problem
+
+
+def _read(path: Path) -> UserModule:
+    try:
+        return read(path)
+    except TooLarge as error:
+        raise BadProblem(str(error)) from None
+    except FileNotFoundError:
+        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        advice = nearest(path.name, there) if there else "give FILE.py:CLASS, with the path of the file"
+        raise BadProblem(f"there is no file {path}; {advice}") from None
+    except (UnicodeDecodeError, SyntaxError):
+        raise BadProblem(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise BadProblem(f"{path} cannot be read ({error.strerror}); give a Python file") from None
+
+
+def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
+    own = classes(module)
+    problems = [name for name, kind in own.items() if issubclass(kind, Problem)]
+    if not wanted:
+        advice = f"give {file}:{problems[0]}" if problems else "write a subclass of sibcl_ray's Simulation in it"
+        raise BadProblem(f"{file} was given without the name of a class; {advice}")
+    if wanted not in own:
+        raise BadProblem(f"{file} has no class {wanted!r}; {nearest(wanted, problems or own)}")
+    if wanted not in problems:
+        raise BadProblem(f"{file}: {wanted} is no Problem; derive it from sibcl_ray.problems.simulation.Simulation")
+    kind: Any = own[wanted]
+    if isabstract(kind):
+        raise BadProblem(f"{file}: {wanted} lacks {', '.join(sorted(kind.__abstractmethods__))}; write what is missing")
+    return kind
+
+
+@contextmanager
+def _telling(module: UserModule, what: str, advice: str) -> Iterator[None]:
+    """Whatever the user's file raises becomes one line that says where."""
+    try:
+        yield
+    except BadProblem:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        if "non-frozen dataclass from a frozen one" in reason:
+            advice = "write @dataclass(frozen=True) above the class"
+        elif not isinstance(error, ImportError) and advice == MISSING:
+            advice = "mend it"
+        raise BadProblem(
+            f"{what} raises {type(error).__name__}{line_of(error, module)}: {reason[:200]}; {advice}"
+        ) from None
+
+
+def _drawn(sandbox: Sandbox, me: str, method: str) -> np.ndarray | None:
+    """Two inputs of a family; None if they take long, and are looked at when they are needed."""
+    what = f"{me}.{method}"
+    draws: list[np.ndarray] = []
+    try:
+        for _ in range(2):
+            drawn, _ = sandbox(method, 2, np.random.default_rng(0), seconds=TRIED)
+            draws.append(check.sample(sandbox.problem, drawn, 2, what).inputs)
+    except SolverFailed as failed:
+        raise BadProblem(f"{me}: {failed}") from None
+    except CallFailed as failed:
+        if failed.too_long:
+            return None
+        raise BadProblem(f"{what} raises {failed}; mend it") from None
+    same = np.array_equal(draws[0], draws[1])
+    check.require(same, what, "not decided by its generator", "draws from rng and from nothing else")
+    return draws[0]
