@@ -45,9 +45,9 @@ from sibcl_ray.cluster.scheduler import Unfinished
 from sibcl_ray.data.sandbox import leads
 from sibcl_ray.deadlines import Limit, OutOfTime, within
 from sibcl_ray.learning.training import new_network
+from sibcl_ray.messages import one_line, redact
 from sibcl_ray.problems import PROBLEMS, tabulated
 from sibcl_ray.problems.problem import Problem, SolverFailed
-from sibcl_ray.redaction import redact
 from sibcl_ray.results.mlflow.background import Tracker
 from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sqlite_uri, takes
 from sibcl_ray.results.progress import Display
@@ -185,7 +185,7 @@ def _check_networks(study: Study) -> None:
         except RuntimeError as error:
             raise BadInput(
                 f"the encoder {architecture.encoder.label} does not take inputs of shape {study.problem.input_shape} "
-                f"({' '.join(str(error).split())[:200]}); give images of at least 32 × 32 pixels"
+                f"({one_line(error, 200)}); give images of at least 32 × 32 pixels"
             ) from None
 
 
@@ -239,9 +239,7 @@ def _storage(uri: str, read_only: bool) -> Store:
             f"--storage {uri} does not answer within {ANSWER:.0f} s; check its address and the network"
         ) from None
     except (OSError, ImportError, ValueError) as error:
-        raise BadInput(
-            f"--storage {uri} cannot be used ({' '.join(str(error).split())}); choose another folder"
-        ) from None
+        raise BadInput(f"--storage {uri} cannot be used ({one_line(error)}); choose another folder") from None
     return store
 
 
@@ -646,7 +644,7 @@ def _given(error: Any) -> str:
 
 def _complain(text: str, code: int) -> int:
     with suppress(OSError):  # nobody reads it any more
-        print(f"error: {redact(' '.join(text.split()))}", file=sys.stderr, flush=True)
+        print(f"error: {redact(one_line(text))}", file=sys.stderr, flush=True)
     return code
 
 

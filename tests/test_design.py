@@ -12,7 +12,7 @@ LIBRARY = Path(__file__).parents[1] / "sibcl_ray"
 # A name without a folder is a module at the top.
 ORDER = (
     "randomness",
-    "redaction",
+    "messages",
     "deadlines",
     "isolation",
     "symmetry",
@@ -28,7 +28,7 @@ ORDER = (
     "cluster",
 )
 TOP = 8  # modules at the package's top, at most
-VIEWED = {"randomness", "redaction", "deadlines", "isolation", "symmetry", "storage", "problems"}  # by results
+VIEWED = {"randomness", "messages", "deadlines", "isolation", "symmetry", "storage", "problems"}  # by results
 
 
 def name_of(path):

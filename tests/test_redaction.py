@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sibcl_ray.redaction import redact
+from sibcl_ray.messages import redact
 
 VISIBLE = "".join(c for c in map(chr, range(33, 127)) if c != "*")
 URL_SAFE = string.ascii_letters + string.digits + "-._~%!$'()*+,;"

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
+from sibcl_ray.messages import one_line
+
 NOBODY = "http://127.0.0.1:9"  # refuses at once
 # Ray has a shell start its actors' interpreters, whose paths may have blanks.
 INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
@@ -32,10 +34,10 @@ def connect() -> None:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # also bare ones, where a part of Ray dies on the way
         raise ValueError(
-            f"RAY_ADDRESS is {address} and cannot be reached ({' '.join(str(error).split())[:300]}); "
+            f"RAY_ADDRESS is {address} and cannot be reached ({one_line(error, 300)}); "
             "start that cluster, or unset it to use this machine"
             if address
-            else f"Ray does not start here: {' '.join(str(error).split())[:300]}"
+            else f"Ray does not start here: {one_line(error, 300)}"
         ) from None
 
 

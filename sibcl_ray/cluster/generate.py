@@ -21,6 +21,7 @@ from sibcl_ray.cluster.connection import scales
 from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard
 from sibcl_ray.data.sandbox import CallFailed, call
 from sibcl_ray.data.shards import Draft, Made, drawn, forms, groups, make_shard, stored
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
 from sibcl_ray.storage.leases import Claims
@@ -282,7 +283,7 @@ def _result(reference: ray.ObjectRef) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        raise SolverFailed(f"the solver takes its process down: {' '.join(str(error).split())[:300]}") from None
+        raise SolverFailed(f"the solver takes its process down: {one_line(error, 300)}") from None
     if isinstance(result, Exception):
         raise result
     return result

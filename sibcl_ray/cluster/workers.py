@@ -27,6 +27,7 @@ from sibcl_ray.cluster.connection import scales
 from sibcl_ray.cluster.scheduler import IDLE, NARROW, WIDE, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
+from sibcl_ray.messages import one_line
 from sibcl_ray.storage.leases import Claims
 from sibcl_ray.storage.records import ATTEMPTS
 from sibcl_ray.storage.store import StoreError
@@ -89,7 +90,7 @@ def _free_what_the_dead_reserved() -> None:
 
 
 def _gone(error: ray.exceptions.RayError) -> str:
-    return f"a part of Ray that the study needs has died: {' '.join(str(error).split())[:300]}"
+    return f"a part of Ray that the study needs has died: {one_line(error, 300)}"
 
 
 def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
@@ -236,9 +237,9 @@ class Workers:
                     whole = True  # it was sent home, for want of work
                     continue
                 except WorkerGroupError as error:
-                    reason, blamed = " ".join(str(error).split())[:1000], list(error.worker_failures)
+                    reason, blamed = one_line(error, 1000), list(error.worker_failures)
                 except Exception as error:  # of Train itself, or of a machine that was called back
-                    reason, blamed = " ".join(str(error).split())[:1000], []
+                    reason, blamed = one_line(error, 1000), []
                 if self._closing:
                     return
                 _free_what_the_dead_reserved()

@@ -37,6 +37,7 @@ from sibcl_ray.data.versions import (
     line_of,
     shard_seconds,
 )
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import fingerprint
@@ -266,7 +267,7 @@ class Dataset:
             found = (about["fingerprint"], about["role"], about["shard"])
             columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
         except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
-            raise Damaged(f"{name} cannot be read: {' '.join(str(error).split())}") from error
+            raise Damaged(f"{name} cannot be read: {one_line(error)}") from error
         expected = (self.line(role).fingerprint, role.name, index)
         if not whole or found != expected:
             raise Damaged(f"{name} is not what was written there (it says {found})")

@@ -32,6 +32,7 @@ import torch
 
 from sibcl_ray import isolation
 from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 from sibcl_ray.storage.folders import private_folder
 
@@ -344,7 +345,7 @@ def _reason(error: Exception) -> str:
         f for f in traceback.extract_tb(error.__traceback__) if any(f.filename.startswith(p) for p in isolation.paths)
     ]
     where = f" (line {frames[-1].lineno} of {os.path.basename(frames[-1].filename)})" if frames else ""
-    said = " ".join(str(error).split())[:500]
+    said = one_line(error, 500)
     if isinstance(error, FileNotFoundError) and not os.path.isabs(str(error.filename)):
         said += "; calls run in an empty folder: name a file beside yours by Path(__file__).parent"
     return f"{type(error).__name__}: {said}{where}"

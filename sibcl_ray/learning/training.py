@@ -20,6 +20,7 @@ from sibcl_ray.learning import baseline, distributed
 from sibcl_ray.learning.checkpoint import Checkpoint, Kept
 from sibcl_ray.learning.contrastive import nt_xent
 from sibcl_ray.learning.networks import Architecture, Network
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.symmetry import augment, augment_labelled
@@ -202,7 +203,7 @@ def finetune(
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(f"the weights are of another architecture: {' '.join(str(error).split())}") from None
+            raise ValueError(f"the weights are of another architecture: {one_line(error)}") from None
     assert labelled.labels is not None
     known = baseline.known(problem, labelled.inputs, c.delta, labelled.estimates)
     if c.delta:  # a good estimate leaves little to learn: of what size, the labels that may be seen tell

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from sibcl_ray.isolation import guard
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems import losses
 from sibcl_ray.symmetry import Equivariance, Group
 
@@ -51,7 +52,7 @@ class BadProblem(ValueError):
     """A problem that cannot be used: in one line what came, what was expected and what to do."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(text))
 
 
 class Problem(ABC):

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from rich.table import Table
 from rich.text import Text
 
+from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import FRACTION
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
 
@@ -165,7 +166,7 @@ def failures_in_words(matrix: pd.DataFrame) -> Iterator[str]:
     ended = matrix[matrix["state"].isin(["failed", "diverged"])]
     counts = ended.groupby(["state", "reason"], sort=False).size().sort_values(ascending=False, kind="stable")
     for (state, reason), count in counts.head(REASONS).items():
-        words = " ".join(str(reason).split())
+        words = one_line(reason)
         cut = f"{words[:REASON_LENGTH]}…" if len(words) > REASON_LENGTH else words
         yield f"{count} cell{'s' * (count > 1)} {state}: {cut}"
     if len(counts) > REASONS:

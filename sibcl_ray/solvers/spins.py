@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from sibcl_ray.messages import one_line
+
 SITES = 24  # that can be diagonalised here; larger ground states are read
 FLIP = "flip"
 SMALL = 400  # rows of a matrix that is diagonalised as it is
@@ -348,7 +350,7 @@ def read_ground_state(path: Path, lattice: Lattice, j2: float) -> GroundState:
             states, vectors, energies = (np.asarray(file[name]) for name in DATASETS)
     except (OSError, KeyError) as error:
         raise ValueError(
-            f"{path.name} cannot be read ({' '.join(str(error).split())}); expected HDF5 with {', '.join(DATASETS)}"
+            f"{path.name} cannot be read ({one_line(error)}); expected HDF5 with {', '.join(DATASETS)}"
         ) from None
     vectors = vectors.reshape(-1, 1) if vectors.ndim == 1 else vectors
     coefficients = vectors[:, 0] if len(vectors) == len(states) else vectors[0]

@@ -6,7 +6,7 @@ Apart from the jobs themselves, so that whoever only passes them on does without
 import time
 from typing import Any
 
-from sibcl_ray.redaction import redact
+from sibcl_ray.messages import one_line, redact
 
 DONE, DIVERGED, FAILED = "done", "diverged", "failed"  # states; only FAILED is worth another try
 ATTEMPTS = 3  # how often a job is tried before its failure stands
@@ -21,7 +21,7 @@ def stands(record: Record | None) -> bool:
 
 def failure(reason: str) -> Record:
     """The outcome of a job that failed for good."""
-    return {"state": FAILED, "reason": redact(" ".join(reason.split()))[:1000], "attempts": ATTEMPTS}
+    return {"state": FAILED, "reason": redact(one_line(reason))[:1000], "attempts": ATTEMPTS}
 
 
 def timed(outcome: Record, seconds: float = 0.0) -> Record:

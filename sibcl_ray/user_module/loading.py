@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from sibcl_ray.data.sandbox import CallFailed, Sandbox
+from sibcl_ray.messages import nearest
 from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
-from sibcl_ray.problems.tabulated.tables import nearest
 from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of, read
 
 TRIED = 5.0  # seconds in which inputs should come, to be looked at

@@ -11,8 +11,9 @@ import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
+from sibcl_ray.messages import nearest
 from sibcl_ray.problems import losses
-from sibcl_ray.problems.tabulated.tables import BadData, find, nearest, readable
+from sibcl_ray.problems.tabulated.tables import BadData, find, readable
 from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations
 
 FILE = "problem.toml"

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sibcl_ray.messages import nearest
 from sibcl_ray.problems.tabulated import hdf5, npz, parquet
-from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, nearest, readable, usable
+from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, readable, usable
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sibcl_ray.messages import nearest
 from sibcl_ray.problems.tabulated import hdf5
 from sibcl_ray.problems.tabulated.packing import packing
-from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, nearest, readable, rows_at_once, usable
+from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, readable, rows_at_once, usable
 
 STAR = "*"
 CACHE = 2**20  # bytes in which HDF5 keeps what it knows of datasets; by itself it takes more with every one

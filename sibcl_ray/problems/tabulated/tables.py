@@ -3,17 +3,17 @@
 Only numbers are read. Whatever is wrong with a file ends in one kind of error, of one line, that says what it is.
 """
 
-import difflib
 import errno
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from sibcl_ray.messages import nearest, one_line
 from sibcl_ray.problems.problem import BadProblem
 
 BLOCK = 4 * 2**20  # bytes of a block, about
@@ -108,19 +108,10 @@ def readable(title: str) -> Iterator[None]:
     except BadData:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200) or type(error).__name__
         if cause := _cause(error, reason):
             raise BadData(f"{title.rstrip(',')} {cause} ({reason[:120]})") from error
         raise BadData(f"{title} cannot be read ({reason}); is the file whole? copy or write it again") from error
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Advice on a name that is not there."""
-    known = list(known)
-    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
-        return f"did you mean {near[0]!r}?"
-    listed = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
-    return f"there is {listed}" if known else "there is nothing"
 
 
 def find(folder: Path, file: str) -> Path:

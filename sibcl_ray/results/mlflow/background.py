@@ -10,7 +10,7 @@ from typing import Self
 import pandas as pd
 
 from sibcl_ray.deadlines import Limit
-from sibcl_ray.redaction import redact
+from sibcl_ray.messages import redact
 from sibcl_ray.results.mlflow.tracking import Shown, TrackingUnavailable, reason, sync
 
 PATIENCE = 300.0  # seconds after which a sync in the background is cut off

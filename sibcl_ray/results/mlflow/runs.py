@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sibcl_ray.redaction import redact
+from sibcl_ray.messages import redact
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
 from sibcl_ray.results.report import Units, colour, interval_in_words, labels_in_words, saving_in_words, units_of
 

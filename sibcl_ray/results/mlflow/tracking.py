@@ -33,7 +33,7 @@ from urllib.request import urlopen
 import pandas as pd
 
 from sibcl_ray.deadlines import Limit, OutOfTime, within
-from sibcl_ray.redaction import redact
+from sibcl_ray.messages import redact
 from sibcl_ray.results.mlflow.runs import (
     CURVE_VIEW,
     SEARCH_VIEW,

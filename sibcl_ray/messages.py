@@ -1,10 +1,13 @@
-"""What must not be shown: passwords, tokens and keys, taken out of text before anybody reads or stores it.
+"""Messages in one line, with advice, and without the passwords, tokens and keys that may have come into them.
 
-In doubt it takes out too much: a line that lost a word can be asked about, a published password has to be changed.
+In doubt `redact` takes out too much: a line that lost a word can be asked about, a published password has to be
+changed.
 """
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
 
 HIDDEN = "***"
@@ -38,6 +41,21 @@ _PATTERNS = tuple(
         r"(?P<kept>\b)(?P<value>eyJ[\w-]+\.eyJ[\w-]+\.[\w-]*)",
     )
 )
+
+
+def one_line(text: object, longest: int | None = None) -> str:
+    """The text, or that of an error, without line breaks, cut after ``longest`` characters."""
+    return " ".join(str(text).split())[:longest]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Advice on a name that is not among those known."""
+    known = list(known)
+    spelled = {k.lower(): k for k in known}
+    if near := difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5):
+        return f"did you mean {spelled[near[0]]!r}?"
+    listed = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
+    return f"there is {listed}" if known else "there is nothing"
 
 
 def redact(text: str) -> str:
