@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import ray  # noqa: I001  brings psutil
 import psutil
 from planted import PlantedLedger
-from recipes import paper
+from sibcl_ray.recipes import paper
 
 from sibcl_ray.storage.leases import Session
 from sibcl_ray.study.ledger import Missing

@@ -20,11 +20,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
-from recipes import smoke
-
 from sibcl_ray.cluster.tune import BudgetSearcher
 from sibcl_ray.learning.jobs import Job
 from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.recipes import smoke
 from sibcl_ray.storage.records import DONE, timed, write_record
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger

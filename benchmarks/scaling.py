@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
 from planted import error
-from recipes import SCALES
 
 from sibcl_ray.cluster.tune import BudgetSearcher
 from sibcl_ray.data.dataset import Split
@@ -43,6 +42,7 @@ from sibcl_ray.learning.networks import Architecture
 from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, pretrain
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.randomness import named_seed
+from sibcl_ray.recipes import SCALES
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger

@@ -7,7 +7,8 @@ changed.
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
@@ -56,6 +57,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {spelled[near[0]]!r}?"
     listed = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
     return f"there is {listed}" if known else "there is nothing"
+
+
+def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """The value of a name; ValueError, with the names there are, if it is none of them."""
+    if name in known:
+        return known[name]
+    near = nearest(name, known) if difflib.get_close_matches(name.lower(), map(str.lower, known), cutoff=0.5) else ""
+    raise ValueError(f"there is no {kind} {name!r}{near and f'; {near}'} (known: {', '.join(known)})")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to about two digits."""
+    units = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((u for u in units if seconds >= 2 * u[0]), units[-1])
+    return f"{seconds / size:.0f} {unit}"
 
 
 def redact(text: str) -> str:

@@ -36,7 +36,6 @@ from typing import Any
 
 import conftest  # noqa: F401  where things lie, and how Ray is set up for tests
 from processes import AGENTS, PATIENCE, SCRIPT, Driver, Process, environment
-from recipes import SCALES
 from servers import MlflowServer, mlflow_server, wait_until
 from test_outages import assert_shows
 
@@ -44,6 +43,7 @@ from sibcl_ray.data.dataset import LABELS, TARGET, TEST, Dataset
 from sibcl_ray.data.versions import BEFORE
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.problems.problem import Sample
+from sibcl_ray.recipes import SCALES
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger

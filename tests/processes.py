@@ -71,13 +71,13 @@ def environment(**more: str) -> dict[str, str]:
 
 def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
     """The exit code of `label_sweep.py`, run in this process, and what it printed, by pytest's `capfd`."""
-    import label_sweep
+    from sibcl_ray import cli
 
     arguments = ["label_sweep.py", *options]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
-            code = label_sweep.command_line()
+            code = cli.command_line()
     finally:  # signals that other tests send are none of a command's
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -35,7 +35,7 @@ SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schem
 RAY = re.search(r"rayproject/ray:([\d.]+)-py311", TEXTS["Dockerfile"])[1]
 
 sys.path.insert(0, str(ROOT / "studies"))
-from label_sweep import app  # noqa: E402
+from sibcl_ray.cli import app  # noqa: E402
 
 KNOWN_OPTIONS = {option for p in get_command(app).params for option in (*p.opts, *p.secondary_opts)}
 

@@ -4,9 +4,9 @@ import pytest
 from disks import small_disk
 from faults import campaign, fail
 from processes import AGENTS, Driver
-from recipes import SCALES
 
 from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.recipes import SCALES
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
 

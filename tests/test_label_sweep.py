@@ -12,22 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import folders as arrays
-import label_sweep
 import numpy as np
 import pandas as pd
 import pytest
 from faults import RECORDS, digest
 from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, interpreter, of_session, ray_program, told
-from recipes import SCALES
 from servers import free_port, wait_until
 from test_ledger import fill, good
 
-from sibcl_ray.cluster.connection import NOBODY
+from sibcl_ray import cli
+from sibcl_ray.cluster.connection import NOBODY, keeping_signals
 from sibcl_ray.data.dataset import TARGET
 from sibcl_ray.learning.jobs import CellJob, TrialJob
 from sibcl_ray.problems import PROBLEMS, tabulated
 from sibcl_ray.problems.problem import FRACTION
 from sibcl_ray.problems.simulation import Simulation
+from sibcl_ray.recipes import SCALES
 from sibcl_ray.results.terminal import Screen
 from sibcl_ray.search.methods import METHODS
 from sibcl_ray.storage.records import failure
@@ -207,14 +207,15 @@ def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(midw
 def test_a_signal_that_another_handler_loses_is_obeyed(number):
     handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt), label_sweep._hearing_signals():
+        cli._obey_signals()
+        with pytest.raises(KeyboardInterrupt), keeping_signals():
             signal.signal(number, lambda number, frame: None)  # as Ray puts in place while it starts
             os.kill(os.getpid(), number)
-        assert label_sweep._signals == [number] and signal.getsignal(number) is label_sweep._stop
-        with label_sweep._hearing_signals():
+        assert cli._signals == [number] and signal.getsignal(number) is cli._stop
+        with keeping_signals():
             pass
     finally:
-        label_sweep._signals.clear()
+        cli._signals.clear()
         for each, handler in handlers.items():
             signal.signal(each, handler)
 
@@ -522,7 +523,7 @@ def test_who_has_read_enough_is_told_nothing_of_it(options, tmp_path, monkeypatc
     os.close(reads)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", os.fdopen(writes, "w"))
-        patch.setattr("label_sweep.console", Screen())  # which is quiet from then on
+        patch.setattr("sibcl_ray.cli.console", Screen())  # which is quiet from then on
         copy = os.dup(1)  # Rich closes it for Typer's help
         code, printed = told(capfd, *finished(written(tmp_path)).options, "--storage", str(tmp_path / "runs"), *options)
         os.dup2(copy, 1)

@@ -16,11 +16,11 @@ from servers import PASSWORD, mlflow_server, postgres, postgres_programs, proxy,
 from test_curves import cell, noisy
 from test_tracking import METHODS, search
 
+from sibcl_ray.results.figure import learning_curve_figure
 from sibcl_ray.results.mlflow import tracking
 from sibcl_ray.results.mlflow.background import Tracker
 from sibcl_ray.results.mlflow.runs import curve_runs, search_runs, trial_runs
 from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sync
-from sibcl_ray.results.report import learning_curve_figure
 
 REQUEST, SLACK = 2, 4  # seconds: a request's timeout in some tests, and what a busy machine takes for nothing
 NOTHING = pd.DataFrame()

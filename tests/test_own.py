@@ -338,7 +338,7 @@ def test_a_study_of_the_example_runs_though_its_file_is_gone(tmp_path):
 
 
 def test_without_a_surrogate_nothing_is_made_for_one(tmp_path):
-    import recipes
+    from sibcl_ray import recipes
 
     problem = loaded(tmp_path)
     study = recipes.smoke(problem)

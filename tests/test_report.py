@@ -9,13 +9,13 @@ from rich.console import Console
 from test_curves import exact, noisy, power_law
 
 from sibcl_ray.results.curves import label_savings
-from sibcl_ray.results.report import (
+from sibcl_ray.results.figure import learning_curve_figure
+from sibcl_ray.results.tables import (
     COLOURS,
     colour,
     failures_in_words,
     interval_in_words,
     labels_in_words,
-    learning_curve_figure,
     matrix_table,
     saving_in_words,
     saving_table,

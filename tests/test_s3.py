@@ -253,18 +253,18 @@ REFUSALS = {
 def test_a_bucket_that_cannot_be_used_is_one_line_within_seconds(
     environment, uri, expected, bucket, s3, strangers, monkeypatch, tmp_path, capfd
 ):
-    import label_sweep
+    from sibcl_ray import cli
 
     uri, begun = uri or bucket, time.monotonic()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", uri])
-    monkeypatch.setattr(label_sweep, "ANSWER", 2.0 if "does not answer" in expected else 60.0)
+    monkeypatch.setattr("sibcl_ray.driver.ANSWER", 2.0 if "does not answer" in expected else 60.0)
     monkeypatch.setattr("sibcl_ray.storage.store.OPENING", 2.0)
     with proxy(s3.port) as silent:
         silent.silent = True
         for name, value in environment.items():
             monkeypatch.setenv(name, value.format(free=free_port(), silent=silent.port))
-        assert label_sweep.command_line() == 2
+        assert cli.command_line() == 2
     assert time.monotonic() - begun < 20
     printed = capfd.readouterr().err
     assert re.search(f"^error: --storage {uri} .*{expected}", printed), printed

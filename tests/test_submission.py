@@ -12,10 +12,10 @@ from autoscaling import DATABASE, JOB, PLANTED, Cluster
 from faults import fail, outcome
 from processes import NAME, ROOT, interpreter, told
 from ray.job_submission import JobStatus
-from recipes import SCALES
 from servers import PASSWORD, wait_until
 
 from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.recipes import SCALES
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
 

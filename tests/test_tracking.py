@@ -15,8 +15,8 @@ from servers import mlflow_server
 from test_curves import exact, noisy, power_law
 
 from sibcl_ray.results.curves import learning_curves
+from sibcl_ray.results.figure import learning_curve_figure
 from sibcl_ray.results.mlflow import tracking
-from sibcl_ray.results.report import learning_curve_figure
 
 METHODS = {"SL": 1, "SL-I": 2, "SIB-CL": 8}
 

@@ -3,8 +3,12 @@
 import logging
 import os
 import shlex
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -12,32 +16,85 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from sibcl_ray.messages import one_line
 
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
+LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 NOBODY = "http://127.0.0.1:9"  # refuses at once
 # Ray has a shell start its actors' interpreters, whose paths may have blanks.
 INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
 
 
-def connect() -> None:
+def connect() -> bool:
     """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here.
 
     One that is started here is for this driver alone, and behind a token, as is Ray's default.
 
+    Returns:
+        False where this process is connected already, and stays so.
+
     Raises:
         ValueError: there is no such cluster, in one line.
     """
+    if ray.is_initialized():
+        return False
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
-    if alone:  # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's
+    if alone:
+        _check_sockets()
+        # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's.
         os.environ["RAY_API_SERVER_ADDRESS"] = NOBODY
     try:
         _knock(address or "")
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
+        with keeping_signals():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # also bare ones, where a part of Ray dies on the way
         raise ValueError(
             f"RAY_ADDRESS is {address} and cannot be reached ({one_line(error, 300)}); "
             "start that cluster, or unset it to use this machine"
             if address
             else f"Ray does not start here: {one_line(error, 300)}"
+        ) from None
+    return True
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Puts handlers back that Ray replaces while it starts, and raises the signals that it lost meanwhile."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard, told = socket.socketpair()
+    with heard, told:
+        heard.setblocking(False)
+        told.setblocking(False)
+        before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        with suppress(BlockingIOError):
+            for lost in heard.recv(1000):
+                if lost in handlers:
+                    signal.raise_signal(lost)
+
+
+def _check_sockets() -> None:
+    """Whether a cluster that is started here has room for its sockets."""
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)  # as Ray looks at them
+    name = next((n for n in names if n in os.environ), "RAY_TMPDIR")
+    place = os.environ.get(name, "/tmp")
+    if (length := len(os.fsencode(place))) + len(SOCKET) > LONGEST:
+        raise ValueError(
+            f"{name} is a path of {length} letters, too long for Ray's sockets; set RAY_TMPDIR to a folder with at "
+            f"most {LONGEST - len(SOCKET)}, such as /tmp"
+        )
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
         ) from None
 
 

@@ -16,6 +16,7 @@ from sibcl_ray.cluster.scheduler import Unfinished
 from sibcl_ray.cluster.trial_process import submit_and_wait
 from sibcl_ray.cluster.tune import BudgetSearcher, run_searches
 from sibcl_ray.cluster.workers import Resources, Workers
+from sibcl_ray.messages import duration
 from sibcl_ray.results.progress import Count, Snapshot, Watch
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.leases import Claims, Session
@@ -33,6 +34,17 @@ class Timings:
     wall: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    begun: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        """Where the time went until now."""
+        wall, training = time.monotonic() - self.begun, sum(self.busy.values()) / max(1, self.workers)
+        starting, labels = self.wall.get("ray", 0.0) + self.wall.get("workers", 0.0), self.wall.get("labels", 0.0)
+        rest = wall - starting - labels - training
+        return (
+            f"{duration(wall)}: {labels:.0f} s labels, {training:.0f} s training on {self.workers} workers, "
+            f"{starting:.0f} s starting Ray and its workers, {rest:.0f} s ({rest / wall:.0%}) everything else"
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -110,6 +110,18 @@ def new_network(problem: Problem, architecture: Architecture, seed: int) -> Netw
     return network.to(memory_format=torch.channels_last) if len(grid) == 2 else network  # type: ignore[call-overload]
 
 
+def check_takes(problem: Problem, architecture: Architecture) -> None:
+    """ValueError where the network does not take the problem's inputs."""
+    ones = torch.ones(2, *problem.input_shape)
+    try:
+        new_network(problem, architecture, seed=0)(problem.features(ones))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the encoder {architecture.encoder.label} does not take inputs of shape {problem.input_shape} "
+            f"({one_line(error, 200)}); give images of at least 32 × 32 pixels"
+        ) from None
+
+
 def pretrain(
     problem: Problem,
     unlabelled: Tensor,

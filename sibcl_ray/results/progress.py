@@ -63,8 +63,6 @@ class Display:
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,6 +74,7 @@ class Display:
         if not self._console.is_terminal:
             self._log(counts, bool(snapshot.running))
             return
+        self._live.start()
         for name, count in counts.items():
             task = self._bars.tasks[self._tasks[name]]
             if count.total and task.start_time is None:

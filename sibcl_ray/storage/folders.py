@@ -26,6 +26,14 @@ def private_folder(place: Path, name: str) -> Path:
     return folder
 
 
+def expanded(path: str) -> str:
+    """The path with ~ as a shell has it, which leaves it alone inside of --option=~/path."""
+    whole = os.path.expanduser(path)
+    if whole.startswith("~"):
+        raise ValueError(f"{path} is in a home folder that is not known; give the whole path")
+    return whole
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder; whatever goes wrong raises an OSError."""

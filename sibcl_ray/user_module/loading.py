@@ -12,19 +12,41 @@ import numpy as np
 import torch
 
 from sibcl_ray.data.sandbox import CallFailed, Sandbox
-from sibcl_ray.messages import nearest
-from sibcl_ray.problems import check
+from sibcl_ray.messages import choose, nearest
+from sibcl_ray.problems import PROBLEMS, check, tabulated
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
+from sibcl_ray.storage.folders import expanded
 from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of, read
 
+TABULATED = "tabulated"
 TRIED = 5.0  # seconds in which inputs should come, to be looked at
 MISSING = "install what it needs, or put it beside the file"
 SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
 
 
-def is_own(name: str) -> bool:
-    """Whether a problem is named by a file."""
-    return SPELLED.fullmatch(name) is not None
+def find(name: str, data: str | None = None) -> Problem:
+    """The problem of a name, as for ``--problem`` and ``--data``.
+
+    Args:
+        name: of `PROBLEMS`; ``FILE.py:CLASS``; or ``"tabulated"``.
+        data: for the last, the folder of arrays.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    if data is not None and name != TABULATED:
+        raise ValueError(f"data is for problem {TABULATED}, and the problem is {name}; leave one of them out")
+    if SPELLED.fullmatch(name):
+        problem, where = load(expanded(name)), name
+    elif name == TABULATED:
+        if data is None:
+            raise ValueError(f"problem {TABULATED} needs data: a folder with arrays and the problem.toml naming them")
+        problem, where = tabulated.load(Path(expanded(data))), "problem.toml"
+    else:
+        return choose("problem", name, {**PROBLEMS, TABULATED: None})
+    if problem.name in (*PROBLEMS, TABULATED):
+        raise BadProblem(f"the name {problem.name!r} in {where} is that of another problem; give a name of its own")
+    return problem
 
 
 def load(name: str) -> Problem:
@@ -35,7 +57,7 @@ def load(name: str) -> Problem:
     """
     spelled = SPELLED.fullmatch(name)
     assert spelled
-    its = _read(Path(spelled["file"]).expanduser())
+    its = _read(Path(spelled["file"]))
     with _telling(its, its.file, MISSING):
         module = its.module()
     kind = _kind(module, its.file, spelled["kind"] or "")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from sibcl_ray.messages import redact
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
-from sibcl_ray.results.report import Units, colour, interval_in_words, labels_in_words, saving_in_words, units_of
+from sibcl_ray.results.tables import Units, colour, interval_in_words, labels_in_words, saving_in_words, units_of
 
 VIEW = "sibcl"  # key of the saved view in either experiment
 STATES = ("done", "failed", "diverged", "missing")  # of cells

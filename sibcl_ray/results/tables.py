@@ -1,17 +1,11 @@
-"""Tables for the terminal and the learning-curve figure, from the matrix alone."""
+"""Tables and words for a matrix of cells, and the colour of each method."""
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +26,6 @@ COLOURS = {
     "SSL-I-delta": "#6A3D9A",
 }
 OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
-MARKERS = "os^Dvp*XP"
 
 REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters of each
 
@@ -201,110 +194,3 @@ def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
         verdict = "bold green" if s.low > 1 else "red" if s.high < 1 or s.saving == 0 else ""  # by its whole interval
         table.add_row(s.method, labels_in_words(s), Text(saving_in_words(s), verdict), interval_in_words(s))
     return table
-
-
-def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:
-    """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
-
-    Test error over labels (log), a band for the 95 % interval, and the largest label saving as an
-    arrow at the target error. A matrix without finished cells gives empty axes that say so.
-    """
-    units = units_of(matrix)
-    curves = {m: curve.scaled(units.scale) for m, curve in learning_curves(matrix, compared=True).items()}
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for i, method in enumerate(sorted(curves)):
-        _draw(axes, curves[method], MARKERS[i % len(MARKERS)])
-    axes.set(title=title, xlabel="labels")
-    axes.set_ylabel(f"mean test error{units.bracketed}", parse_math=False)
-    if curves:
-        _scale(axes, curves)
-        _name(axes, curves)
-        _mark_saving(axes, curves, [s for s in label_savings(matrix, baseline) if s.saving > 1], units.scale)
-    else:
-        axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
-    return _write(figure, Path(path_stem))
-
-
-def _draw(axes: Axes, curve: LearningCurve, marker: str) -> None:
-    tint = colour(curve.method)
-    strong = curve.method == "SIB-CL"
-    axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
-    axes.plot(
-        curve.budgets,
-        curve.error,
-        color=tint,
-        marker=marker,
-        markersize=5,
-        linewidth=2.4 if strong else 1.5,
-        zorder=3 if strong else 2,
-    )
-
-
-def _scale(axes: Axes, curves: dict[str, LearningCurve]) -> None:
-    """Log labels with the budgets as ticks; log error where it spans more than a factor of five."""
-    budgets = sorted({float(n) for curve in curves.values() for n in curve.budgets})
-    errors = np.concatenate([curve.error for curve in curves.values()])
-    axes.set_xscale("log")
-    axes.set_xticks(budgets, [f"{n:.0f}" for n in budgets])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(budgets[0] / 1.15, budgets[-1] * 1.15)
-    if errors.min() > 0 and errors.max() > 5 * errors.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
-    """Each method's name beside the end of its curve, pushed apart where they would touch."""
-    ends = sorted((curve.error[-1], method) for method, curve in curves.items())
-    to_axes = axes.transData + axes.transAxes.inverted()
-    heights = np.array([to_axes.transform((curves[method].budgets[-1], end))[1] for end, method in ends])
-    gap = 0.05  # of the axes' height: one line of text
-    placed = heights.copy()
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    placed -= max(0.0, (placed - heights).mean())
-    for (_, method), height in zip(ends, placed, strict=True):
-        axes.text(1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold")
-
-
-def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[LabelSaving], scale: float) -> None:
-    """An arrow at the target error from the baseline's labels to those of the method that saves most."""
-    if not savings:
-        return
-    # Beyond measure are several alike: then the one with the smallest error at its fewest labels.
-    best = max(savings, key=lambda s: (s.saving, -curves[s.method].error[0]))
-    height, end = scale * best.target_error, best.labels or best.smallest
-    axes.axhline(height, color="0.5", linewidth=0.8, linestyle=":")
-    arrow = {"arrowstyle": "-|>", "color": "0.25", "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", xy=(end, height), xytext=(best.baseline_labels, height), arrowprops=arrow)
-    axes.annotate(
-        f"{best.method}: {saving_in_words(best)} fewer labels",
-        xy=(np.sqrt(end * best.baseline_labels), height),
-        xytext=(0, 5),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        color="0.15",
-        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
-    )
-
-
-def _write(figure: Figure, stem: Path) -> list[Path]:
-    """Save under a temporary name in the same folder, then rename: a reader never sees half a figure."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
-                figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return paths

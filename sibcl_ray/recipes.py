@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sibcl_ray.learning.networks import Architecture, InvariantEncoder, Referenc
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
+from sibcl_ray.user_module.loading import find
 
 # Those that a problem has what it needs for.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
@@ -70,6 +72,21 @@ def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
     return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
 
+SCALES: dict[str, Callable[..., Study]] = {}
+
+
+def _recipe(build: Callable[[Problem, int], Study]) -> Callable[..., Study]:
+    """A scale, by its name; the problem may be given by a name as well, as for ``--problem``."""
+
+    @wraps(build)
+    def scale(problem: Problem | str, seed: int = 0) -> Study:
+        return build(find(problem) if isinstance(problem, str) else problem, seed)
+
+    SCALES[build.__name__] = scale
+    return scale
+
+
+@_recipe
 def smoke(problem: Problem, seed: int = 0) -> Study:
     """Seconds of training: proves that everything works together, and nothing else."""
     return _study(
@@ -98,6 +115,7 @@ def smoke(problem: Problem, seed: int = 0) -> Study:
     )
 
 
+@_recipe
 def quick(problem: Problem, seed: int = 0) -> Study:
     """A result worth looking at within ten minutes on two cores without a GPU."""
     return _study(
@@ -126,6 +144,7 @@ def quick(problem: Problem, seed: int = 0) -> Study:
     )
 
 
+@_recipe
 def standard(problem: Problem, seed: int = 0) -> Study:
     """About an hour on one GPU."""
     reference = REFERENCE[_dimensions(problem)].scaled(0.5)
@@ -159,6 +178,7 @@ def standard(problem: Problem, seed: int = 0) -> Study:
     )
 
 
+@_recipe
 def paper(problem: Problem, seed: int = 0) -> Study:
     """The sizes of Loh et al. (2022), with a search in place of its choice on the test set."""
     architectures = tuple(
@@ -197,6 +217,3 @@ def paper(problem: Problem, seed: int = 0) -> Study:
         test=2000,
         pool=10_000,
     )
-
-
-SCALES: dict[str, Callable[..., Study]] = {f.__name__: f for f in (smoke, quick, standard, paper)}

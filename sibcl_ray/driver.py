@@ -1,0 +1,293 @@
+"""Runs a study to its end and reads finished ones: what commands and scripts share."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from sibcl_ray.deadlines import Limit, OutOfTime, within
+from sibcl_ray.learning.training import check_takes
+from sibcl_ray.messages import one_line
+from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+from sibcl_ray.results.mlflow.background import Tracker
+from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sqlite_uri, takes
+from sibcl_ray.results.progress import Watch
+from sibcl_ray.storage.folders import expanded
+from sibcl_ray.storage.leases import Session
+from sibcl_ray.storage.store import NewerStore, Store
+from sibcl_ray.study.ledger import Ledger, Missing
+from sibcl_ray.study.study import Study
+
+FILES = ("learning_curves.png", "learning_curves.svg", "matrix.parquet")
+ANSWER = 15.0  # seconds in which a storage has to
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has found.
+
+    Args:
+        matrix: one row per cell (method, budget, seed); the README lists its columns.
+        folder: path or URL of the study's files: ``matrix.parquet``, ``learning_curves.png`` and ``.svg``.
+    """
+
+    matrix: pd.DataFrame
+    folder: str
+
+    def curves(self) -> Mapping[str, LearningCurve]:
+        """The mean test error of each method at each budget, with its interval."""
+        return learning_curves(self.matrix)
+
+    def savings(self) -> list[LabelSaving]:
+        """How many times fewer labels than SL each method needs for SL's smallest error, with its interval."""
+        return label_savings(self.matrix)
+
+
+def load_results(folder: str | os.PathLike[str]) -> Results:
+    """The results of a study in ``STORAGE/studies/NAME``, a folder or the URL of one.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    place, _, name = str(folder).rstrip("/").rpartition("/")
+    store = open_store(place or ".", read_only=True)
+    try:
+        data = store.read(f"{name}/matrix.parquet")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no matrix.parquet in {folder}; give STORAGE/studies/NAME") from None
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        return Results(pq.read_table(file).to_pandas(), store.path(name))
+
+
+def run(
+    study: Study,
+    storage: str | os.PathLike[str] = "runs",
+    *,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    pretraining_workers: int = 1,
+    search_storage: str | None = None,
+    tracking_uri: str | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    labels: str | None = None,
+    say: Say = print,
+    watch: Watch = lambda snapshot: None,
+) -> Results:
+    """Run what a study lacks, here or on the cluster that RAY_ADDRESS names, and write its results.
+
+    Called again, it continues where it stopped. A Ray cluster that it starts, or a connection that it makes, ends with
+    it; one that the process has already is used and left.
+
+    Args:
+        study: see `recipes`.
+        storage: a folder, or an s3://, gs:// or az:// URL.
+        workers, gpus_per_worker, pretraining_workers, search_storage, tracking_uri, fresh, retry_failed, labels: as the
+            options of `python studies/label_sweep.py --help`.
+        say: is given warnings and notes, a line each.
+        watch: is given the progress, twice a second.
+
+    Raises:
+        ValueError: the study, the storage or the cluster cannot be used as asked; in one line, before any compute.
+        SolverFailed: a label cannot be computed.
+        StoreError, Unfinished: the storage or the cluster failed; the same call continues.
+    """
+    workforce = Workforce(workers, gpus_per_worker, pretraining_workers)
+    driver = Driver(study, open_store(os.fspath(storage)), workforce, search_storage, tracking_uri, labels, say)
+    try:
+        driver.complete(watch, fresh, retry_failed)
+    finally:
+        driver.disconnect()
+    results = driver.results()
+    try:
+        driver.track()
+    except TrackingUnavailable as error:
+        say(f"{error}; call again to do only that")
+    return results
+
+
+@dataclass(frozen=True)
+class Workforce:
+    """The workers that are asked for; see `cluster.resources.fit_resources`."""
+
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    pretraining_workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("gpus_per_worker", 0), ("pretraining_workers", 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be {'at least 1' if least else '0 or more'}")
+        gpus = self.gpus_per_worker
+        if gpus is not None and gpus > 1 and not float(gpus).is_integer():
+            raise ValueError(f"gpus_per_worker is {gpus}; give a fraction below 1, or a whole number")
+
+
+class Driver:
+    """A study on a storage.
+
+    Args:
+        study: what is asked for.
+        store: where results are.
+        workforce: for what is missing.
+        search_storage: a database URL for the searches' histories; None for a journal file in the store.
+        tracking_uri: of MLflow; None for MLFLOW_TRACKING_URI, or SQLite beside the results.
+        labels: ``"keep"`` or ``"new"``, where what decides labels has changed since they were made.
+        say: is given notes, a line each; ``warn`` warnings, as ``say`` if not given.
+
+    Raises:
+        ValueError: the study cannot be run like this, in one line.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        workforce: Workforce = Workforce(),
+        search_storage: str | None = None,
+        tracking_uri: str | None = None,
+        labels: str | None = None,
+        say: Say = print,
+        warn: Say | None = None,
+    ) -> None:
+        _check_sharing(study, workforce.pretraining_workers)
+        for architecture in study.space.architectures:
+            check_takes(study.problem, architecture)
+        if labels not in (None, "keep", "new"):
+            raise ValueError(f"labels is {labels!r}; give keep or new")
+        self.study, self.store, self.workforce = study, store, workforce
+        self._say, self._warn, self._connected = say, warn or say, False
+        uri = _tracking_address(store, tracking_uri)
+        self.ledger = Ledger(study, store, search_storage, self._warn)
+        self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, say)
+        self.tracker = Tracker(uri, study.name, lambda: (self.ledger.matrix(), self.ledger.trials()), warn=self._warn)
+
+    def complete(self, watch: Watch, fresh: bool = False, retry_failed: bool = False) -> None:
+        """Make what is missing, as the only driver of this study; another one is waited for.
+
+        Args:
+            watch: is given the progress, twice a second.
+            fresh: set earlier results aside first; labels are kept.
+            retry_failed: forget failures first, so that they are tried again.
+        """
+        if not (fresh or retry_failed or self.ledger.missing()):
+            return
+        with self.tracker, Session(self.store) as session:
+            session.claims.wait(
+                f"studies/{self.study.name}",
+                lambda holder: self._warn(f"this study is being run by {holder}; waiting for it to end"),
+            )
+            self.ledger.writable()
+            if fresh:
+                self._say(f"earlier results are now in {self.ledger.set_aside()}")
+            if retry_failed:
+                self._say(f"{self.ledger.retry_failures()} failures are tried again")
+            if lacking := self.ledger.missing():
+                self._run(lacking, session, watch)
+
+    def _run(self, lacking: Missing, session: Session, watch: Watch) -> None:
+        _prepare_for_ray()
+        from sibcl_ray.cluster.connection import connect  # Ray takes seconds to import
+        from sibcl_ray.cluster.resources import fit_resources
+        from sibcl_ray.cluster.run import Timings, run
+
+        timings, workforce = Timings(), self.workforce
+        with timings.stage("ray"):
+            self._connected = connect()
+        resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
+        run(self.ledger, lacking, session, resources, watch, timings)
+        self._say(str(timings))
+
+    def disconnect(self) -> None:
+        """End the Ray cluster that was started, or the connection that was made."""
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+            self._connected = False
+
+    def results(self) -> Results:
+        """Write the matrix and the figure of what is there, and give it."""
+        from sibcl_ray.results.figure import learning_curve_figure  # Matplotlib takes long to import
+
+        ledger, store = self.ledger, self.store
+        for search in ledger.searches():
+            ledger.note(search)
+        matrix = ledger.matrix()
+        ledger.write_matrix(matrix)
+        with tempfile.TemporaryDirectory() as folder:
+            for file in learning_curve_figure(matrix, Path(folder) / "learning_curves", self.study.name):
+                store.write(f"{ledger.folder}/{file.name}", file.read_bytes())
+        return Results(matrix, store.path(ledger.folder))
+
+    def track(self) -> str:
+        """Bring MLflow to what the results say; where it shows them. Raises TrackingUnavailable."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in FILES]
+            for file in files:
+                file.write_bytes(self.store.read(f"{self.ledger.folder}/{file.name}"))
+            return self.tracker.finish(files)
+
+
+def open_store(uri: str, read_only: bool = False) -> Store:
+    """The storage at a path or URL, if it can be used; else ValueError, in one line."""
+    if not uri.strip():
+        raise ValueError("storage is empty; give a folder")
+    uri = expanded(uri.removeprefix("file://"))
+    store = Store(uri if "://" in uri else str((_here() / uri).resolve()), read_only=read_only)
+    try:
+        within(Limit(ANSWER), store.open, grace=0)
+    except NewerStore:
+        raise
+    except OutOfTime:
+        raise ValueError(
+            f"storage {uri} does not answer within {ANSWER:.0f} s; check its address and the network"
+        ) from None
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"storage {uri} cannot be used ({one_line(error)}); choose another folder") from None
+    return store
+
+
+def _here() -> Path:
+    """Where relative paths begin: the working folder of a Ray job is thrown away with the job."""
+    return Path(expanded("~")) if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else Path.cwd()
+
+
+def _tracking_address(store: Store, given: str | None) -> str:
+    """What was given, else the environment's, else SQLite beside the results."""
+    folder = store.uri if store.is_local else _here()
+    name = "tracking_uri" if given is not None else "MLFLOW_TRACKING_URI"
+    uri = given if given is not None else os.environ.get(name) or sqlite_uri(Path(folder) / "mlflow.db")
+    if not takes(uri):
+        raise ValueError(
+            f"{name} {uri} is neither a server nor a database, and MLflow writes to folders only if "
+            "MLFLOW_ALLOW_FILE_STORE is true; give http://HOST:PORT or sqlite:////FILE"
+        )
+    return uri
+
+
+def _prepare_for_ray() -> None:
+    """Settings that Ray reads when it is imported, for a cluster that is started here."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its address is 127.0.0.1, on any system
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # as that of a container's user
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would keep one there
+
+
+def _check_sharing(study: Study, sharing: int) -> None:
+    """Whether each of so many workers has samples of every batch of a pretraining."""
+    smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2  # they may be cut evenly
+    if sharing > smallest:
+        raise ValueError(
+            f"pretraining_workers is {sharing}, and too many to share the smallest batches of this study; "
+            f"give at most {smallest}"
+        )
