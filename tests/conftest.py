@@ -59,6 +59,7 @@ SHARING = (  # groups of modules whose tests share what is long in the making; e
         "test_bad_input",
         "test_generate",
         "test_own",
+        "test_api",
         "test_s3",
         "test_sandbox",
         "test_search",

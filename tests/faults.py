@@ -47,7 +47,7 @@ from sibcl_ray.recipes import SCALES
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
-from sibcl_ray.user_module import loading
+from sibcl_ray.user_module.loading import find
 
 RECORDS = "ledger/*/*.json"
 GRACE = 10.0  # seconds that a driver may take to stop; three, on a machine that does nothing else
@@ -216,7 +216,7 @@ class Campaign:
 
     @property
     def ledger(self) -> Ledger:
-        problem = loading.load(self.problem) if loading.is_own(self.problem) else PROBLEMS[self.problem]
+        problem = find(self.problem)
         return Ledger(SCALES["smoke"](problem, 0), Store(str(self.storage)), warn=fail)
 
     @property
@@ -239,7 +239,7 @@ class Campaign:
         """One run with one fault; says what happened."""
         if len(self.announced) == self.records:  # there is nothing left to disturb
             self.finish()
-        if loading.is_own(self.problem) and not self.storage.exists():
+        if self.problem not in PROBLEMS and not self.storage.exists():
             self._begin_with_old_labels()
         with ExitStack() as stack:
             nodes = stack.enter_context(two_nodes()) if fault is a_node else None
@@ -314,7 +314,7 @@ class Campaign:
             ("matrix", "trials"), outcome(ledger), self.expected[self.problem][:2], strict=True
         ):
             assert mine.equals(theirs), f"the {name} is\n{mine.to_string()}\nand undisturbed\n{theirs.to_string()}"
-        if loading.is_own(self.problem):
+        if self.problem not in PROBLEMS:
             for role in (TARGET, TEST):
                 split = ledger.dataset.read(role, ledger.study.sizes[role])
                 wrong = (split.labels[:, 0] - split.inputs[:, 0, 0]).abs() > 1e-6

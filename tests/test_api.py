@@ -1,0 +1,91 @@
+"""The package from Python: names, recipes, and runs that do what the command does."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from toy import Moments
+
+import sibcl_ray as sr
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny(problem: sr.Problem, **changes) -> sr.Study:
+    """One method, one budget, one seed."""
+    changes = {"methods": (sr.METHODS["SL"],), "budgets": (10,), "seeds": 1, "trials": 1, "folds": 2} | changes
+    return replace(sr.recipes.smoke(problem), **changes)
+
+
+def test_importing_it_loads_and_changes_nothing():
+    code = (
+        "import os, sys, time; before = dict(os.environ); begun = time.process_time()\nimport sibcl_ray as sr\n"
+        "spent, heavy = time.process_time() - begun, {'torch', 'ray', 'numpy', 'mlflow', 'optuna'} & set(sys.modules)\n"
+        "print(heavy, dict(os.environ) == before, spent < 0.3, sorted(sr.__all__) == sorted(dir(sr)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["set()", "True", "True", "True"], done
+
+
+def test_every_name_is_there():
+    for name in sr.__all__:
+        assert getattr(sr, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = sr.nonsense
+
+
+def test_a_recipe_takes_a_problem_its_name_or_a_file():
+    assert sr.recipes.quick("photonic-dos") == sr.recipes.quick(sr.recipes.quick("photonic-dos").problem)
+    drum = sr.recipes.smoke(f"{ROOT}/studies/my_problem.py:Drum", seed=3)
+    assert (drum.problem.name, drum.seed) == ("drum", 3)
+    with pytest.raises(ValueError, match=r"there is no problem 'photonic-dso'; did you mean 'photonic-dos'\?"):
+        sr.recipes.quick("photonic-dso")
+
+
+def test_the_study_of_the_example_is_one():
+    sys.path.insert(0, str(ROOT))
+    try:
+        from studies.my_study import temperatures
+    finally:
+        sys.path.remove(str(ROOT))
+    assert temperatures().space.temperatures == (0.03, 0.1, 0.3, 1.0)
+
+
+def test_a_study_runs_on_the_cluster_there_is_and_is_read_again(cluster, tmp_path):
+    said: list[str] = []
+    study, storage = tiny(Moments()), tmp_path / "runs"
+    results = sr.run(study, storage, workers=1, say=said.append)
+    assert ray.is_initialized(), "a cluster that was there stays"
+    assert list(results.matrix.state) == ["done"] and results.matrix.error.between(0, 10).all()
+    assert results.folder == str(storage / "studies" / study.name) and not results.savings()
+    assert any("s labels, " in line for line in said) and (storage / "mlflow.db").exists()
+    for again in (sr.run(study, storage, say=said.append), sr.load_results(results.folder)):
+        pd.testing.assert_frame_equal(again.matrix, results.matrix)
+        assert np.array_equal(again.curves()["SL"].error, results.curves()["SL"].error)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"workers": 0}, "^workers is 0; it must be at least 1$"),
+        ({"pretraining_workers": 1000}, "^pretraining_workers is 1000, and too many"),
+        ({"labels": "old"}, "^labels is 'old'; give keep or new$"),
+        ({"tracking_uri": "nonsense://x"}, "^tracking_uri nonsense://x is neither a server nor a database"),
+        ({"storage": "nonsense://x"}, "^storage nonsense://x cannot be used"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_compute(options, says, tmp_path):
+    with pytest.raises(ValueError, match=says) as refused:
+        sr.run(tiny(Moments()), **{"storage": tmp_path / "runs", **options})
+    assert "\n" not in str(refused.value) and not list(tmp_path.rglob("*.parquet"))
+
+
+def test_results_that_are_not_there_are_said_to_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no matrix.parquet in .*/studies/none; give STORAGE/studies/NAME"):
+        sr.load_results(tmp_path / "studies" / "none")
+    assert not list(tmp_path.iterdir())
