@@ -140,7 +140,7 @@ def main() -> None:
         lacking = Missing(shards=[], trials=ledger.missing().trials, cells=len(ledger.cells()))  # no labels are read
         print(f"{lacking.trials} trials, {lacking.cells} cells, {os.cpu_count()} cores", flush=True)
         with Session(store) as session, tracker, profile:
-            run(ledger, lacking, session, Resources(alone=(Group(size=options.workers),)), watch, Timings())
+            run(ledger, lacking, session, Resources(single_worker=(Group(size=options.workers),)), watch, Timings())
         meter.show(lacking.trials)
         states = ledger.matrix().state.value_counts().to_dict()
         print(f"cells: {states}; MLflow once more, as at the end:")

@@ -1,4 +1,4 @@
-"""Ends for work that may wait for others for ever."""
+"""Deadlines for calls that may hang."""
 
 import math
 import threading
@@ -10,47 +10,47 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-class OutOfTime(Exception):
-    """Work came to its limit."""
+class DeadlineExceeded(Exception):
+    """The deadline has passed, or was cancelled."""
 
 
-class Limit:
-    """Until when work may go on: for some seconds (None: without end), or until it is cut off from elsewhere."""
+class Deadline:
+    """A deadline some seconds from now (None: never), which another thread can bring forward to now."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self._begun = time.monotonic()
         self._end = math.inf if seconds is None else self._begun + seconds
-        self._cut = threading.Event()
+        self._cancelled = threading.Event()
 
     def left(self) -> float:
         """Seconds; 0 at the end, inf without one."""
-        return 0.0 if self._cut.is_set() else max(0.0, self._end - time.monotonic())
+        return 0.0 if self._cancelled.is_set() else max(0.0, self._end - time.monotonic())
 
     def spent(self) -> float:
         """Seconds since it began."""
         return time.monotonic() - self._begun
 
-    def cut(self) -> None:
-        """Be at the end now."""
-        self._cut.set()
+    def cancel(self) -> None:
+        """End it now."""
+        self._cancelled.set()
 
     def check(self) -> None:
-        """Raise OutOfTime at the end."""
+        """Raise DeadlineExceeded if it has passed."""
         if not self.left():
-            raise OutOfTime
+            raise DeadlineExceeded
 
     def acquire(self, lock: threading.Lock) -> None:
-        """Acquire the lock, or raise OutOfTime."""
+        """Acquire the lock, or raise DeadlineExceeded."""
         left = self.left()
         if not lock.acquire(timeout=left if left < math.inf else -1):
-            raise OutOfTime
+            raise DeadlineExceeded
 
 
-def within(limit: Limit, work: Callable[[], Result], grace: float) -> Result:
-    """The result of `work`, which checks the limit now and then; OutOfTime `grace` seconds after the limit, if need be.
+def within(deadline: Deadline, work: Callable[[], Result], grace: float) -> Result:
+    """The result of `work`; raises DeadlineExceeded `grace` seconds after the deadline if it has not ended by then.
 
-    Nothing interrupts a resolver or a driver that waits, so `work` runs in a thread, which is left behind with it. The
-    limit is cut then: the thread ends at its next check.
+    A resolver or a database driver that waits cannot be interrupted, so `work` runs in a thread, which is left behind.
+    The deadline is cancelled then, so that the thread ends the next time it checks it.
     """
     result: Future[Result] = Future()
 
@@ -61,12 +61,12 @@ def within(limit: Limit, work: Callable[[], Result], grace: float) -> Result:
             result.set_exception(error)
 
     threading.Thread(target=run, name="within", daemon=True).start()
-    left = limit.left()
+    left = deadline.left()
     try:
         wait([result], left + grace if left < math.inf else None)
     finally:  # also at an interrupt
         if not result.done():
-            limit.cut()
+            deadline.cancel()
     if not result.done():
-        raise OutOfTime
+        raise DeadlineExceeded
     return result.result()

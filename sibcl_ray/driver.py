@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from sibcl_ray.deadlines import Limit, OutOfTime, within
+from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.training import check_takes
 from sibcl_ray.messages import one_line
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
@@ -244,10 +244,10 @@ def open_store(uri: str, read_only: bool = False) -> Store:
     uri = expanded(uri.removeprefix("file://"))
     store = Store(uri if "://" in uri else str((_here() / uri).resolve()), read_only=read_only)
     try:
-        within(Limit(ANSWER), store.open, grace=0)
+        within(Deadline(ANSWER), store.open, grace=0)
     except NewerStore:
         raise
-    except OutOfTime:
+    except DeadlineExceeded:
         raise ValueError(
             f"storage {uri} does not answer within {ANSWER:.0f} s; check its address and the network"
         ) from None

@@ -50,7 +50,7 @@ def lose_a_node(folder):
     paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
     with two_nodes() as nodes:
         ray.init(address=nodes.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
-        shared = Resources(alone=(Group(cpus=0.1),), together=(Group(size=2, cpus=0.6),))
+        shared = Resources(single_worker=(Group(cpus=0.1),), data_parallel=(Group(size=2, cpus=0.6),))
         with (
             Session(dataset.store) as session,
             Workers(shared, "scratch", session.claims, idle=3.0) as workers,

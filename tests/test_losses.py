@@ -100,8 +100,8 @@ def test_autocast_leaves_nt_xent_in_single_precision():
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    with distributed.together():
-        a, b = (distributed.own(x).clone().requires_grad_() for x in views())
+    with distributed.process_group():
+        a, b = (distributed.local_shard(x).clone().requires_grad_() for x in views())
         loss = nt_xent(a, b, TEMPERATURE, distributed.shares(BATCH)) * distributed.weight(BATCH)
         loss.backward()
     torch.save((loss.detach(), a.grad, b.grad), f"{folder}/{rank}.pt")

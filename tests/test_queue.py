@@ -11,7 +11,7 @@ from toy import Moments
 from toy_jobs import Fail, Sleep, Together
 
 from sibcl_ray.cluster import scheduler as queue_module
-from sibcl_ray.cluster.scheduler import NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.cluster.scheduler import DATA_PARALLEL, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.data.dataset import Dataset
 from sibcl_ray.learning.jobs import execute
 from sibcl_ray.learning.training import Diverged
@@ -84,7 +84,7 @@ class Shared(Sleep):
     """Several workers may run it together, or one alone."""
 
     kind = "shared"
-    wide = True
+    data_parallel = True
 
 
 def submit(queue, job, priority=0):
@@ -108,7 +108,7 @@ def run(job):
     return execute(job, CPU, lambda fraction, loss: None)
 
 
-async def serve(queue, group="group", rank=0, lane=NARROW):
+async def serve(queue, group="group", rank=0, lane=SINGLE_WORKER):
     """A worker; the jobs that it was given."""
     given = []
     while (job := await queue.next(group, rank, lane)) is not None:
@@ -120,7 +120,7 @@ async def serve(queue, group="group", rank=0, lane=NARROW):
 async def answers(queue, waiting, ranks=1):
     """What all wait for, from workers of both lanes, and the jobs of the narrow one."""
     workers = [asyncio.ensure_future(serve(queue, rank=rank)) for rank in range(ranks)]
-    wide = asyncio.ensure_future(serve(queue, "wide", lane=WIDE))
+    wide = asyncio.ensure_future(serve(queue, "wide", lane=DATA_PARALLEL))
     records = await asyncio.gather(*waiting)
     await queue.stop("the test is over")
     await wide
@@ -186,8 +186,8 @@ async def test_what_a_job_requires_is_as_urgent_as_itself(queue, dataset):
 async def test_a_lane_is_given_its_own_jobs_only(queue, dataset):
     wide, narrow = Together(dataset=dataset, number=1), Sleep(dataset=dataset, number=2)
     await submitted(queue, wide, narrow)
-    assert await queue.next("warm", 0, NARROW) == narrow and await queue.next("own", 0, WIDE) == wide
-    more = [asyncio.ensure_future(queue.next("warm", 1, lane)) for lane in (NARROW, WIDE)]
+    assert await queue.next("warm", 0, SINGLE_WORKER) == narrow and await queue.next("own", 0, DATA_PARALLEL) == wide
+    more = [asyncio.ensure_future(queue.next("warm", 1, lane)) for lane in (SINGLE_WORKER, DATA_PARALLEL)]
     await settle()
     assert not any(request.done() for request in more)
     await queue.stop("the test is over")
@@ -221,7 +221,7 @@ async def test_the_state_says_what_is_done_and_what_runs(queue, dataset):
     jobs = [Sleep(dataset=dataset, number=i) for i in range(3)]
     await submitted(queue, *jobs)
     assert (await queue.state())["first"] == 0.0
-    one, two = [await queue.next("group", rank, NARROW) for rank in (0, 1)]
+    one, two = [await queue.next("group", rank, SINGLE_WORKER) for rank in (0, 1)]
     await queue.progress(two.key, 0.5, 1.25)
     await queue.progress(jobs[2].key, 0.9, 0.0)  # it does not run
     await queue.finish("group", 0, run(one))
@@ -235,19 +235,19 @@ async def test_the_state_says_what_is_done_and_what_runs(queue, dataset):
 
 @in_a_loop
 async def test_a_group_is_wanted_when_those_before_it_have_no_time(queue, dataset):
-    first, second = (asyncio.ensure_future(queue.wanted(NARROW, beyond)) for beyond in (0, 2))
-    shared = asyncio.ensure_future(queue.wanted(WIDE, 0))
+    first, second = (asyncio.ensure_future(queue.wanted(SINGLE_WORKER, beyond)) for beyond in (0, 2))
+    shared = asyncio.ensure_future(queue.wanted(DATA_PARALLEL, 0))
     await settle()
     assert not first.done()
     await submitted(queue, *(Sleep(dataset=dataset, number=i) for i in range(2)))
     assert await first
-    await queue.next("group", 0, NARROW)  # what is under way still counts
+    await queue.next("group", 0, SINGLE_WORKER)  # what is under way still counts
     await settle()
     assert not second.done()
     await submitted(queue, Sleep(dataset=dataset, number=2))
     assert await second and not shared.done()
     await queue.stop("the test is over")
-    assert not await shared and not await queue.wanted(NARROW, 0)
+    assert not await shared and not await queue.wanted(SINGLE_WORKER, 0)
 
 
 @in_a_loop
@@ -255,12 +255,12 @@ async def test_a_group_that_is_idle_is_sent_home_as_a_whole(sessions, dataset):
     queue = JobQueue(sessions(), idle=0.2)
     job, other = (Sleep(dataset=dataset, number=i) for i in range(2))
     waiting = await submitted(queue, job)
-    assert await queue.next("tired", 0, NARROW) == job
-    idle = asyncio.ensure_future(queue.next("tired", 1, NARROW))
+    assert await queue.next("tired", 0, SINGLE_WORKER) == job
+    idle = asyncio.ensure_future(queue.next("tired", 1, SINGLE_WORKER))
     await asyncio.sleep(0.5)
     assert not idle.done(), "its neighbour is at work"
     await queue.finish("tired", 0, run(job))
-    assert await queue.next("tired", 0, NARROW) is None and await idle is None
+    assert await queue.next("tired", 0, SINGLE_WORKER) is None and await idle is None
     waiting += await submitted(queue, other)
     records, given = await answers(queue, waiting)  # by another group
     assert {record["state"] for record in records} == {DONE} and given == [other]
@@ -286,22 +286,22 @@ async def test_workers_of_a_group_get_the_same_job_for_the_same_turn(queue, data
 async def test_a_worker_that_is_cut_off_from_the_storage_stops_nothing_if_it_is_lost_itself(sessions, dataset):
     queue = JobQueue(sessions(), doubt=0.1)
     await submitted(queue, Sleep(dataset=dataset, number=1))
-    await queue.next("lost", 0, NARROW)
+    await queue.next("lost", 0, SINGLE_WORKER)
     said = asyncio.ensure_future(queue.cut_off("lost", "no route to the storage"))
     await settle()
     await queue.lost("lost", None)
     await said
     assert await queue.stopped() is None
-    await queue.next("there", 0, NARROW)
+    await queue.next("there", 0, SINGLE_WORKER)
     await queue.cut_off("there", "no space is left")
     assert await queue.stopped() == "no space is left"
 
 
 @in_a_loop
 async def test_without_groups_that_share_every_job_is_for_one_worker(sessions, dataset):
-    queue = JobQueue(sessions(), wide=False)
+    queue = JobQueue(sessions(), data_parallel=False)
     await submitted(queue, job := Together(dataset=dataset, number=1))
-    assert await queue.next("group", 0, NARROW) == job
+    assert await queue.next("group", 0, SINGLE_WORKER) == job
 
 
 # Failures
@@ -329,7 +329,7 @@ async def test_a_failure_is_tried_again_after_what_is_as_urgent(queue, dataset):
 async def test_a_failure_that_passes_is_none(queue, dataset):
     job = Sleep(dataset=dataset, number=1)
     (answer,) = await submitted(queue, job)
-    assert await queue.next("group", 0, NARROW) == job
+    assert await queue.next("group", 0, SINGLE_WORKER) == job
     bad = {**timed(failure("OSError: a hiccup")), "attempts": 1}
     write_record(job, bad)
     await queue.finish("group", 0, bad)
@@ -359,9 +359,9 @@ async def test_jobs_that_fail_at_the_same_moment_have_what_they_stand_on_looked_
     cause = Noted(dataset=dataset, number=0)
     needs = [FailAfter(dataset=dataset, number=i, after=(cause,)) for i in (1, 2, 3)]
     waiting = await submitted(queue, *needs)
-    assert await queue.next("group", 0, NARROW) == cause
+    assert await queue.next("group", 0, SINGLE_WORKER) == cause
     await queue.finish("group", 0, run(cause))
-    given = [await queue.next("group", rank, NARROW) for rank in range(3)]
+    given = [await queue.next("group", rank, SINGLE_WORKER) for rank in range(3)]
     await asyncio.gather(*(queue.finish("group", rank, run(job)) for rank, job in enumerate(given)))
     records, given = await answers(queue, waiting)
     assert {record["state"] for record in records} == {FAILED} and computed(dataset) == [0]
@@ -386,7 +386,7 @@ async def test_jobs_of_a_group_that_died_are_given_out_again(queue, dataset):
     jobs = [Sleep(dataset=dataset, number=i) for i in range(2)]
     waiting = await submitted(queue, *jobs)
     for rank in (0, 1):
-        await queue.next("old", rank, NARROW)
+        await queue.next("old", rank, SINGLE_WORKER)
     assert await queue.lost("old", [0]) and (await queue.state())["running"] == []
     records, given = await answers(queue, waiting)
     assert {record["state"] for record in records} == {DONE} and sorted(numbers(given)) == [0, 1]
@@ -398,7 +398,7 @@ async def test_only_the_job_of_the_rank_to_blame_is_blamed(queue, dataset):
     deadly, other = (Sleep(dataset=dataset, number=i) for i in range(2))
     waiting = await submitted(queue, deadly, other)
     for death in range(ATTEMPTS):
-        ranks = {(await queue.next(f"group {death}", rank, NARROW)).number: rank for rank in (0, 1)}
+        ranks = {(await queue.next(f"group {death}", rank, SINGLE_WORKER)).number: rank for rank in (0, 1)}
         assert not waiting[0].done()
         await queue.lost(f"group {death}", [ranks[deadly.number]])
     record = await waiting[0]
@@ -414,10 +414,10 @@ async def test_no_job_is_to_blame_for_the_loss_of_a_node(queue, dataset, blamed)
     jobs = [Sleep(dataset=dataset, number=0), Together(dataset=dataset, number=1)]
     (narrow, wide) = await submitted(queue, *jobs)
     for death in range(ATTEMPTS + 2):
-        await queue.next(f"group {death}", 0, NARROW)
+        await queue.next(f"group {death}", 0, SINGLE_WORKER)
         await queue.lost(f"group {death}", blamed)
         if blamed is None:
-            await queue.next(f"wide {death}", 0, WIDE)
+            await queue.next(f"wide {death}", 0, DATA_PARALLEL)
             await queue.lost(f"wide {death}", blamed)
     assert not narrow.done() and not wide.done()
     (record,), _ = await answers(queue, [narrow])
@@ -428,7 +428,7 @@ async def test_no_job_is_to_blame_for_the_loss_of_a_node(queue, dataset, blamed)
 async def test_a_wide_job_is_blamed_whichever_of_its_workers_died(queue, dataset):
     (answer,) = await submitted(queue, Together(dataset=dataset, number=1))
     for death in range(ATTEMPTS):
-        await queue.next(f"group {death}", 0, WIDE)
+        await queue.next(f"group {death}", 0, DATA_PARALLEL)
         await queue.lost(f"group {death}", [death], "no room")
     assert (await answer)["reason"] == f"{ATTEMPTS} workers died running it; the last with no room"
 
@@ -438,7 +438,7 @@ async def test_deaths_and_failures_are_counted_apart(queue, dataset):
     job = Fail(dataset=dataset, number=1)
     (answer,) = await submitted(queue, job)
     for death in range(ATTEMPTS - 1):
-        await queue.next(f"group {death}", 0, NARROW)
+        await queue.next(f"group {death}", 0, SINGLE_WORKER)
         await queue.lost(f"group {death}", [0])
     (record,), given = await answers(queue, [answer])
     assert "no room" in record["reason"] and len(given) == ATTEMPTS
@@ -449,7 +449,7 @@ async def test_a_result_stands_even_if_its_worker_died_before_it_could_say_so(qu
     job = Noted(dataset=dataset, number=1)
     (answer,) = await submitted(queue, job)
     for death in range(ATTEMPTS):
-        await queue.next(f"group {death}", 0, NARROW)
+        await queue.next(f"group {death}", 0, SINGLE_WORKER)
         if death == ATTEMPTS - 1:
             run(job)
         await queue.lost(f"group {death}", [0])
@@ -459,7 +459,7 @@ async def test_a_result_stands_even_if_its_worker_died_before_it_could_say_so(qu
 @in_a_loop
 async def test_a_group_says_whether_it_had_come_as_far_as_asking(queue, dataset):
     assert not await queue.lost("never", None)
-    request = asyncio.ensure_future(queue.next("asked", 0, NARROW))
+    request = asyncio.ensure_future(queue.next("asked", 0, SINGLE_WORKER))
     await settle()
     assert await queue.lost("asked", None) and await request is None
     assert not await queue.lost("another", None), "what the one before asked does not count"
@@ -468,7 +468,7 @@ async def test_a_group_says_whether_it_had_come_as_far_as_asking(queue, dataset)
 @in_a_loop
 async def test_a_cluster_is_not_given_up_while_another_group_is_at_work(queue, dataset):
     await submitted(queue, Sleep(dataset=dataset, number=1))
-    await queue.next("at work", 0, NARROW)
+    await queue.next("at work", 0, SINGLE_WORKER)
     await queue.lost("dead", None)
     assert await queue.lost("never came so far", None)
 
@@ -477,15 +477,15 @@ async def test_a_cluster_is_not_given_up_while_another_group_is_at_work(queue, d
 async def test_a_group_that_comes_back_from_the_dead_changes_nothing(queue, dataset):
     job, other = (Sleep(dataset=dataset, number=i) for i in range(2))
     answer, _ = await submitted(queue, job, other)
-    assert await queue.next("zombie", 0, NARROW) == job
+    assert await queue.next("zombie", 0, SINGLE_WORKER) == job
     await queue.lost("zombie", None)
-    assert await queue.next("group", 0, NARROW) == other
-    assert await queue.next("group", 1, NARROW) == job
+    assert await queue.next("group", 0, SINGLE_WORKER) == other
+    assert await queue.next("group", 1, SINGLE_WORKER) == job
     before = await queue.state()
     bad = {**timed(failure("from beyond")), "remade": ["boo"]}
     await queue.finish("zombie", 0, bad)
     await queue.finish("zombie", 0, bad)
-    assert await queue.next("zombie", 0, NARROW) is None
+    assert await queue.next("zombie", 0, SINGLE_WORKER) is None
     await queue.lost("zombie", [0])
     assert await queue.state() == before and not answer.done()
     await queue.finish("group", 1, run(job))
@@ -497,7 +497,7 @@ async def test_a_job_that_is_on_its_way_to_a_group_that_dies_is_not_lost(queue, 
     """The claim is being taken just then."""
     job = Sleep(dataset=dataset, number=1)
     (answer,) = await submitted(queue, job)
-    request = asyncio.ensure_future(queue.next("dying", 0, NARROW))
+    request = asyncio.ensure_future(queue.next("dying", 0, SINGLE_WORKER))
     await asyncio.sleep(0)
     await queue.lost("dying", [0])
     assert await request is None
@@ -556,7 +556,7 @@ async def test_a_job_is_claimed_while_it_runs_and_not_while_it_waits(queue, sess
     first = Sleep(dataset=dataset, number=1)
     last = Sleep(dataset=dataset, number=2, after=(first,))
     await submitted(queue, last)
-    assert await queue.next("group", 0, NARROW) == first
+    assert await queue.next("group", 0, SINGLE_WORKER) == first
     assert not other.take(f"jobs/{first.key}") and other.take(f"jobs/{last.key}")
     await queue.finish("group", 0, run(first))
     assert other.take(f"jobs/{first.key}")
@@ -569,8 +569,8 @@ async def test_a_job_is_claimed_while_it_runs_and_not_while_it_waits(queue, sess
 async def test_when_it_is_stopped_everybody_learns_why(queue, dataset):
     jobs = [Sleep(dataset=dataset, number=i) for i in range(3)]
     waiting = await submitted(queue, *jobs, Sleep(dataset=dataset, number=9, after=tuple(jobs)))
-    running = await queue.next("group", 0, NARROW)
-    idle = asyncio.ensure_future(queue.next("wide", 0, WIDE))
+    running = await queue.next("group", 0, SINGLE_WORKER)
+    idle = asyncio.ensure_future(queue.next("wide", 0, DATA_PARALLEL))
     await settle()
     assert await queue.stopped() is None
     await queue.stop("the sky fell")
@@ -581,7 +581,7 @@ async def test_when_it_is_stopped_everybody_learns_why(queue, dataset):
     for job in (jobs[0], Sleep(dataset=dataset, number=10)):
         with pytest.raises(Unfinished, match=r"^the sky fell$"):
             await queue.submit(job)
-    assert await idle is None and await queue.next("group", 1, NARROW) is None
+    assert await idle is None and await queue.next("group", 1, SINGLE_WORKER) is None
     assert await queue.stopped() == "the sky fell"
     await queue.finish("group", 0, run(running))
     assert running.record()["state"] == DONE, "its result is kept, for the next time"
@@ -590,7 +590,7 @@ async def test_when_it_is_stopped_everybody_learns_why(queue, dataset):
 @in_a_loop
 async def test_a_result_that_was_there_before_the_end_is_kept(queue, dataset):
     (answer,) = await submitted(queue, Sleep(dataset=dataset, number=1))
-    await queue.finish("group", 0, run(await queue.next("group", 0, NARROW)))
+    await queue.finish("group", 0, run(await queue.next("group", 0, SINGLE_WORKER)))
     await queue.stop("the test is over")
     assert (await answer)["state"] == DONE
 
@@ -614,7 +614,7 @@ async def test_a_storage_that_takes_no_records_stops_the_queue(queue, dataset):
     job, other = (Sleep(dataset=dataset, number=i) for i in range(2))
     (answer,), (more,) = await submitted(queue, job), await submitted(queue, other, priority=1)
     for death in range(ATTEMPTS):
-        await queue.next(f"group {death}", 0, NARROW)
+        await queue.next(f"group {death}", 0, SINGLE_WORKER)
         await queue.lost(f"group {death}", [0])
     for waiting in (answer, more):
         with pytest.raises(Unfinished, match=f"{job.record_name} cannot be .*Not a directory"):
@@ -625,7 +625,7 @@ async def test_a_storage_that_takes_no_records_stops_the_queue(queue, dataset):
 async def test_a_driver_that_was_taken_for_dead_removes_no_claim_of_its_successor(queue, sessions, dataset):
     successor, job = sessions(), Sleep(dataset=dataset, number=1)
     (answer,) = await submitted(queue, job)
-    await queue.next("group", 0, NARROW)
+    await queue.next("group", 0, SINGLE_WORKER)
     dataset.store.write_record(f"sessions/{queue._claims.session}.dead", {"by": successor.session})
     assert successor.take(f"jobs/{job.key}")
     await queue.finish("group", 0, run(job))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sibcl_ray.cluster.resources import divide
+from sibcl_ray.cluster.resources import allocate
 from sibcl_ray.cluster.workers import LARGEST, Group
 
 
@@ -31,16 +31,16 @@ def sizes(groups):
     ],
 )
 def test_workers_of_a_cluster(cpus, gpus, asked, alone, together):
-    found = divide(cpus, gpus, **{"workers": None, "gpus_per_worker": 0.0, "sharing": 1, **asked})
-    assert sizes(found.alone) == alone and sizes(found.together) == together
-    assert all(group.size <= LARGEST for group in found.alone)
-    every = found.alone + found.together[:1]  # what must have its place at the same time
+    found = allocate(cpus, gpus, **{"workers": None, "gpus_per_worker": 0.0, "sharing": 1, **asked})
+    assert sizes(found.single_worker) == alone and sizes(found.data_parallel) == together
+    assert all(group.size <= LARGEST for group in found.single_worker)
+    every = found.single_worker + found.data_parallel[:1]  # what must have its place at the same time
     assert sum(g.size * g.cpus for g in every) <= cpus and sum(g.size * g.gpus for g in every) <= gpus
 
 
 def test_a_shared_pretraining_on_two_cores_takes_one_of_them():
-    found = divide(2, 0, None, 0.0, 2)
-    assert found.alone == (Group(),) and found.together == (Group(size=2, cpus=0.5),)
+    found = allocate(2, 0, None, 0.0, 2)
+    assert found.single_worker == (Group(),) and found.data_parallel == (Group(size=2, cpus=0.5),)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_a_shared_pretraining_on_two_cores_takes_one_of_them():
 )
 def test_what_does_not_fit_is_refused(cpus, gpus, workers, gpus_per_worker, sharing, told):
     with pytest.raises(ValueError, match=told):
-        divide(cpus, gpus, workers, gpus_per_worker, sharing)
+        allocate(cpus, gpus, workers, gpus_per_worker, sharing)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pickle import dumps, loads
 
-from sibcl_ray.cluster.trial_process import Sealed
+from sibcl_ray.cluster.trial_process import Payload
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def test_the_process_of_a_trial_loads_nothing_heavy():
 
 def test_a_job_is_opened_where_it_is_forwarded_to_and_not_on_the_way():
     before = Content.opened
-    in_the_trial = loads(dumps(Sealed(Content(3))))
+    in_the_trial = loads(dumps(Payload(Content(3))))
     sent = dumps(in_the_trial.forwarded())
     assert Content.opened == before
     assert loads(sent) == Content(3)

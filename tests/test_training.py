@@ -304,7 +304,7 @@ def _precise():
 def _worker(rank, workers, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers)
-    with distributed.together():
+    with distributed.process_group():
         with pytest.raises(ValueError, match=f"a batch of 1 cannot be shared by {workers} workers"):
             pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(SHARED, supervised_batch=1))
         torch.save(_precise(), f"{folder}/{rank}.pt")

@@ -15,7 +15,7 @@ from sibcl_ray.learning.training import Pretraining
 from sibcl_ray.storage.leases import Session
 from sibcl_ray.storage.store import Store
 
-ROOM_FOR_WIDE = Resources(alone=(Group(),), together=(Group(size=2, cpus=0.5),))
+ROOM_FOR_WIDE = Resources(single_worker=(Group(),), data_parallel=(Group(size=2, cpus=0.5),))
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ class Together(Sleep):
     """Adds up the ranks of the workers that share it."""
 
     kind = "together"
-    wide = True
+    data_parallel = True
 
     def compute(self, device, report):
         import torch

@@ -32,10 +32,10 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, sharing: i
                 "and with --gpus-per-worker what GPUs each has"
             )
         cpus = gpus = math.inf
-    return divide(cpus, gpus, workers, gpus_per_worker, sharing)
+    return allocate(cpus, gpus, workers, gpus_per_worker, sharing)
 
 
-def divide(cpus: float, gpus: float, workers: int | None, gpus_per_worker: float, sharing: int) -> Resources:
+def allocate(cpus: float, gpus: float, workers: int | None, gpus_per_worker: float, sharing: int) -> Resources:
     """Groups on so many CPUs and GPUs, which are infinite where the workers are as many as the cluster will start.
 
     Fine-tunes never take all of it where pretrainings have groups of their own; those may, and wait until groups
@@ -63,4 +63,4 @@ def divide(cpus: float, gpus: float, workers: int | None, gpus_per_worker: float
         shared = (Group(size=sharing, gpus=1.0),) * max(1, int(min(gpus, wanted * gpus_per_worker) // sharing))
     else:
         shared = (Group(size=sharing, cpus=min(1.0, max((cpus - wanted) / sharing, 0.01))),)
-    return Resources(alone=tuple(alone), together=shared if apart else ())
+    return Resources(single_worker=tuple(alone), data_parallel=shared if apart else ())

@@ -20,7 +20,7 @@ from sibcl_ray.messages import duration
 from sibcl_ray.results.progress import Count, Snapshot, Watch
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.leases import Claims, Session
-from sibcl_ray.storage.records import stands
+from sibcl_ray.storage.records import is_final
 from sibcl_ray.storage.store import Store, StoreError
 from sibcl_ray.study.ledger import Ledger, Missing
 
@@ -111,7 +111,7 @@ def _train(ledger: Ledger, workers: Workers, scratch: str) -> None:
         ledger.note(search)
         jobs = [cell.job for cell in ledger.cells_chosen_by(search) if cell.job]
         records = ledger.records(jobs)
-        cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not stands(records.get(j.record_name)))
+        cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not is_final(records.get(j.record_name)))
 
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped, ledger.warn)
     # Twice the workers, so that one finds work while the searches think about a trial that has ended.

@@ -15,13 +15,16 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from sibcl_ray.storage.leases import Claims
-from sibcl_ray.storage.records import ATTEMPTS, DONE, Record, failure, stands, timed, write_record
+from sibcl_ray.storage.records import ATTEMPTS, DONE, Record, failure, is_final, timed, write_record
 from sibcl_ray.storage.store import StoreError
 
 if TYPE_CHECKING:
     from sibcl_ray.learning.jobs import Job
 
-NARROW, WIDE = "narrow", "wide"  # lanes: jobs for one worker, and those that a group's workers run together
+SINGLE_WORKER, DATA_PARALLEL = (
+    "single-worker",
+    "data-parallel",
+)  # lanes: jobs for one worker, and those that a group's workers run together
 POLL = 2.0  # seconds between looks at a job that another driver is running
 DOUBT = 5.0  # seconds after which a worker is believed that cannot use the storage
 IDLE = 30.0  # seconds without work after which a group of workers is sent home
@@ -38,15 +41,17 @@ class JobQueue:
 
     Args:
         claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
-        wide: whether there are groups that run jobs together; else those are for one worker like all others.
+        data_parallel: whether there are groups that run jobs together; else those are for one worker like all others.
         idle: seconds without work after which a group is sent home, so that others can have its place.
         doubt: seconds in which a worker that cannot use the storage may turn out to be lost itself.
     """
 
-    def __init__(self, claims: Claims, wide: bool = True, idle: float = IDLE, doubt: float = DOUBT) -> None:
-        self._claims, self._wide, self._idle, self._doubt = claims, wide, idle, doubt
+    def __init__(self, claims: Claims, data_parallel: bool = True, idle: float = IDLE, doubt: float = DOUBT) -> None:
+        self._claims, self._data_parallel, self._idle, self._doubt = claims, data_parallel, idle, doubt
         self._results: dict[str, asyncio.Future[Record]] = {}
-        self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {lane: [] for lane in (NARROW, WIDE)}
+        self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {
+            lane: [] for lane in (SINGLE_WORKER, DATA_PARALLEL)
+        }
         self._held: dict[tuple[str, int], Job] = {}  # by group and rank
         self._turns: dict[tuple[str, int], asyncio.Future[Job | None]] = {}  # of groups that run jobs together
         self._gone: set[str] = set()  # groups that died or were sent home; their last requests may still wait here
@@ -119,7 +124,7 @@ class JobQueue:
     async def next_together(self, group: str, turn: int) -> Job | None:
         """As ``next``, for all workers of a group: whoever asks for the same turn gets the same job."""
         if (group, turn) not in self._turns:
-            self._turns[group, turn] = asyncio.ensure_future(self.next(group, 0, WIDE))
+            self._turns[group, turn] = asyncio.ensure_future(self.next(group, 0, DATA_PARALLEL))
         return await asyncio.shield(self._turns[group, turn])
 
     async def wanted(self, lane: str, beyond: int) -> bool:
@@ -148,7 +153,7 @@ class JobQueue:
         self._running.pop(job.key, None)
         self._seconds[job.kind] += record["seconds"]
         self._notes += record.get("remade", ())
-        if stands(record):
+        if is_final(record):
             await self._end(job, record)
         else:
             self._notes.append(f"{job.title} failed, and is tried again: {record['reason']}")
@@ -169,7 +174,7 @@ class JobQueue:
         for worker in [w for w in self._held if w[0] == group]:
             job = self._held.pop(worker)
             self._running.pop(job.key, None)
-            together = self._lane(job) == WIDE
+            together = self._lane(job) == DATA_PARALLEL
             self._deaths[job.key] += blamed is not None and (together or worker[1] in blamed)
             if self._deaths[job.key] == ATTEMPTS:
                 said = f"; the last with {reason}" if together and reason else ""
@@ -258,7 +263,7 @@ class JobQueue:
             await self.stop(str(error))
 
     def _lane(self, job: Job) -> str:
-        return WIDE if job.wide and self._wide else NARROW
+        return DATA_PARALLEL if job.data_parallel and self._data_parallel else SINGLE_WORKER
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

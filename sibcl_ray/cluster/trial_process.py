@@ -10,7 +10,7 @@ from typing import Any
 from ray import cloudpickle, get, tune
 
 
-class Sealed:
+class Payload:
     """Anything, on its way through a process that need not know what it is."""
 
     def __init__(self, content: Any) -> None:
@@ -33,11 +33,11 @@ class _Forwarded:
         return cloudpickle.loads, (self._bytes,)
 
 
-def hand_on(config: dict[str, Any], submit: Callable[[Sealed], Any]) -> None:
+def forward_job(config: dict[str, Any], submit: Callable[[Payload], Any]) -> None:
     """Tune's trainable: reports the record of the job in ``config``."""
     tune.report(submit(config["job"]))
 
 
-def submit_and_wait(queue: Any, priority: int, job: Sealed) -> Any:
+def submit_and_wait(queue: Any, priority: int, job: Payload) -> Any:
     """The record of a job that a worker does."""
     return get(queue.submit.remote(job.forwarded(), priority))

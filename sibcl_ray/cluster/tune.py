@@ -21,7 +21,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sibcl_ray.cluster.trial_process import Sealed, hand_on
+from sibcl_ray.cluster.trial_process import Payload, forward_job
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.search.history import load
@@ -181,7 +181,7 @@ class BudgetSearcher(Searcher):
             if (job := rounds.ask(trial_id)) is not None:
                 self._active[method] = self._active.pop(method)
                 self._asked[trial_id] = method
-                return {"job": Sealed(job)}
+                return {"job": Payload(job)}
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -219,7 +219,7 @@ def _address() -> str:
     return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
 
 
-def run_searches(searcher: BudgetSearcher, submit: Callable[[Sealed], Any], at_once: int, scratch: str) -> None:
+def run_searches(searcher: BudgetSearcher, submit: Callable[[Payload], Any], at_once: int, scratch: str) -> None:
     """Run all missing trials as one Tune experiment.
 
     Args:
@@ -238,7 +238,7 @@ def run_searches(searcher: BudgetSearcher, submit: Callable[[Sealed], Any], at_o
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # pages of trace for a trial that is asked for again
     trainable = tune.with_resources(
-        tune.with_parameters(hand_on, submit=submit),
+        tune.with_parameters(forward_job, submit=submit),
         # Trials only wait: beside the driver, as elsewhere they would keep machines that could be given back. A CPU
         # for each would starve the workers that they wait for.
         tune.PlacementGroupFactory([{f"node:{_address()}": 1e-3}]),

@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.cluster.connection import scales
-from sibcl_ray.cluster.scheduler import IDLE, NARROW, WIDE, JobQueue, Unfinished
+from sibcl_ray.cluster.scheduler import DATA_PARALLEL, IDLE, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
 from sibcl_ray.messages import one_line
@@ -55,13 +55,13 @@ class Group:
 class Resources:
     """What the study may use of the cluster; a group is started when those before it have no time for its work."""
 
-    alone: tuple[Group, ...] = (Group(size=2),)  # whose workers take jobs each for itself
-    together: tuple[Group, ...] = ()  # whose workers share pretrainings; none: these are jobs like all others
+    single_worker: tuple[Group, ...] = (Group(size=2),)  # whose workers take jobs each for itself
+    data_parallel: tuple[Group, ...] = ()  # whose workers share pretrainings; none: these are jobs like all others
 
     @property
     def workers(self) -> int:
         """How many jobs may run side by side, besides those that are shared."""
-        return sum(group.size for group in self.alone)
+        return sum(group.size for group in self.single_worker)
 
 
 def _nodes() -> set[str]:
@@ -109,7 +109,7 @@ def _serve(configuration: dict[str, Any]) -> None:
     """The train function of a group whose workers work alone: take jobs until there are none."""
     queue, group, device = configuration["queue"], configuration["group"], _device()
     me = group, ray.train.get_context().get_world_rank()
-    while (job := ray.get(queue.next.remote(*me, NARROW))) is not None:
+    while (job := ray.get(queue.next.remote(*me, SINGLE_WORKER))) is not None:
         try:
             record = execute(job, device, _throttled(queue, job.key))
         except StoreError as error:
@@ -127,7 +127,7 @@ def _serve_together(configuration: dict[str, Any]) -> None:
     queue, group, device = configuration["queue"], configuration["group"], _device()
     first = ray.train.get_context().get_world_rank() == 0
     turns = itertools.count()
-    with distributed.together():
+    with distributed.process_group():
         while (job := ray.get(queue.next_together.remote(group, next(turns)))) is not None:
             report = _throttled(queue, job.key) if first else lambda fraction, loss: None
             try:
@@ -173,11 +173,13 @@ class Workers:
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        self.queue: Any = actor.remote(claims, bool(resources.together), idle)
-        self._sizes = [group.size for group in resources.alone + resources.together]  # with which they are, or start
-        sizes = itertools.accumulate((group.size for group in resources.alone), initial=0)
-        lanes = [(group, NARROW, before) for group, before in zip(resources.alone, sizes, strict=False)]
-        lanes += [(group, WIDE, before) for before, group in enumerate(resources.together)]
+        self.queue: Any = actor.remote(claims, bool(resources.data_parallel), idle)
+        self._sizes = [
+            group.size for group in resources.single_worker + resources.data_parallel
+        ]  # with which they are, or start
+        sizes = itertools.accumulate((group.size for group in resources.single_worker), initial=0)
+        lanes = [(group, SINGLE_WORKER, before) for group, before in zip(resources.single_worker, sizes, strict=False)]
+        lanes += [(group, DATA_PARALLEL, before) for before, group in enumerate(resources.data_parallel)]
         self._threads = [
             threading.Thread(target=self._keep, args=(number, *lane), daemon=True) for number, lane in enumerate(lanes)
         ]
@@ -229,7 +231,7 @@ class Workers:
         fruitless, whole = 0, True
         try:
             # The first is wanted soon in any case.
-            while ray.get(self.queue.wanted.remote(lane, before if before or lane == WIDE else -1)):
+            while ray.get(self.queue.wanted.remote(lane, before if before or lane == DATA_PARALLEL else -1)):
                 nodes, name = _nodes(), uuid.uuid4().hex
                 self._sizes[number] = self._size(number, group, lane, whole)
                 try:
@@ -243,7 +245,7 @@ class Workers:
                 if self._closing:
                     return
                 _free_what_the_dead_reserved()
-                whole = _are_there(nodes, NOTICED if lane == WIDE else 0.0)  # if not, that is reason enough
+                whole = _are_there(nodes, NOTICED if lane == DATA_PARALLEL else 0.0)  # if not, that is reason enough
                 at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
                 fruitless = 0 if at_work and (blamed or not whole) else fruitless + 1
                 if fruitless == ATTEMPTS:
@@ -261,10 +263,10 @@ class Workers:
         A cluster that scales replaces what it lost, and a group waits for that; but one that shares its work goes
         on with what is there now. On a cluster that does not, no group asks for what there is no room for.
         """
-        if self._scales and (whole or lane == NARROW):
+        if self._scales and (whole or lane == SINGLE_WORKER):
             return group.size
         left = dict(ray.available_resources() if self._scales else ray.cluster_resources())
-        for other, spec in enumerate(self.resources.alone + self.resources.together):
+        for other, spec in enumerate(self.resources.single_worker + self.resources.data_parallel):
             if other != number and not self._scales:
                 left |= {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
         room = min(int(left.get(name, 0.0) / amount + 1e-6) for name, amount in group.needs.items() if amount)
@@ -277,7 +279,7 @@ class Workers:
         trainer: Any = TorchTrainer(
             _SERVE[lane],
             train_loop_config={"queue": self.queue, "group": name},
-            torch_config=TorchConfig() if lane == WIDE else _without_process_group(),
+            torch_config=TorchConfig() if lane == DATA_PARALLEL else _without_process_group(),
             scaling_config=ScalingConfig(num_workers=size, use_gpu=bool(group.gpus), resources_per_worker=group.needs),
             run_config=RunConfig(
                 name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
@@ -304,4 +306,4 @@ def _without_process_group() -> Any:
     return Config()
 
 
-_SERVE = {NARROW: _serve, WIDE: _serve_together}
+_SERVE = {SINGLE_WORKER: _serve, DATA_PARALLEL: _serve_together}

@@ -25,7 +25,7 @@ class Checkpoint(ABC):
         """Keep this in place of what was saved before."""
 
 
-class Kept:
+class Progress:
     """The state of a training between its epochs, in a checkpoint; the same on every worker, so one writes it."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Kept:
             generator.set_state(state[name].cpu())
         self.epochs = state["epochs"]
 
-    def keep(self, epochs: int) -> None:
+    def maybe_save(self, epochs: int) -> None:
         """Write the state if the last was written long ago."""
         if self._checkpoint is None or distributed.rank() or time.monotonic() - self._last < self._wait:
             return

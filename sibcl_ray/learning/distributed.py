@@ -22,7 +22,7 @@ _TOGETHER = ContextVar("together", default=False)
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """All workers of the process group do inside what one would do alone."""
     token = _TOGETHER.set(True)
     try:
@@ -46,7 +46,7 @@ def shares(count: int) -> list[int]:
     return [count // size() + (worker < count % size()) for worker in range(size())]
 
 
-def own(batch: Tensor) -> Tensor:
+def local_shard(batch: Tensor) -> Tensor:
     """This worker's rows of a batch."""
     return batch.split(shares(len(batch)))[rank()] if size() > 1 else batch
 
@@ -148,7 +148,7 @@ def _synchronise(module: nn.Module) -> None:
             _synchronise(child)
 
 
-def spread(network: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network as its workers train it together; it is itself what is trained."""
     if size() == 1:
         return network

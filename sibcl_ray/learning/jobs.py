@@ -27,7 +27,7 @@ from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Repor
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 from sibcl_ray.storage.node_cache import read_once
-from sibcl_ray.storage.records import DIVERGED, DONE, Record, failure, stands, timed, write_record
+from sibcl_ray.storage.records import DIVERGED, DONE, Record, failure, is_final, timed, write_record
 from sibcl_ray.storage.store import Damaged, Store, StoreError
 
 Warn = Callable[[str], None]
@@ -43,7 +43,7 @@ class Job(ABC):
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when results change: tests/test_versions.py says when they do
-    wide: ClassVar[bool] = False  # whether several workers may run it together
+    data_parallel: ClassVar[bool] = False  # whether several workers may run it together
     dataset: Dataset
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Job(ABC):
     def record(self, warn: Warn = _ignore) -> Record | None:
         """The job's entry in the ledger if it has come to an end that stands."""
         record = self.last_record(warn)
-        return record if stands(record) else None
+        return record if is_final(record) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class PretrainJob(Job):
     """One pretraining, shared by every trial and cell that wants it."""
 
     kind = "pretraining"
-    wide = True
+    data_parallel = True
     unlabelled: int  # inputs used
     surrogate: int  # surrogate samples used
     configuration: Pretraining
@@ -317,7 +317,7 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     record = timed({**outcome, "remade": remade}, time.monotonic() - began)
     if announce:
         write_record(job, record)
-        if stands(record):
+        if is_final(record):
             job.clear()
     return record
 

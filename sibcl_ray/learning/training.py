@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sibcl_ray.data.dataset import Split
 from sibcl_ray.learning import baseline, distributed
-from sibcl_ray.learning.checkpoint import Checkpoint, Kept
+from sibcl_ray.learning.checkpoint import Checkpoint, Progress
 from sibcl_ray.learning.contrastive import nt_xent
 from sibcl_ray.learning.networks import Architecture, Network
 from sibcl_ray.messages import one_line
@@ -161,11 +161,11 @@ def pretrain(
         c.contrastive * len(_sizes(len(pool), c.contrastive_batch))
         + c.surrogate_labels * len(_sizes(len(surrogate.inputs), c.supervised_batch))
     )
-    model = _compiled(distributed.spread(network, device), steps, device)
+    model = _compiled(distributed.data_parallel(network, device), steps, device)
 
     def contrast(rows: Tensor) -> Tensor:
         x, groups, p = pool[rows.to(device)], problem.symmetries, dict(c.views)
-        views = [distributed.own(augment(x, groups, p, generator)) for _ in range(2)]
+        views = [distributed.local_shard(augment(x, groups, p, generator)) for _ in range(2)]
         first, second = model(torch.cat([problem.features(v) for v in views]), project=True).chunk(2)
         shares = distributed.shares(len(rows)) if distributed.size() > 1 else ()
         return nt_xent(first, second, c.temperature, shares) * distributed.weight(len(rows))
@@ -179,11 +179,11 @@ def pretrain(
         if (smallest := min(_sizes(count, batch))) < distributed.size():
             raise ValueError(f"a batch of {smallest} cannot be shared by {distributed.size()} workers; ask for fewer")
     step = _Stepper(network, c.learning_rate, 0.0, steps, device)
-    kept = Kept(checkpoint, {"network": network, **step.stateful}, {"views": generator, "order": order}, device)
-    for epoch in range(kept.epochs, c.epochs):
+    progress = Progress(checkpoint, {"network": network, **step.stateful}, {"views": generator, "order": order}, device)
+    for epoch in range(progress.epochs, c.epochs):
         for count, batch, loss in phases:
             mean = _run(loss, _batches(count, batch, order), step)
-        kept.keep(epoch + 1)
+        progress.maybe_save(epoch + 1)
         report((epoch + 1) / c.epochs, mean)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
 
@@ -301,8 +301,8 @@ def _label_loss(
         target = targets[rows]
         if moves.steps:
             target = baseline.moved(target, moves.forth, problem, delta)
-        prediction = model(problem.features(distributed.own(x)))
-        return measure(prediction, distributed.own(target)) * distributed.weight(len(rows))
+        prediction = model(problem.features(distributed.local_shard(x)))
+        return measure(prediction, distributed.local_shard(target)) * distributed.weight(len(rows))
 
     return loss
 

@@ -21,7 +21,7 @@ from obstore.fsspec import FsspecStore
 from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore, S3Store
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
-from sibcl_ray.deadlines import Limit, within
+from sibcl_ray.deadlines import Deadline, within
 
 AT_ONCE = 32  # requests
 SILENCE = "30s"  # after which a request is sent again
@@ -142,7 +142,7 @@ def _side_by_side(work: Callable[[str], Any], items: Sequence[str]) -> list[Any]
 
 def _wait(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """The result of a call, from another thread, as this one may be the one that hears signals."""
-    return within(Limit(), partial(call, *arguments, **options), 0.0)
+    return within(Deadline(), partial(call, *arguments, **options), 0.0)
 
 
 def _insist(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sibcl_ray.storage.leases import Claims, Session, is_gone
-from sibcl_ray.storage.records import stands
+from sibcl_ray.storage.records import is_final
 from sibcl_ray.storage.store import Damaged, Store
 
 PRETRAININGS = "ledger/pretraining"
@@ -41,7 +41,7 @@ def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = 
     running = claims.living(sessions, tell) if tell else tuple(s for s in sessions if claims.alive(s))
     names = store.names(PRETRAININGS)
     records = {n: r for n, r in store.read_records(names).items() if not isinstance(r, Damaged)}
-    ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if stands(record)}
+    ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if is_final(record)}
     whole = len(records) == len(names)  # a damaged record may refer to any weights
     referred = {record.get("weights") for record in records.values()}
     artefacts = store.names("artefacts") if whole and not running else []

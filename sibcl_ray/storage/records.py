@@ -14,7 +14,7 @@ ATTEMPTS = 3  # how often a job is tried before its failure stands
 Record = dict[str, Any]
 
 
-def stands(record: Record | None) -> bool:
+def is_final(record: Record | None) -> bool:
     """Whether a record is the last word on its job."""
     return record is not None and (record["state"] != FAILED or record["attempts"] >= ATTEMPTS)
 

@@ -26,7 +26,7 @@ from sibcl_ray.search.history import set_aside as set_histories_aside
 from sibcl_ray.search.methods import METHODS, Choice, Method, constants, dimensions, propose
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.fingerprint import describe, fingerprint
-from sibcl_ray.storage.records import DONE, FAILED, Record, stands
+from sibcl_ray.storage.records import DONE, FAILED, Record, is_final
 from sibcl_ray.storage.store import Damaged, Store
 from sibcl_ray.study.study import Study
 
@@ -99,7 +99,7 @@ class Ledger:
         for name, record in found.items():
             if isinstance(record, Damaged):
                 self.warn(f"{record}; it is kept as {self.store.set_aside(name)} and made again")
-            elif stands(record):
+            elif is_final(record):
                 self._records[name] = record
         whole = {name: record for name, record in found.items() if not isinstance(record, Damaged)}
         return whole | {name: self._records[name] for name in wanted & self._records.keys()}
@@ -164,7 +164,7 @@ class Ledger:
         trials = sum(search.missing(load(self.storage, search.name)) for search in self.searches())
         cells = self.cells()
         records = self.records(cell.job for cell in cells if cell.job)
-        open_ = [c for c in cells if c.state == MISSING and not (c.job and stands(records.get(c.job.record_name)))]
+        open_ = [c for c in cells if c.state == MISSING and not (c.job and is_final(records.get(c.job.record_name)))]
         if not (trials or open_):
             return Missing([], 0, 0)
         sizes = self.study.sizes

@@ -9,7 +9,7 @@ from typing import Self
 
 import pandas as pd
 
-from sibcl_ray.deadlines import Limit
+from sibcl_ray.deadlines import Deadline
 from sibcl_ray.messages import redact
 from sibcl_ray.results.mlflow.tracking import Shown, TrackingUnavailable, reason, sync
 
@@ -40,7 +40,7 @@ class Tracker:
     ) -> None:
         self._uri, self._study, self._look = tracking_uri, study, look
         self._warn, self._interval = warn, interval
-        self._stopping, self._limit, self._out = threading.Event(), Limit(), False
+        self._stopping, self._deadline, self._out = threading.Event(), Deadline(), False
         self._shown = Shown()  # by the thread
         self._thread = threading.Thread(target=self._keep_up, name="tracker", daemon=True)
 
@@ -57,37 +57,37 @@ class Tracker:
 
         Inside the context or without it. Raises TrackingUnavailable as `sync` does, and nothing else.
         """
-        limit = Limit(seconds)
+        deadline = Deadline(seconds)
         self._stop()
         try:
-            return self._show(limit, artifacts)
+            return self._show(deadline, artifacts)
         except TrackingUnavailable:
-            if limit.left() < 2:
+            if deadline.left() < 2:
                 raise
         time.sleep(1)  # a server whose database was restarted fails once before it connects again
-        return self._show(limit, artifacts)
+        return self._show(deadline, artifacts)
 
     def _stop(self) -> None:
         self._stopping.set()
-        self._limit.cut()
+        self._deadline.cancel()
 
     def _keep_up(self) -> None:
         while True:
-            self._limit = limit = Limit(PATIENCE)
-            if self._stopping.is_set():  # asked when there is a limit that _stop can cut
+            self._deadline = deadline = Deadline(PATIENCE)
+            if self._stopping.is_set():  # asked when there is a deadline that _stop can cut
                 return
             try:
-                self._show(limit, shown=self._shown)
+                self._show(deadline, shown=self._shown)
                 self._report("")
             except TrackingUnavailable as error:
                 self._shown = Shown()
                 self._report(error.what)
-            if self._stopping.wait(max(self._interval, 10 * limit.spent())):
+            if self._stopping.wait(max(self._interval, 10 * deadline.spent())):
                 return
 
-    def _show(self, limit: Limit, artifacts: Sequence[Path] = (), shown: Shown | None = None) -> str:
+    def _show(self, deadline: Deadline, artifacts: Sequence[Path] = (), shown: Shown | None = None) -> str:
         try:
-            return sync(self._uri, self._study, *self._look(), artifacts, limit=limit, shown=shown)
+            return sync(self._uri, self._study, *self._look(), artifacts, deadline=deadline, shown=shown)
         except TrackingUnavailable:
             raise
         except Exception as error:

@@ -32,7 +32,7 @@ from urllib.request import urlopen
 
 import pandas as pd
 
-from sibcl_ray.deadlines import Limit, OutOfTime, within
+from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.messages import redact
 from sibcl_ray.results.mlflow.runs import (
     CURVE_VIEW,
@@ -133,7 +133,7 @@ def sync(
     artifacts: Sequence[Path] = (),
     *,
     seconds: float | None = None,
-    limit: Limit | None = None,
+    deadline: Deadline | None = None,
     shown: Shown | None = None,
 ) -> str:
     """Make the MLflow store at `tracking_uri` show the ledger; returns how to open the learning curves.
@@ -142,10 +142,10 @@ def sync(
     ledger writes nothing. Raises TrackingUnavailable: within seconds for a server that is down, between two
     requests when `seconds` are over, and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT,
     10 s if not set) after that, whatever the server does. The next sync completes what this one began.
-    A `limit`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
+    A `deadline`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
     cost is that of what is new; else everything that is there is read and compared.
     """
-    limit, study = limit or Limit(seconds), redact(study)
+    deadline, study = deadline or Deadline(seconds), redact(study)
     shown = shown or Shown()
     curves = curve_runs(matrix, artifacts)
     new = trials[~trials["key"].isin(shown.ended)] if len(trials) else trials
@@ -156,8 +156,8 @@ def sync(
         names = (f"/Shared/{study}", f"/Shared/{study}-trials")
 
     def write() -> str:
-        with _alone(tracking_uri, study, limit):
-            client = cast("MlflowClient", _LimitedClient(_connect(tracking_uri), limit))
+        with _alone(tracking_uri, study, deadline):
+            client = cast("MlflowClient", _TimedClient(_connect(tracking_uri), deadline))
             experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
             _mirror(client, experiment, curves, done, shown)
             if searches:
@@ -167,9 +167,9 @@ def sync(
             return experiment
 
     try:
-        return _address(tracking_uri, within(limit, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
-    except OutOfTime:
-        what = f"MLflow at {tracking_uri} was given up after {limit.spent():.0f} s"
+        return _address(tracking_uri, within(deadline, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
+    except DeadlineExceeded:
+        what = f"MLflow at {tracking_uri} was given up after {deadline.spent():.0f} s"
         what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
         raise TrackingUnavailable(what, "the next synchronisation completes it") from None
     except DeletedInMlflow as error:
@@ -184,22 +184,22 @@ def sync(
         raise TrackingUnavailable(what, advice) from error
 
 
-class _LimitedClient:
+class _TimedClient:
     """An MlflowClient that asks before every request whether there is time for it."""
 
-    def __init__(self, client: MlflowClient, limit: Limit) -> None:
-        self._client, self._limit = client, limit
+    def __init__(self, client: MlflowClient, deadline: Deadline) -> None:
+        self._client, self._deadline = client, deadline
 
     def __getattr__(self, name: str) -> Any:
-        self._limit.check()
+        self._deadline.check()
         return getattr(self._client, name)
 
 
 @contextmanager
-def _alone(tracking_uri: str, study: str, limit: Limit) -> Iterator[None]:
+def _alone(tracking_uri: str, study: str, deadline: Deadline) -> Iterator[None]:
     """While this is held no other sync of this process writes the study there."""
     lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
-    limit.acquire(lock)
+    deadline.acquire(lock)
     try:
         yield
     finally:
