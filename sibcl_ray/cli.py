@@ -62,7 +62,7 @@ def _obey_signals() -> None:
 
 
 def _say(text: str, style: str = "") -> None:
-    """A line in which nothing is markup, whatever names and paths are made of."""
+    """Print a line in which no character is markup."""
     console.print(Text(redact(text), style), soft_wrap=True)
 
 
@@ -162,7 +162,7 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 
 
 def _clean(store: Store) -> None:
-    """Say what nobody needs any more, and remove it from a store that is not read only."""
+    """List files that are no longer needed, and remove them unless the store is read only."""
     session = Session(store)
     found = unneeded(store, session.claims, _say)
     for what, names in (
@@ -279,8 +279,7 @@ def main(
         bool,
         typer.Option(
             "--resume/--fresh",
-            help="Continue from whatever is there, or set earlier "
-            "results aside (none is deleted; labels are kept) and start anew.",
+            help="Continue from earlier results, or set them aside (none is deleted; labels are kept) and start anew.",
         ),
     ] = True,
     labels: Annotated[
@@ -301,7 +300,7 @@ def main(
         bool,
         typer.Option(
             "--clean",
-            help="Say what nobody needs any more in the storage, of all its studies, and remove it: weights and "
+            help="List what is no longer needed in the storage, by any of its studies, and remove it: weights and "
             "checkpoints without a pretraining, claims of drivers that are gone. With [b]--dry-run[/] only say it.",
         ),
     ] = False,
@@ -345,7 +344,7 @@ def main(
 
 
 def command_line() -> int:
-    """Run, and turn whatever is the user's to mend into one line and an exit code."""
+    """Run the command; errors that the user can mend become one line and an exit code."""
     _signals.clear()  # of what this process did before
     _obey_signals()
     take_any_letter()
@@ -358,7 +357,7 @@ def command_line() -> int:
     except (Unfinished, StoreError, SolverFailed) as error:
         return _complain(f"{error}; {AGAIN}", SOME_FAILED)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # whoever read --help has read enough
+        if isinstance(end.__context__, BrokenPipeError):  # as by `--help | head`
             return 0
         _signals.append(signal.SIGTERM)  # Ray answers it in its own way while it starts
         code = SOME_FAILED
@@ -370,13 +369,13 @@ def command_line() -> int:
 
 
 def _end_at_once(code: int) -> NoReturn:
-    """End with all that this process has started: everything is on disk, and nobody should wait.
+    """End this process and all that it has started, without waiting: everything is on disk.
 
     Ray is not shut down, as it ends a process, with a code of its own, whose threads still talk to it then.
     """
-    with suppress(OSError, AttributeError):  # nobody reads it any more, or ever did
+    with suppress(OSError, AttributeError):  # the reader is gone
         sys.stdout.flush()
-    for _ in range(2):  # whatever is started meanwhile
+    for _ in range(2):  # again for processes started meanwhile
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 if not leads(process.cmdline()):
@@ -399,7 +398,7 @@ def _given(error: Any) -> str:
 
 
 def _complain(text: str, code: int) -> int:
-    with suppress(OSError):  # nobody reads it any more
+    with suppress(OSError):  # the reader is gone
         print(f"error: {redact(one_line(text))}", file=sys.stderr, flush=True)
     return code
 

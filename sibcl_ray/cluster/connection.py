@@ -99,7 +99,7 @@ def _check_sockets() -> None:
 
 
 def _knock(address: str) -> None:
-    """OSError where nobody listens at HOST:PORT, which Ray would go on hoping for."""
+    """Raise OSError if nothing listens at HOST:PORT: Ray would go on trying."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -33,7 +33,7 @@ LOOKED_AT = 20  # shards of which a task gives forms
 
 
 def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
-    """Work on Ray. Its errors are given back, as Ray prints those of tasks that nobody waits for any more."""
+    """A Ray task. Its errors are returned: Ray prints those of tasks whose result is no longer awaited."""
 
     @wraps(work)
     def run(*arguments: Any) -> Any:

@@ -58,7 +58,7 @@ class Timings:
 
 @contextmanager
 def _scratch(store: Store, claims: Claims) -> Iterator[tuple[str, str]]:
-    """For files of Ray that nobody needs afterwards: a folder of the store, and the path of one on this node's disk."""
+    """Temporary folders for Ray's files: one in the store, and the path of one on this node's disk."""
     for old in store.names("scratch"):
         if not claims.alive(PurePosixPath(old).name):
             store.clear(old)
@@ -157,7 +157,7 @@ def _watching(
         session.lost.wait()
         workers.stop("another driver took this one for dead, and may go on in its place")
 
-    threading.Thread(target=guard, daemon=True).start()  # whatever becomes of the display
+    threading.Thread(target=guard, daemon=True).start()  # independent of the display
     with _repeatedly(look):
         yield
 
@@ -169,7 +169,7 @@ def _repeatedly(look: Callable[[], None]) -> Iterator[None]:
 
     def repeat() -> None:
         while not ended.wait(0.5):
-            with suppress(ray.exceptions.RayError):  # whoever works finds out whether it lasts
+            with suppress(ray.exceptions.RayError):  # the work itself finds out whether it lasts
                 look()
 
     thread = threading.Thread(target=repeat, daemon=True)

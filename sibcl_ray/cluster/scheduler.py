@@ -122,7 +122,7 @@ class JobQueue:
         return not held and time.monotonic() - self._worked[group] >= self._idle
 
     async def next_together(self, group: str, turn: int) -> Job | None:
-        """As ``next``, for all workers of a group: whoever asks for the same turn gets the same job."""
+        """As ``next``, for all workers of a group: those that ask for the same turn get the same job."""
         if (group, turn) not in self._turns:
             self._turns[group, turn] = asyncio.ensure_future(self.next(group, 0, DATA_PARALLEL))
         return await asyncio.shield(self._turns[group, turn])
@@ -145,7 +145,7 @@ class JobQueue:
     async def finish(self, group: str, rank: int, record: Record) -> None:
         """A worker hands in the record of its job."""
         if group in self._gone:
-            return  # the job is queued again, and whoever takes it will find the record
+            return  # the job is queued again, and the worker that takes it finds the record
         job = self._held.pop((group, rank))
         self._worked[group] = time.monotonic()
         async with self._changed:
@@ -201,7 +201,7 @@ class JobQueue:
         }
 
     async def stop(self, reason: str) -> None:
-        """Send all workers home; whoever waits for a result gets an Unfinished with the reason."""
+        """Send all workers home; callers that wait for a result get an Unfinished with the reason."""
         if self._over is None:
             self._over = reason
         async with self._changed:

@@ -35,7 +35,7 @@ LOSSES = 20  # trials in a row whose processes end without a result, before the 
 def sampler(search: Search, ordinal: int) -> TPESampler:
     """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random.
 
-    Whatever decides on proposals is said here, as its default may change; what is not is deprecated, with one default
+    All arguments that decide proposals are passed, as defaults may change; the others are deprecated, with one default
     in all versions.
     """
     return TPESampler(
@@ -59,7 +59,7 @@ class _Rounds:
     def __init__(self, search: Search, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> None:
         self.search = search
         self.history = search.begin(storage, starts)
-        self._asked: deque[optuna.Trial] = deque()  # of this round, for whoever comes next
+        self._asked: deque[optuna.Trial] = deque()  # of this round, for the next callers
         self._running: dict[str, optuna.Trial] = {}
 
     @property
@@ -176,7 +176,7 @@ class BudgetSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if not self._active or self._losses >= LOSSES or self._stopped():
             return Searcher.FINISHED
-        # Whoever has waited longest is asked first, so that the searches advance side by side.
+        # The search that has waited longest is asked first, so that all advance side by side.
         for method, rounds in list(self._active.items()):
             if (job := rounds.ask(trial_id)) is not None:
                 self._active[method] = self._active.pop(method)

@@ -194,7 +194,7 @@ class Workers:
     def __exit__(self, kind: object, *error: object) -> None:
         self._closing = True
         self.stop("the study has ended")
-        if kind is None:  # else nobody should wait: the driver's end takes all its processes along
+        if kind is None:  # else do not wait: the driver's end takes all its processes along
             deadline = time.monotonic() + 30
             for thread in self._threads:  # some may still wait for their nodes
                 thread.join(timeout=max(0.1, deadline - time.monotonic()))
@@ -208,7 +208,7 @@ class Workers:
         return ray.get(self.queue.state.remote())
 
     def stop(self, reason: str) -> None:
-        """No job is begun any more; whoever waits for one gets an Unfinished."""
+        """Begin no more jobs; callers that wait for one get an Unfinished."""
         with suppress(ray.exceptions.RayError):
             ray.get(self.queue.stop.remote(reason))
 
@@ -253,7 +253,7 @@ class Workers:
                     self.stop(f"the worker group failed {ATTEMPTS} times {what}: {reason}")
         except ray.exceptions.RayError as error:
             self.failure = _gone(error)
-        except Exception as error:  # in this thread nobody else would hear of it, and all would wait
+        except Exception as error:  # an error in this thread would be lost, and all would wait
             self.failure = f"a group of workers cannot be kept: {type(error).__name__}: {error}"
             raise
 

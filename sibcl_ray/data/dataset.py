@@ -324,7 +324,7 @@ class Dataset:
         """The first ``count`` samples of a role, with estimates if asked; kept in memory for the next call.
 
         Raises:
-            StoreError: a shard is damaged, and has been set aside, or is gone. Whoever begins again makes it anew.
+            StoreError: a shard is damaged, and has been set aside, or is gone. The next run makes it anew.
         """
         return _read(self, role, count, estimated)
 

@@ -17,7 +17,7 @@ from sibcl_ray.problems.problem import Problem
 from sibcl_ray.problems.simulation import Simulation
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 
-# Whatever these say, labels and predictions are the same.
+# Attributes that change neither labels nor predictions.
 SETTINGS = ("name", "timeout", "retries", "resources", "labels_per_task", "label_seconds", "surrogate_seconds")
 WORDS = ("input_units", "label_units", "error_units", "version", "versions", "lacks", "available")
 LEARNED = ("features", "label_loss", "offset", "spread", "symmetries", "equivariances")  # what fitting looks at

@@ -1,6 +1,6 @@
 """A process that has the libraries loaded, which takes seconds, and forks others from itself, which takes milliseconds.
 
-None of the code that the forked ones run is ever run in it, or in whoever asks for them.
+The code that the forked processes run never runs in it, or in the process that asks for them.
 """
 
 import os

@@ -176,7 +176,7 @@ class Sandbox:
         return fork
 
     def close(self) -> None:
-        """End the process, and whatever was started from it."""
+        """End the process, and all that it has started."""
         self._end()
         self._fork = self._leader = None
 
@@ -219,7 +219,7 @@ def _nowhere_finite(labels: np.ndarray) -> bool:
 
 def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     _kill_all(fork, leader)
-    leader.wait()  # until now its number was nobody else's
+    leader.wait()  # until now its number was not reused
     assert leader.stdin
     leader.stdin.close()
     if fork:
@@ -317,7 +317,7 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
 
 
 def _plain(result: Any) -> np.ndarray:
-    """An array of whatever a method gives, as far as it is one; of objects only how many they are."""
+    """What a method gives as an array, if it is one; of objects only how many they are."""
     if isinstance(result, torch.Tensor):
         result = result.detach().cpu()
         result = result.float() if result.dtype == torch.bfloat16 else result

@@ -55,7 +55,7 @@ class Job(ABC):
         return fingerprint(self.kind, self.version, self.about())
 
     def about(self) -> Record:
-        """The job as plain values, its pretraining, its data, and whatever else decides its result by name."""
+        """All that decides the job's result, as plain values; its pretraining and its data by name."""
         about = {f.name: getattr(self, f.name) for f in fields(self)}
         about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
         return describe({**about, **self.decides()})
@@ -92,7 +92,7 @@ class Job(ABC):
         return f"ledger/{self.kind}/{self.key}.json"
 
     def last_record(self, warn: Warn = _ignore) -> Record | None:
-        """The job's entry in the ledger, whatever its end; one that is damaged is set aside."""
+        """The job's entry in the ledger, in any state; one that is damaged is set aside."""
         try:
             return self.store.read_record(self.record_name)
         except Damaged as damage:
@@ -294,7 +294,7 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
 
     Raises:
         StoreError: the storage fails. That says nothing about the job, so there is no record of it.
-        Exception: whatever happens to one of several workers, or leaves this process unable to go on.
+        Exception: a failure of one of several workers, or one that leaves this process unable to go on.
     """
     remade: list[str] = []
     # Workers that share a job must agree on whether there is anything to do.
@@ -307,7 +307,7 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
         outcome = {"state": DIVERGED, "reason": str(error)}
     except StoreError:
         raise
-    except Exception as error:  # the ledger must say what happened, whatever it was
+    except Exception as error:  # the ledger must say what happened
         if _breaks_its_process(error):
             raise  # the process goes, and another one tries the job again
         if distributed.size() > 1:

@@ -1,6 +1,6 @@
 """What a problem has to be, in as far as one look at it, at its inputs and at its labels can tell.
 
-Whatever is wrong is one line: what came, what was expected and what to do.
+Errors are one line: what came, what was expected and what to do.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What a person reads: on any terminal, whatever letters it knows, and whether anybody still reads or not."""
+"""Output on any terminal: also on one with few letters, and after its reader has gone."""
 
 import codecs
 import io

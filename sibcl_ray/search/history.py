@@ -156,7 +156,7 @@ def names(storage: BaseStorage) -> list[str]:
 
 
 def set_aside(storage: BaseStorage, searches: Iterable[str], stamp: str) -> None:
-    """Rename histories, so that nobody finds them any more."""
+    """Rename histories, so that no search finds them."""
     for name in searches:
         optuna.copy_study(
             from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=f"aside {stamp}, {name}"

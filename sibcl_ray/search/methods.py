@@ -142,7 +142,7 @@ def _choose(trial: optuna.trial.BaseTrial, name: str, values: tuple[T, ...]) -> 
 
 
 def _label(value: Any) -> str:
-    """Tells a value from others whatever its place in the space, which may change."""
+    """Identifies a value independently of its place in the space, which may change."""
     return f"{value.encoder.label} {fingerprint(value, value.encoder.version)[:6]}"
 
 

@@ -104,7 +104,7 @@ class Search:
     def begin(self, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> optuna.Study:
         """The history, resumed or new.
 
-        What was running when a driver died stays so, for whoever runs it next. A new history of a space that has
+        Trials that were running when a driver died stay so, for the next driver. A new history of a space that has
         changed takes over the trials which lie in it, and tries every new value at least once, with the best of
         the others.
         """

@@ -33,7 +33,7 @@ _process: list[int] = []  # in which obstore's threads are; a process that is fo
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in a bucket; whatever goes wrong raises exceptions of obstore, or of a provider of credentials.
+    """A place in a bucket; failures raise exceptions of obstore, or of a provider of credentials.
 
     Args:
         url: SCHEME://BUCKET/PREFIX.
@@ -58,7 +58,7 @@ class Bucket:
 
     @property
     def is_distant(self) -> bool:
-        """Whether whoever reads asks another machine."""
+        """Whether reading needs another machine."""
         return not self.url.startswith("memory:")
 
     def path(self, name: str) -> str:

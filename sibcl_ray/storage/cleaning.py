@@ -1,4 +1,4 @@
-"""What a store holds that nobody needs any more: weights, checkpoints and claims that were left behind.
+"""Files of a store that are no longer needed: weights, checkpoints and claims that were left behind.
 
 Labels, results, and the weights of pretrainings that are in the ledger stay. A study may run meanwhile: claims are
 taken before they are cleared, and while a driver lives, what it may be about to enter in the ledger is left alone.
@@ -56,7 +56,7 @@ def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = 
 
 
 def free(store: Store, session: Session, found: Unneeded) -> None:
-    """Remove what was found, as far as nobody has begun to need it since."""
+    """Remove what was found and is still not needed."""
     for name in found.claims:
         if session.claims.take(name):
             session.claims.release(name)  # with all those of the dead before it

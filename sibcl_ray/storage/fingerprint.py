@@ -24,6 +24,6 @@ def describe(value: Any) -> Any:
 
 
 def fingerprint(*values: Any) -> str:
-    """The name, 16 hexadecimal digits, of whatever these values decide."""
+    """The name, 16 hexadecimal digits, of a result that these values decide."""
     text = json.dumps([describe(v) for v in values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -36,7 +36,7 @@ def expanded(path: str) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder; whatever goes wrong raises an OSError."""
+    """A folder; failures raise OSError."""
 
     root: str
     is_distant = False

@@ -4,7 +4,7 @@ A driver is a session, which rewrites a record of its own every few seconds. A c
 a session; it holds as long as the session lives. Nobody compares clocks: a session is dead when its record
 has not changed for `DEAD_AFTER` seconds of the observer's own time, or at once where the observer runs beside
 it and sees that its process is gone. Who takes over a dead session's claim writes the claim's next
-generation, which only one of several can create, so that nothing is ever removed under somebody's feet.
+generation, which only one of several can create, so that no claim in use is ever removed.
 """
 
 import os
@@ -110,7 +110,7 @@ class Claims:
         return "another process"
 
     def wait(self, name: str, tell: Callable[[str], None], poll: float = 1.0) -> None:
-        """Claim ``name`` as soon as nobody else does; ``tell`` is told once who does."""
+        """Claim ``name`` as soon as no other session does; ``tell`` is told once which does."""
         told = False
         while not self.take(name):
             if not told:
@@ -163,7 +163,7 @@ class Session:
                     return
                 self._beat(number)
             except StoreError:
-                continue  # whoever needs the storage will say so; if it comes back in time nothing happened
+                continue  # work that needs the storage will fail; if it comes back in time nothing happened
 
 
 def is_gone(store: Store, session: str) -> bool:

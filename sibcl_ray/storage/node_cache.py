@@ -20,7 +20,7 @@ from typing import TypeVar
 from sibcl_ray.storage.folders import private_folder
 from sibcl_ray.storage.store import Damaged, Store
 
-UNUSED = 3 * 86_400.0  # seconds after which a copy that nobody has read is removed
+UNUSED = 3 * 86_400.0  # seconds after which a copy that was not read is removed
 FREE = 0.1  # share of the disk that is left to others
 LOCKS = 64  # of which each guards a part of the names
 

@@ -1,6 +1,6 @@
 """Records: how jobs came to an end, as plain values.
 
-Apart from the jobs themselves, so that whoever only passes them on does without torch.
+Apart from the jobs themselves, so that processes that only pass records on do without torch.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Results that outlive the process: named blobs and records in a folder or a bucket, written atomically.
 
 A name is a relative path. What is expensive is named by the fingerprint of everything that decides its
-content, so looking a name up tells whether work is still to be done. Whatever is read is checked against
+content, so looking a name up tells whether work is still to be done. All that is read is checked against
 the checksum it was written with.
 """
 
@@ -48,7 +48,7 @@ class NewerStore(ValueError):
 class Store:
     """A folder on a local disk or in the cloud; ``uri`` is an absolute path or the URL of a place in a bucket.
 
-    Whatever the storage cannot do raises `StoreError`, if it is a bucket after trying for ``patience`` seconds; only a
+    Failures of the storage raise `StoreError`, of a bucket after trying for ``patience`` seconds; only a
     name that is not there raises FileNotFoundError.
 
     A store that is ``read_only`` changes nothing, and refuses to: what is damaged stays where it is.
@@ -69,7 +69,7 @@ class Store:
 
     @property
     def is_distant(self) -> bool:
-        """Whether whoever reads asks another machine, as for buckets in a cloud."""
+        """Whether reading needs another machine, as for buckets in a cloud."""
         return self._place.is_distant
 
     def arrow(self, name: str) -> tuple[FileSystem, str]:
@@ -82,7 +82,7 @@ class Store:
 
     @contextmanager
     def _doing(self, what: str, name: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[Folder | Bucket]:
-        """Turns whatever a place raises, each its own, into StoreError; but what is wrong with the call."""
+        """Turns the errors of a folder or bucket into StoreError, except those of a wrong call."""
         _inside(name)
         passing = (*passing, ValueError, TypeError)
         try:
@@ -128,7 +128,7 @@ class Store:
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
         _inside(target)
-        with self._changing("moved", source) as place, suppress(FileNotFoundError):  # somebody else has moved it
+        with self._changing("moved", source) as place, suppress(FileNotFoundError):  # another process has moved it
             place.move(source, target)
 
     def remove(self, name: str) -> None:

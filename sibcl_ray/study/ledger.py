@@ -87,7 +87,7 @@ class Ledger:
         self.storage = open_history(self.store, self.folder, self._search_storage, self.warn)
 
     def record(self, job: Job) -> Record | None:
-        """A job's entry in the ledger, whatever its end."""
+        """A job's entry in the ledger, in any state."""
         return self.records([job]).get(job.record_name)
 
     def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
@@ -127,7 +127,7 @@ class Ledger:
         )
 
     def search(self, method: Method, budget: int) -> Search:
-        """The search of a method at a budget; its family changes with whatever changes a trial's value."""
+        """The search of a method at a budget; its family changes with all that changes a trial's value."""
         study = self.study
         moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
         offered, start = dimensions(method, study.space, *moves)
@@ -228,7 +228,7 @@ class Ledger:
         return fingerprint(self.dataset.named(TARGET), self.study.test, version_of(deciding(problem, "error")))[:8]
 
     def note(self, search: Search) -> None:
-        """Keep which cells a search has chosen, so that they are shown whatever the study asks for next."""
+        """Keep which cells a search has chosen, so that they are shown even if the study no longer asks for them."""
         rows = [
             _plain_row(self.study, cell) | {"record": cell.job.record_name}
             for cell in self.cells_chosen_by(search)
@@ -297,7 +297,7 @@ class Ledger:
     def set_aside(self) -> str:
         """Move the study's results, but not its data, into a folder of their own; where that is.
 
-        Pretrained weights stay where they are, found by nobody until a pretraining comes out the same.
+        Pretrained weights stay where they are, and are found again by a pretraining with the same result.
         """
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         folder = f"aside/{stamp}"

@@ -118,7 +118,7 @@ def orbits_of(groups: Mapping[str, Group], shape: tuple[int, ...]) -> Orbits:
     named = tuple(groups.items())
     try:
         key = pickle.dumps(named), shape
-    except Exception:  # a class that is not importable, or whatever pickling a user's object runs into
+    except Exception:  # a class that is not importable, or any error of pickling a user's object
         return Orbits(named, shape)
     if key not in _KEPT:
         _KEPT.clear()

@@ -50,7 +50,7 @@ class _Unit:
         bare: names of which it reads more than attributes.
         texts: its constants.
         dynamic: the source does not tell what it reads.
-        always: it counts whatever is asked for.
+        always: it counts for every method.
         owner: the class without which it does not count.
         head, members: of a class, for where its statements count one by one.
     """
@@ -266,7 +266,7 @@ class _Walk:
         self.fields = {name for unit in lineage for name in syntax.fields(unit.node)} - excluded
         self.names: set[str] = set()  # that are read
         self.found: dict[_Unit, None] = {}
-        self.escaped = False  # somebody has the problem itself, and may look at all its fields
+        self.escaped = False  # the problem itself is passed on, and all its fields may be read
         self.giving: dict[str, list[_Unit]] = defaultdict(list)
         for unit in sources.units:
             for each in (unit, *(unit.members if unit in lineage else ())):

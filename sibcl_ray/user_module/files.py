@@ -100,7 +100,7 @@ def _by_text(
         names += [f"{name}.{each.stem}".lstrip(".") for name, each in its if each.suffix == ".py"]
     if "-m" in texts:  # a module as a program
         programs += [f"{text.replace('.', '/')}.py" for text in dotted]
-    if b"sys.path" in content:  # whatever is put there has modules
+    if b"sys.path" in content:  # any folder put there has modules
         programs += [f"{text}/{name.replace('.', '/')}.py" for text in texts for name in imported]
     return names, programs
 

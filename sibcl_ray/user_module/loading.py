@@ -106,7 +106,7 @@ def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
 
 @contextmanager
 def _telling(module: UserModule, what: str, advice: str) -> Iterator[None]:
-    """Whatever the user's file raises becomes one line that says where."""
+    """Errors of the user's file become one line that says where."""
     try:
         yield
     except BadProblem:

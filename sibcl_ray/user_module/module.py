@@ -39,7 +39,7 @@ from sibcl_ray.user_module import files as its_files
 from sibcl_ray.user_module.dependencies import Sources
 from sibcl_ray.user_module.files import LARGEST, TooLarge, beside
 
-UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that nobody has imported is removed
+UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that was not imported is removed
 FOLDER = "sibcl_ray-modules"
 
 _loading = threading.RLock()
@@ -82,7 +82,7 @@ class UserModule:
         return int(fingerprint(code, list(self.data)) if self.data else code, 16)
 
     def module(self) -> ModuleType:
-        """The module, imported once in a process; raises whatever it raises."""
+        """The module, imported once in a process; its errors are not caught."""
         with _loading:
             if self not in _modules:
                 root = self._unpacked()

@@ -234,7 +234,7 @@ def own_names(node: Scope) -> set[str]:
 
 
 def unevaluated(node: ast.AST, in_class: bool) -> set[int]:
-    """Of the annotations of variables those that nobody can look at: the identities of their syntax trees."""
+    """Annotations of variables that cannot be read at run time: the identities of their syntax trees."""
     places = [n for n in ast.walk(node) if isinstance(n, Function)]
     places += [] if in_class or isinstance(node, Definition) else [node]  # type: ignore[list-item]
     return {id(n.annotation) for place in places for n in scope(place) if isinstance(n, ast.AnnAssign)}
@@ -348,12 +348,12 @@ class _Mark(str):
 
 
 def checksum(node: ast.AST, in_class: bool = False, annotated: bool = False) -> str:
-    """Of what a statement computes; with the annotations of functions where somebody may look at them."""
+    """Of what a statement computes; with the annotations of functions where they may be read."""
     return digest(*_words(node, in_class, annotated))
 
 
 def _words(node: ast.AST, in_class: bool, annotated: bool) -> Iterator[str]:
-    """A syntax tree as words: the same on every Python, whatever the layout."""
+    """A syntax tree as words: the same on every version of Python and for every layout."""
     functions = [f for f in ast.walk(node) if isinstance(f, Function)]
     seen = {id(a) for f in functions for a in annotations_of(f)}
     unseen = set() if annotated else unevaluated(node, in_class)

@@ -1,4 +1,4 @@
-"""A problem of arrays instead of a solver: inputs and labels that somebody has computed or measured.
+"""A problem of arrays instead of a solver: inputs and labels that have been computed or measured.
 
 A folder holds npz, HDF5 or Parquet files and ``problem.toml``. `load` checks all of it once. What it returns
 names the data by their content and not by where they lie, and can be pickled and used without the folder,

@@ -29,7 +29,7 @@ class Metric:
 
     error: Callable[[Tensor, Tensor], Tensor]
     undefined: Callable[[Tensor], Tensor]  # of labels (batch, numbers) a mask (batch,)
-    relative: bool  # a fraction, whatever the label's unit
+    relative: bool  # a fraction, for any unit of the label
 
 
 def _never(label: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _beyond(outside: Callable, limit: Any, unpacked: bool) -> Callable[[np.ndarr
 
 
 def _fill(data: Any) -> np.ndarray | None:
-    """The value that parts of a dataset have that were never written, if whoever made it chose one that is no number.
+    """The value of parts of a dataset that were never written, if its author chose one that is no number.
 
     NetCDF's own default, 9.97e36 or the like, is one of them.
     """

@@ -1,6 +1,6 @@
 """Arrays in files, a block of rows at a time, so that a file need not fit in memory.
 
-Only numbers are read. Whatever is wrong with a file ends in one kind of error, of one line, that says what it is.
+Only numbers are read. All faults of a file raise one kind of error, with one line that says what is wrong.
 """
 
 import errno
@@ -67,7 +67,7 @@ class Stored:
         raise BadData(f"{self.title} has {self.rows:,} rows, and row {ascending[-1]:,} was asked for")
 
 
-# What a system's error means, by its number and by a word of its text; whatever is not here may be damage.
+# What a system's error means, by its number and by a word of its text; all others may be damage.
 _LOCKED = "is open for writing elsewhere; wait until that program has closed it, or copy it and name the copy"
 _UNLOCKABLE = "lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE, or copy it to a local disk"
 _DISK = "lies on a disk or server that fails; copy it elsewhere, or try again"
@@ -102,7 +102,7 @@ def _cause(error: Exception, reason: str) -> str:
 
 @contextmanager
 def readable(title: str) -> Iterator[None]:
-    """Turns whatever an unreadable file raises into BadData: if it is damaged, that can be anything."""
+    """Turns the errors of an unreadable file, which can be of any kind, into BadData."""
     try:
         yield
     except BadData:

@@ -1,4 +1,4 @@
-"""Looks at a folder of arrays before anything is computed: whatever cannot be used is found here.
+"""Validation of a folder of arrays, before anything is computed.
 
 What `problem.toml` says, names, shapes and counts are checked first, then the numbers in one pass through
 each array.

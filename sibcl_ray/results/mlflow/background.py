@@ -19,7 +19,7 @@ PATIENCE = 300.0  # seconds after which a sync in the background is cut off
 class Tracker:
     """Shows the ledger in MLflow every now and then, from a thread that the study never waits for.
 
-    A context manager. Whatever happens to MLflow, nothing is raised into the study; leaving takes a second at most.
+    A context manager. Failures of MLflow are never raised into the study; leaving takes a second at most.
 
     Args:
         tracking_uri: a server or database, as for `sync`.

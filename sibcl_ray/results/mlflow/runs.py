@@ -24,7 +24,7 @@ Point = tuple[str, float, int, int]  # key, value, unix milliseconds, step
 class TrackedRun:
     """What one MLflow run shows, without secrets. Times are unix milliseconds."""
 
-    key: str  # names the run for ever, whatever MLflow's id of it
+    key: str  # names the run for ever, unlike MLflow's id
     name: str
     started: int
     ended: int | None = None

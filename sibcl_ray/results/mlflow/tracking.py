@@ -90,7 +90,7 @@ def _is_databricks(tracking_uri: str) -> bool:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a database in a file, whatever the file's name is made of."""
+    """The URI of an SQLite file, whose name may have any characters."""
     from sqlalchemy import URL, make_url
 
     # With the driver's name, as else MLflow makes a folder of the quoted name; SQLAlchemy quotes from version 2.1 on.
@@ -118,7 +118,7 @@ class DeletedInMlflow(Exception):
 class Shown:
     """What earlier syncs have shown, so that the next need not read it again. It is for one store and study.
 
-    It holds as long as nobody else changes the store. Once a sync has failed, take a new one.
+    It holds as long as no other client changes the store. Once a sync has failed, take a new one.
     """
 
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
@@ -141,7 +141,7 @@ def sync(
     `artifacts` (figures, matrix.parquet) are attached to every method's run. A second call with the same
     ledger writes nothing. Raises TrackingUnavailable: within seconds for a server that is down, between two
     requests when `seconds` are over, and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT,
-    10 s if not set) after that, whatever the server does. The next sync completes what this one began.
+    10 s if not set) after that, in all cases. The next sync completes what this one began.
     A `deadline`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
     cost is that of what is new; else everything that is there is read and compared.
     """
@@ -178,7 +178,7 @@ def sync(
             "restore it in MLflow, or give another --name",
         )
         raise TrackingUnavailable(what, advice) from None
-    except Exception as error:  # whatever MLflow, its stores and the network raise
+    except Exception as error:  # MLflow, its stores and the network raise errors of any kind
         what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
         advice = "start the server, or give another tracking URI, and synchronise again"
         raise TrackingUnavailable(what, advice) from error
@@ -308,7 +308,7 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -
             if found.tags.get(key) != value:
                 client.set_experiment_tag(found.experiment_id, key, value)
         return found.experiment_id
-    # MLflow's default for an embedded store is ./mlruns of whoever asks first
+    # MLflow's default for an embedded store is ./mlruns of the first client
     embedded = tracking_uri.startswith("sqlite")
     folder = (_sqlite_file(tracking_uri).parent / "mlartifacts" / name).as_uri() if embedded else None
     return client.create_experiment(name, folder, tags)
