@@ -85,8 +85,8 @@ class _Unit:
         inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Scope) else set()
         outside = syntax.outside(self.node) if isinstance(self.node, syntax.Scope) else []
         unseen = syntax.unevaluated(self.node, self.owner is not None)
-        anywhere = {n.id for n in ast.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        anywhere |= {n.arg for n in ast.walk(self.node) if isinstance(n, ast.arg)}
+        anywhere = {n.id for n in syntax.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        anywhere |= {n.arg for n in syntax.walk(self.node) if isinstance(n, ast.arg)}
         waiting = [(part, inside) for part in syntax.parts(self.node)] + [(part, set[str]()) for part in outside]
         while waiting:
             part, hidden = waiting.pop()
@@ -145,9 +145,9 @@ class _Module:
         self.path, self.name, self.modules = path, _module_name(path), modules
         self.package = PurePosixPath(path).parts[:-1]
         tree = ast.parse(source)
-        self.documents = [ast.dump(node) for node in ast.walk(tree) if syntax.is_text(node)]
+        self.documents = [ast.dump(node) for node in syntax.walk(tree) if syntax.is_text(node)]
         self.imported: dict[str, list[str]] = defaultdict(list)  # more than one where one stands in for another
-        for node in ast.walk(tree):
+        for node in syntax.walk(tree):
             for name, target in syntax.imports(node, self.package):
                 self.imported[name] += [target] if target not in self.imported[name] else []
         body = [statement for statement in tree.body if syntax.computes(statement)]
@@ -211,7 +211,7 @@ class Sources:
         """Have statements count for all names that they may change when the modules are imported."""
         defined = [(unit, unit.node) for unit in self.units if isinstance(unit.node, syntax.Definition)]
         variables = {name for unit in self.units if unit.is_statement for name in unit.names}
-        ours = {n.name for _, node in defined for n in ast.walk(node) if isinstance(n, syntax.Definition)}
+        ours = {n.name for _, node in defined for n in syntax.walk(node) if isinstance(n, syntax.Definition)}
         variables |= {
             n for _, node in defined if isinstance(node, ast.ClassDef) for s in node.body for n in syntax.bound(s)
         }
@@ -229,7 +229,7 @@ class Sources:
         for unit in [*self.units, *(member for kind in self.units for member in kind.members)]:
             for part in [unit.node] if unit.is_statement else syntax.run_when_defined(unit.node):
                 unit.names |= unit.module.meant(syntax.changed(part, variables, ours, mutated))
-                called = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(part)}
+                called = {getattr(n, "id", getattr(n, "attr", "")) for n in syntax.walk(part)}
                 unit.names.update(*(effects[name] for name in unit.module.meant(called) & effects.keys()))
                 if unit.names & mutated:  # what a function hands out may be changed by another name
                     unit.names.update(*(returned[name] for name in unit.module.meant(called) & returned.keys()))

@@ -35,6 +35,22 @@ Scope = Function | ast.Lambda | Comprehension  # has names of its own
 Block = Scope | ast.ClassDef
 
 
+def children(node: ast.AST) -> tuple[ast.AST, ...]:
+    """The nodes right below one, found once: trees are walked many times."""
+    found: tuple[ast.AST, ...] | None = node.__dict__.get("_children")
+    if found is None:
+        node.__dict__["_children"] = found = tuple(ast.iter_child_nodes(node))
+    return found
+
+
+def walk(node: ast.AST) -> list[ast.AST]:
+    """All nodes of a tree that does not change any more, as of `ast.walk`."""
+    found = [node]
+    for part in found:
+        found.extend(children(part))
+    return found
+
+
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """The parts of a syntax tree that decide what it computes."""
     for name, value in ast.iter_fields(node):
@@ -50,14 +66,14 @@ def scope(node: ast.AST) -> Iterator[ast.AST]:
         part = waiting.pop()
         yield part
         if part is node or not isinstance(part, Block):
-            waiting += ast.iter_child_nodes(part)
+            waiting += children(part)
 
 
 def bound(node: ast.AST) -> list[str]:
     """The names that a statement gives a meaning to, also those of attributes, and of tables in which it writes."""
     if isinstance(node, Definition):
         return [node.name]
-    names: list[str] = [n.target.id for n in ast.walk(node) if isinstance(n, ast.NamedExpr)]
+    names: list[str] = [n.target.id for n in walk(node) if isinstance(n, ast.NamedExpr)]
     for part in scope(node):
         if isinstance(part, Definition):
             names.append(part.name)
@@ -98,7 +114,7 @@ def changed(
     Those in ``mutated`` are changed somewhere, and with them what they are parts of.
     """
     found: set[str] = set()
-    for part in ast.walk(node):
+    for part in walk(node):
         if isinstance(part, ast.Global):
             found.update(part.names)
         elif isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
@@ -113,12 +129,12 @@ def changed(
             if name == "setattr" and isinstance(text := getattr((*part.args, None, None)[1], "value", None), str):
                 found.add(text)
         elif is_for_effect(part) and root(part.value) not in HARMLESS:  # type: ignore[attr-defined]
-            found.update(n.id for n in ast.walk(part) if isinstance(n, ast.Name) and n.id in variables)
+            found.update(n.id for n in walk(part) if isinstance(n, ast.Name) and n.id in variables)
         elif isinstance(part, ast.AugAssign):
             found.update(_of(part.target))
         elif isinstance(part, ast.Assign | ast.AnnAssign | ast.For | ast.withitem):
             value, *targets = _given(part)
-            read = [n for n in ast.walk(value) if isinstance(n, ast.Name | ast.Attribute)] if value else []
+            read = [n for n in walk(value) if isinstance(n, ast.Name | ast.Attribute)] if value else []
             if isinstance(part, ast.For) or any(name in mutated for target in targets for name in _stored(target)):
                 found.update(_last(n) for n in read if _last(n) in variables)
     return found
@@ -155,7 +171,7 @@ def _given(node: Any) -> list[Any]:
 
 
 def _stored(target: ast.expr | None) -> Iterator[str]:
-    return (n.id for n in ast.walk(target) if isinstance(n, ast.Name)) if target else iter(())
+    return (n.id for n in walk(target) if isinstance(n, ast.Name)) if target else iter(())
 
 
 def sets_others(node: ast.AST, is_foreign: Callable[[str], bool], given: Collection[str] = ()) -> bool:
@@ -182,7 +198,7 @@ def writes_into(node: ast.AST) -> set[str]:
 def acts(node: ast.AST, variables: Collection[str]) -> bool:
     """Whether a statement calls something for what it does elsewhere: `np.random.seed(1)`."""
     statements = [part for part in scope(node) if is_for_effect(part)]
-    calls = [part for statement in statements for part in ast.walk(statement) if isinstance(part, ast.Call)]
+    calls = [part for statement in statements for part in walk(statement) if isinstance(part, ast.Call)]
     methods = [call for call in calls if isinstance(call.func, ast.Attribute) and root(call) in variables]
     return any(call not in methods and root(call) not in HARMLESS for call in calls)
 
@@ -219,7 +235,7 @@ def annotations_of(node: Function) -> list[ast.expr]:
     """Of a function that is decorated by something which may look at them."""
     if all(_last(d) in BLIND for d in node.decorator_list):
         return []
-    arguments = [n.annotation for n in ast.walk(node.args) if isinstance(n, ast.arg)]
+    arguments = [n.annotation for n in walk(node.args) if isinstance(n, ast.arg)]
     return [each for each in (*arguments, node.returns) if each]
 
 
@@ -230,12 +246,12 @@ def own_names(node: Scope) -> set[str]:
     if not isinstance(node, Comprehension):
         its = node.args
         own |= {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
-    return own - {name for n in ast.walk(node) if isinstance(n, ast.Global) for name in n.names}
+    return own - {name for n in walk(node) if isinstance(n, ast.Global) for name in n.names}
 
 
 def unevaluated(node: ast.AST, in_class: bool) -> set[int]:
     """Annotations of variables that cannot be read at run time: the identities of their syntax trees."""
-    places = [n for n in ast.walk(node) if isinstance(n, Function)]
+    places = [n for n in walk(node) if isinstance(n, Function)]
     places += [] if in_class or isinstance(node, Definition) else [node]  # type: ignore[list-item]
     return {id(n.annotation) for place in places for n in scope(place) if isinstance(n, ast.AnnAssign)}
 
@@ -248,7 +264,7 @@ def names_in(text: str) -> set[str]:
     if len(text) < 200:
         try:
             with warnings.catch_warnings(action="ignore"):
-                found |= {n.id for n in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(n, ast.Name)}
+                found |= {n.id for n in walk(ast.parse(text.strip(), mode="eval")) if isinstance(n, ast.Name)}
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             pass  # most texts are none
     return found
@@ -259,7 +275,7 @@ def selves(node: ast.AST) -> set[str]:
     if isinstance(node, Function):
         functions: list[Any] = [] if any(_last(d) == "staticmethod" for d in node.decorator_list) else [node]
     else:
-        functions = [n for n in ast.walk(node) if isinstance(n, Function | ast.Lambda)]
+        functions = [n for n in walk(node) if isinstance(n, Function | ast.Lambda)]
     return {a.arg for f in functions for a in (*f.args.posonlyargs, *f.args.args)[:1]}
 
 
@@ -354,7 +370,7 @@ def checksum(node: ast.AST, in_class: bool = False, annotated: bool = False) -> 
 
 def _words(node: ast.AST, in_class: bool, annotated: bool) -> Iterator[str]:
     """A syntax tree as words: the same on every version of Python and for every layout."""
-    functions = [f for f in ast.walk(node) if isinstance(f, Function)]
+    functions = [f for f in walk(node) if isinstance(f, Function)]
     seen = {id(a) for f in functions for a in annotations_of(f)}
     unseen = set() if annotated else unevaluated(node, in_class)
     waiting: list[Any] = [node]
