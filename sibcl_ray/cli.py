@@ -353,7 +353,7 @@ def command_line() -> int:
     except UsageError as error:
         return _complain(error.format_message() + _given(error), BAD_INPUT)
     except ValueError as error:
-        return _complain(_by_option(str(error)), BAD_INPUT)
+        return _complain(_by_option(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
         return _complain(f"{error}; {AGAIN}", SOME_FAILED)
     except SystemExit as end:
@@ -383,11 +383,11 @@ def _end_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _by_option(text: str) -> str:
-    """A message that begins with the name of an argument begins with that of the option instead."""
-    name, _, rest = text.partition(" ")
-    known = name in inspect.signature(main).parameters and rest.startswith(("is ", "are ", "does not ", "cannot "))
-    return f"--{name.replace('_', '-')} {rest}" if known else text
+def _by_option(error: ValueError) -> str:
+    """Its text; one that begins with the name of an argument begins with that of the option instead."""
+    name, _, rest = str(error).partition(" ")
+    known = type(error) is ValueError and name in inspect.signature(main).parameters
+    return f"--{name.replace('_', '-')} {rest}" if known else str(error)
 
 
 def _given(error: Any) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from sibcl_ray.study.ledger import Ledger, Missing
 from sibcl_ray.study.study import Study
 
 FILES = ("learning_curves.png", "learning_curves.svg", "matrix.parquet")
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
+LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 ANSWER = 15.0  # seconds in which a storage has to
 Say = Callable[[str], None]
 
@@ -180,6 +183,7 @@ class Driver:
         """
         if not (fresh or retry_failed or self.ledger.missing()):
             return
+        _prepare_for_ray()
         with self.tracker, Session(self.store) as session:
             session.claims.wait(
                 f"studies/{self.study.name}",
@@ -194,7 +198,6 @@ class Driver:
                 self._run(lacking, session, watch)
 
     def _run(self, lacking: Missing, session: Session, watch: Watch) -> None:
-        _prepare_for_ray()
         from sibcl_ray.cluster.connection import connect  # Ray takes seconds to import
         from sibcl_ray.cluster.resources import fit_resources
         from sibcl_ray.cluster.run import Timings, run
@@ -275,12 +278,26 @@ def _tracking_address(store: Store, given: str | None) -> str:
 
 
 def _prepare_for_ray() -> None:
-    """Settings that Ray reads when it is imported, for a cluster that is started here."""
+    """Settings that Ray reads when it is imported, for a cluster that is started here, and a look at its folder."""
     if "RAY_ADDRESS" in os.environ:
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its address is 127.0.0.1, on any system
     if not os.access(os.path.expanduser("~"), os.W_OK):  # as that of a container's user
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray would keep one there
+    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)  # as Ray looks at them
+    name = next((n for n in names if n in os.environ), "RAY_TMPDIR")
+    place = os.environ.get(name, "/tmp")
+    if (length := len(os.fsencode(place))) + len(SOCKET) > LONGEST:
+        raise ValueError(
+            f"{name} is a path of {length} letters, too long for Ray's sockets; set RAY_TMPDIR to a folder with at "
+            f"most {LONGEST - len(SOCKET)}, such as /tmp"
+        )
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
+        ) from None
 
 
 def _check_sharing(study: Study, sharing: int) -> None:

@@ -49,12 +49,18 @@ def one_line(text: object, longest: int | None = None) -> str:
     return " ".join(str(text).split())[:longest]
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that one was probably meant to be."""
+    spelled = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
+    return spelled[near[0]] if near else None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Advice on a name that is not among those known."""
     known = list(known)
-    spelled = {k.lower(): k for k in known}
-    if near := difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5):
-        return f"did you mean {spelled[near[0]]!r}?"
+    if near := closest(name, known):
+        return f"did you mean {near!r}?"
     listed = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
     return f"there is {listed}" if known else "there is nothing"
 
@@ -63,8 +69,8 @@ def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The value of a name; ValueError, with the names there are, if it is none of them."""
     if name in known:
         return known[name]
-    near = nearest(name, known) if difflib.get_close_matches(name.lower(), map(str.lower, known), cutoff=0.5) else ""
-    raise ValueError(f"there is no {kind} {name!r}{near and f'; {near}'} (known: {', '.join(known)})")
+    hint = f"; did you mean {near}?" if (near := closest(name, known)) else ""
+    raise ValueError(f"there is no {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
 def duration(seconds: float) -> str:

@@ -514,14 +514,14 @@ GOLDEN = "1a4d7f9f741bb6f4"
 PROGRAM = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from sibcl_ray import reach
-sources = reach.Sources({"model.py": sys.stdin.buffer.read()}, {})
+from sibcl_ray.user_module import dependencies
+sources = dependencies.Sources({"model.py": sys.stdin.buffer.read()}, {})
 print(json.dumps(dict(sorted(sources.reached([("model", "Mine")], ["sample", "solve"]).checksums.items()))))
 """
 
 
 def named_by(python):
-    command = [python, "-c", PROGRAM, str(Path(dependencies.__file__).parents[1])]
+    command = [python, "-c", PROGRAM, str(Path(dependencies.__file__).parents[2])]
     done = subprocess.run(
         command, input=SYNTAX.encode(), capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
     )

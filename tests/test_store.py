@@ -449,7 +449,9 @@ def test_fingerprints_see_how_values_are_grouped(values):
 
 def test_fingerprints_are_the_same_in_every_process():
     """Whatever the seed of Python's own hashes."""
-    program = "from sibcl_ray.storage.store import fingerprint; print(fingerprint({'b': 1.5, 'a': [None, 'ä']}, True))"
+    program = (
+        "from sibcl_ray.storage.fingerprint import fingerprint; print(fingerprint({'b': 1.5, 'a': [None, 'ä']}, True))"
+    )
     found = {
         subprocess.run(
             [sys.executable, "-c", program],

@@ -16,8 +16,6 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from sibcl_ray.messages import one_line
 
-SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
-LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 NOBODY = "http://127.0.0.1:9"  # refuses at once
 # Ray has a shell start its actors' interpreters, whose paths may have blanks.
 INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
@@ -39,7 +37,6 @@ def connect() -> bool:
     address = os.environ.get("RAY_ADDRESS")
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
     if alone:
-        _check_sockets()
         # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's.
         os.environ["RAY_API_SERVER_ADDRESS"] = NOBODY
     try:
@@ -78,24 +75,6 @@ def keeping_signals() -> Iterator[None]:
             for lost in heard.recv(1000):
                 if lost in handlers:
                     signal.raise_signal(lost)
-
-
-def _check_sockets() -> None:
-    """Whether a cluster that is started here has room for its sockets."""
-    names = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)  # as Ray looks at them
-    name = next((n for n in names if n in os.environ), "RAY_TMPDIR")
-    place = os.environ.get(name, "/tmp")
-    if (length := len(os.fsencode(place))) + len(SOCKET) > LONGEST:
-        raise ValueError(
-            f"{name} is a path of {length} letters, too long for Ray's sockets; set RAY_TMPDIR to a folder with at "
-            f"most {LONGEST - len(SOCKET)}, such as /tmp"
-        )
-    try:
-        os.makedirs(place, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
-        ) from None
 
 
 def _knock(address: str) -> None:

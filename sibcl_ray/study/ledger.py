@@ -259,7 +259,7 @@ class Ledger:
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
         order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
         ordered = sorted(best.values(), key=lambda row: (order.index(row["method"]), row["budget"], row["seed"]))
-        return pd.DataFrame([row | {"labels": mixed} for row in ordered])
+        return pd.DataFrame([row | {"labels": mixed} for row in ordered], columns=MATRIX_SCHEMA.names)
 
     def asked(self, matrix: pd.DataFrame) -> pd.DataFrame:
         """The rows that the study asks for now."""

@@ -35,12 +35,12 @@ def find(name: str, data: str | None = None) -> Problem:
         ValueError: there is none, or it cannot be used.
     """
     if data is not None and name != TABULATED:
-        raise ValueError(f"data is for problem {TABULATED}, and the problem is {name}; leave one of them out")
+        raise ValueError(f"--data is for --problem {TABULATED}, and the problem is {name}; leave one of them out")
     if SPELLED.fullmatch(name):
         problem, where = load(expanded(name)), name
     elif name == TABULATED:
         if data is None:
-            raise ValueError(f"problem {TABULATED} needs data: a folder with arrays and the problem.toml naming them")
+            raise ValueError(f"--problem {TABULATED} needs --data FOLDER, with arrays and the problem.toml naming them")
         problem, where = tabulated.load(Path(expanded(data))), "problem.toml"
     else:
         return choose("problem", name, {**PROBLEMS, TABULATED: None})
