@@ -153,13 +153,20 @@ def _watching(
             )
         )
 
+    ended = threading.Event()
+
     def guard() -> None:
-        session.lost.wait()
-        workers.stop("another driver took this one for dead, and may go on in its place")
+        while not (lost := session.lost.wait(1.0)) and not ended.is_set():
+            pass
+        if lost:
+            workers.stop("another driver took this one for dead, and may go on in its place")
 
     threading.Thread(target=guard, daemon=True).start()  # independent of the display
-    with _repeatedly(look):
-        yield
+    try:
+        with _repeatedly(look):
+            yield
+    finally:
+        ended.set()
 
 
 @contextmanager
