@@ -5,10 +5,11 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
@@ -23,6 +24,7 @@ from sibcl_ray.storage.leases import Session
 from sibcl_ray.storage.store import NewerStore, Store
 from sibcl_ray.study.ledger import Ledger, Missing
 from sibcl_ray.study.study import Study
+from sibcl_ray.user_module.loading import from_file
 
 FILES = ("learning_curves.png", "learning_curves.svg", "matrix.parquet")
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
@@ -64,9 +66,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         data = store.read(f"{name}/matrix.parquet")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no matrix.parquet in {folder}; give STORAGE/studies/NAME") from None
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        return Results(pq.read_table(file).to_pandas(), store.path(name))
+    return Results(pq.read_table(pa.BufferReader(data)).to_pandas(), store.path(name))
 
 
 def run(
@@ -102,6 +102,7 @@ def run(
         SolverFailed: a label cannot be computed.
         StoreError, Unfinished: the storage or the cluster failed; the same call continues.
     """
+    study = replace(study, problem=from_file(study.problem))
     workforce = Workforce(workers, gpus_per_worker, pretraining_workers)
     driver = Driver(study, open_store(os.fspath(storage)), workforce, search_storage, tracking_uri, labels, say)
     try:

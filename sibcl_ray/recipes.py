@@ -14,7 +14,7 @@ from sibcl_ray.learning.networks import Architecture, InvariantEncoder, Referenc
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
-from sibcl_ray.user_module.loading import find
+from sibcl_ray.user_module.loading import find, from_file
 
 # Those that a problem has what it needs for.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
@@ -80,7 +80,7 @@ def _recipe(build: Callable[[Problem, int], Study]) -> Callable[..., Study]:
 
     @wraps(build)
     def scale(problem: Problem | str, seed: int = 0) -> Study:
-        return build(find(problem) if isinstance(problem, str) else problem, seed)
+        return build(find(problem) if isinstance(problem, str) else from_file(problem), seed)
 
     SCALES[build.__name__] = scale
     return scale

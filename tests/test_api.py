@@ -49,6 +49,56 @@ def test_a_recipe_takes_a_problem_its_name_or_a_file():
         sr.recipes.quick("photonic-dso")
 
 
+SCRIPT = """
+import sys
+from dataclasses import dataclass
+import numpy as np
+import sibcl_ray as sr
+
+@dataclass(frozen=True)
+class Mine(sr.Simulation):
+    name = "mine"
+    input_shape, label_shape = (32, 32), (1,)
+    factor: float = 1.0
+
+    def sample(self, count, rng):
+        return sr.Sample(rng.uniform(0, 1, (count, 32, 32)).astype("f4"))
+
+    def solve(self, inputs):
+        return self.factor * inputs.mean((1, 2))[:, None]
+"""
+ASKS = """
+    from sibcl_ray.data.dataset import TARGET, Dataset
+    from sibcl_ray.storage.store import Store
+    study = sr.recipes.smoke(Mine(factor=float(sys.argv[1])))
+    print(Dataset(study.problem, 0, Store(sys.argv[2])).named(TARGET), study.problem.factor)
+"""
+
+
+def named_in(folder, *edit, factor="2", guard="if __name__ == '__main__':"):
+    """What a script says of the labels of its own class."""
+    (folder / "mine.py").write_text(SCRIPT.replace(*edit or ("", "")) + guard + ASKS)
+    command = [sys.executable, str(folder / "mine.py"), factor, str(folder / "runs")]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_labels_of_a_class_in_a_script_are_named_by_what_it_does(tmp_path):
+    plain = named_in(tmp_path)
+    assert plain.returncode == 0 and plain.stdout.endswith(" 2.0\n"), plain
+    assert named_in(tmp_path, "import sys", "import sys  # a comment").stdout == plain.stdout
+    edited = [named_in(tmp_path, "self.factor *", "self.factor +"), named_in(tmp_path, factor="3")]
+    assert len({done.stdout.split()[0] for done in (plain, *edited)}) == 3, edited
+    unguarded = named_in(tmp_path, guard="if True:")
+    assert "mine.py runs a study when it is imported; put what runs it below if __name__" in unguarded.stderr
+
+
+def test_a_class_in_no_file_is_refused():
+    made = {}
+    exec(SCRIPT, {"__name__": "__main__"} | made, made)
+    with pytest.raises(sr.BadProblem, match=r"Mine is not a class at the top of a file.*give 'FILE.py:Mine'"):
+        sr.recipes.smoke(made["Mine"]())
+
+
 def test_the_study_of_the_example_is_one():
     sys.path.insert(0, str(ROOT))
     try:

@@ -1,9 +1,11 @@
 """A problem in the user's own file: ``my_problem.py:MyProblem``. All of it is looked at that costs nothing."""
 
+import ast
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import isabstract
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 
 from sibcl_ray.data.sandbox import CallFailed, Sandbox
+from sibcl_ray.isolation import is_guest
 from sibcl_ray.messages import choose, nearest
 from sibcl_ray.problems import PROBLEMS, check, tabulated
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
@@ -21,6 +24,7 @@ from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of,
 TABULATED = "tabulated"
 TRIED = 5.0  # seconds in which inputs should come, to be looked at
 MISSING = "install what it needs, or put it beside the file"
+_importing: list[str] = []  # files that are being imported
 SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
 
 
@@ -57,13 +61,50 @@ def load(name: str) -> Problem:
     """
     spelled = SPELLED.fullmatch(name)
     assert spelled
-    its = _read(Path(spelled["file"]))
-    with _telling(its, its.file, MISSING):
-        module = its.module()
-    kind = _kind(module, its.file, spelled["kind"] or "")
+    return _made(_read(Path(spelled["file"])), spelled["kind"] or "", {})
+
+
+def from_file(problem: Problem) -> Problem:
+    """The same problem of a class that is imported from its file, so that its labels are named by what it does.
+
+    One of the library, and of a class that says its own ``version``, stays what it is.
+
+    Raises:
+        BadProblem: it cannot be used, or stands in no file, such as a cell of a notebook.
+    """
+    kind: Any = type(problem)
+    if kind.source is not None or not is_guest(kind) or "version" in vars(kind):
+        return problem
+    try:
+        file = Path(inspect.getfile(kind))
+        there = {n.name for n in ast.walk(ast.parse(file.read_bytes())) if isinstance(n, ast.ClassDef)}
+    except (TypeError, OSError, ValueError, SyntaxError):
+        there = set()
+    if kind.__qualname__ not in there:
+        raise BadProblem(
+            f"{kind.__name__} is not a class at the top of a file, so labels of an edited one could not be told apart "
+            f"from its own; write it to a file, and give 'FILE.py:{kind.__name__}'"
+        )
+    if _importing:
+        raise BadProblem(
+            f'{file.name} runs a study when it is imported; put what runs it below if __name__ == "__main__":'
+        )
+    values = {field.name: getattr(problem, field.name) for field in fields(kind) if field.init}
+    return _made(_read(file), kind.__name__, values)
+
+
+def _made(its: UserModule, name: str, values: dict[str, Any]) -> Problem:
+    """A problem of a class in a module, looked at."""
+    _importing.append(its.file)
+    try:
+        with _telling(its, its.file, MISSING):
+            module = its.module()
+    finally:
+        _importing.pop()
+    kind = _kind(module, its.file, name)
     me = f"{its.file}: {kind.__name__}"
     with _telling(its, f"{me}()", "it is made without arguments, so give every field a value"):
-        problem = kind()
+        problem = kind(**values)
     check.declared(problem, me)
     with Sandbox(problem) as sandbox:
         inputs = [_drawn(sandbox, me, method) for method in ("sample", "sample_surrogate")]
@@ -99,7 +140,7 @@ def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
     if wanted not in problems:
         raise BadProblem(f"{file}: {wanted} is no Problem; derive it from sibcl_ray.problems.simulation.Simulation")
     kind: Any = own[wanted]
-    if isabstract(kind):
+    if inspect.isabstract(kind):
         raise BadProblem(f"{file}: {wanted} lacks {', '.join(sorted(kind.__abstractmethods__))}; write what is missing")
     return kind
 
