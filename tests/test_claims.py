@@ -347,7 +347,7 @@ def test_in_no_order_of_steps_do_two_hold_a_name(deaths, quick):
 
 HOLDER = """
 import sys, time
-from sibcl_ray import claims
+from sibcl_ray.storage import leases as claims
 from sibcl_ray.storage.store import Store
 claims.BEAT = 0.05
 if len(sys.argv) > 3:

@@ -31,7 +31,7 @@ def first_sync(place):
     """A process that shows a study in a store that was not there: MLflow's migrations take seconds."""
     code = (
         "import numpy as np, pandas as pd, sys; sys.path.insert(0, 'tests')\n"
-        "from test_curves import exact, power_law; from sibcl_ray import tracking\n"
+        "from test_curves import exact, power_law; from sibcl_ray.results.mlflow import tracking\n"
         f"uri, matrix = 'sqlite:///{place}/mlflow.db', exact({{'SL': power_law(1)}})\n"
         "tracking.sync(uri, 'another study', matrix, pd.DataFrame())"
     )
