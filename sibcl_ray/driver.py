@@ -213,9 +213,9 @@ class Driver:
     def disconnect(self) -> None:
         """End the Ray cluster that was started, or the connection that was made."""
         if self._connected:
-            import ray
+            from sibcl_ray.cluster.connection import disconnect
 
-            ray.shutdown()
+            disconnect()
             self._connected = False
 
     def results(self) -> Results:

@@ -100,7 +100,7 @@ def test_no_package_uses_what_another_keeps_to_itself():
 
 
 def test_only_the_cluster_knows_ray():
-    assert {package(name) for name in importers("ray")} == {"cluster", "driver"}
+    assert {package(name) for name in importers("ray")} == {"cluster"}
 
 
 def test_only_tracking_imports_mlflow():

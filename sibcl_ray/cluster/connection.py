@@ -53,6 +53,11 @@ def connect() -> bool:
     return True
 
 
+def disconnect() -> None:
+    """End the connection, with the cluster if it was started here."""
+    ray.shutdown()
+
+
 @contextmanager
 def keeping_signals() -> Iterator[None]:
     """Puts handlers back that Ray replaces while it starts, and raises the signals that it lost meanwhile."""
