@@ -56,12 +56,12 @@ def _quick_steps(problem: Problem) -> int:
 
 def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
     """The study of a recipe; where samples are given, with as many of them as there are."""
-    methods = tuple(m for m in COMPARED if not problem.lacks(**m.needs))
+    methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
     if have := problem.available:
         fields["pool"] = min(fields["pool"], have["target"])
         fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
         fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
-    if problem.lacks(**METHODS["TL"].needs):
+    if problem.missing_requirement(**METHODS["TL"].needs):
         fields["surrogate"] = 0  # their labels would cost as much as the target's
     if min(problem.input_shape[-2:]) < SMALLEST:
         space: Space = fields["space"]

@@ -22,6 +22,7 @@ from test_problems import cpu_seconds
 
 from sibcl_ray.data import shards
 from sibcl_ray.data.dataset import SHARD, SURROGATE, TARGET, UNLABELLED, Dataset
+from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.data.sandbox import CallFailed, Sandbox
 from sibcl_ray.data.shards import make_shard
 from sibcl_ray.problems.problem import Problem, SolverFailed
@@ -391,6 +392,22 @@ def test_what_training_could_not_use_is_refused_in_a_line(change, says, tmp_path
     with pytest.raises(BadProblem) as refused:
         loaded(tmp_path, change)
     assert re.search(says, str(refused.value)) and "\n" not in str(refused.value), refused.value
+
+
+def test_attributes_by_their_old_names_count_and_that_is_told(tmp_path, capfd):
+    """Also in what names a training."""
+    found = {}
+    for number, said in enumerate(("spread = 0.1", "spread = 0.2", "label_scale = 0.1", "")):
+        problem = loaded(tmp_path / str(number), (*SHAPE, f"{SHAPE[0]}\n    {said}"))
+        found[said] = problem.label_scale, version_of(deciding(problem, *LEARNED))
+        told = "note: mine.py: Mean.spread is now called label_scale; the old name still works\n"
+        assert capfd.readouterr().err == told * said.startswith("spread")
+    assert [scale for scale, _ in found.values()] == [0.1, 0.2, 0.1, 1.0]
+    assert found["spread = 0.1"][1] != found["spread = 0.2"][1]
+    old = "def lacks(self, **needs): return 'all that it needs'\n    def solve"
+    problem = loaded(tmp_path / "lacks", ("def solve", old))
+    needs = dict.fromkeys(("contrastive", "surrogate", "invariant", "delta"), False)
+    assert problem.missing_requirement(**needs) == "all that it needs"
 
 
 def test_no_label_is_made_to_look_at_it(tmp_path):

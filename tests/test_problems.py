@@ -149,7 +149,7 @@ def test_surrogate_labels_have_the_shape_of_labels(problem):
 
 def test_estimates_are_of_the_labels_share_their_symmetries_and_cost_less(problem, solved, enough):
     """Where there are any. A blind guess, the mean of the labels, is worse."""
-    if problem.lacks(contrastive=False, surrogate=False, invariant=False, delta=True):
+    if problem.missing_requirement(contrastive=False, surrogate=False, invariant=False, delta=True):
         pytest.skip("it has no cheap estimate")
     inputs, labels = enough
     estimates = torch.from_numpy(problem.estimate(inputs.numpy()))

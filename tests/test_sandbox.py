@@ -271,11 +271,11 @@ SHOWN = {
     ),
     "large": (
         "return 1e6 * inputs.mean((1, 2))[:, None]",
-        r"networks learn numbers of order one: give an? .*spread near",
+        r"networks learn numbers of order one: give an? .*label_scale near",
     ),
     "far off": (
         "return (inputs.mean((1, 2)).astype(float) - 97208.0)[:, None]",
-        r"an offset near -97207\.\d, their mean, and a spread near 0.0\d",
+        r"an offset near -97207\.\d, their mean, and a label_scale near 0.0\d",
     ),
     "steps": (
         "return (inputs.mean((1, 2)) * 0.2 - 97208.0)[:, None].astype(np.float32)",
@@ -283,7 +283,7 @@ SHOWN = {
     ),
     "small": (
         "return 1e-9 * inputs.mean((1, 2))[:, None]",
-        r"an offset near 5\.\d*e-10, their mean, and a spread near [2-5]e-11",
+        r"an offset near 5\.\d*e-10, their mean, and a label_scale near [2-5]e-11",
     ),
 }
 

@@ -402,7 +402,7 @@ NEEDS = [
 @pytest.mark.parametrize(("toml", "method", "lacking"), NEEDS)
 def test_it_says_what_a_method_lacks(toml, method, lacking, tmp_path):
     needs = dict(zip(("contrastive", "surrogate", "invariant"), method, strict=True))
-    said = load(fill(tmp_path, toml)).lacks(**needs, delta=False)
+    said = load(fill(tmp_path, toml)).missing_requirement(**needs, delta=False)
     assert said.startswith(lacking) if lacking else not said
 
 

@@ -44,7 +44,7 @@ def results(problem):
         "label_loss": problem.label_loss(*less), "surrogate_loss": problem.surrogate_loss(*less),
         "error": problem.error(*pair),
     }  # fmt: skip
-    if not problem.lacks(contrastive=False, surrogate=False, invariant=False, delta=True):
+    if not problem.missing_requirement(contrastive=False, surrogate=False, invariant=False, delta=True):
         found["estimate"] = problem.estimate(sample.inputs)
     return {name: numbers(values) for name, values in found.items()}
 

@@ -13,14 +13,15 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Protocol
 
-from sibcl_ray.problems.problem import Problem
+from sibcl_ray.problems.problem import RENAMED, Problem
 from sibcl_ray.problems.simulation import Simulation
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 
 # Attributes that change neither labels nor predictions.
 SETTINGS = ("name", "timeout", "retries", "resources", "labels_per_task", "label_seconds", "surrogate_seconds")
-WORDS = ("input_units", "label_units", "error_units", "version", "versions", "lacks", "available")
-LEARNED = ("features", "label_loss", "offset", "spread", "symmetries", "equivariances")  # what fitting looks at
+WORDS = ("input_units", "label_units", "error_units", "version", "versions", "missing_requirement", "available")
+LEARNED = ("features", "label_loss", "offset", "label_scale", "symmetries", "equivariances")  # what fitting looks at
+BEFORE = {now: before for before, now in RENAMED.items()}  # names of results keep the old ones
 JUDGED = ("error", "surrogate_loss", "estimate")
 
 
@@ -35,14 +36,18 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
         if its not in own:
             sayer = its if own else kind
             number = getattr(sayer, "versions", {}).get(name, getattr(sayer, "version", 1))
-            found[f"{its.__name__}.{name}"] = f"version {number}"
+            found[f"{its.__name__}.{BEFORE.get(name, name)}"] = f"version {number}"
     names = [f.name for f in fields(problem)]  # type: ignore[arg-type]
     values = {name for name in names if not any(name in inspect.get_annotations(k) for k in own)}
     if source is not None:
-        asked = [name for name, its in definers.items() if its in own]
+        asked = [
+            before if (before := BEFORE.get(name)) in vars(its) else name
+            for name, its in definers.items()
+            if its in own
+        ]
         if set(kind.__mro__) - own - set(Simulation.__mro__) - {Protocol}:
             # Another base calls what is overridden, in ways that are not looked into.
-            apart = (*LEARNED, *JUDGED, *WORDS)
+            apart = (*LEARNED, *JUDGED, *WORDS, *RENAMED)
             asked += [n for k in own for n in vars(k) if not n.startswith("_") and n not in apart]
         lineage = [(k.__module__, k.__qualname__) for k in kind.__mro__ if k in own]
         reached = source.sources.reached(lineage, asked, SETTINGS)

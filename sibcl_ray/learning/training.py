@@ -105,7 +105,7 @@ def new_network(problem: Problem, architecture: Architecture, seed: int) -> Netw
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed("weights", seed))
         network = Network(architecture, channels, math.prod(problem.label_shape), len(grid))
-    network.scale.fill_(problem.spread)
+    network.scale.fill_(problem.label_scale)
     # In two dimensions convolutions of few channels run about twice as fast on a CPU with channels last.
     return network.to(memory_format=torch.channels_last) if len(grid) == 2 else network  # type: ignore[call-overload]
 

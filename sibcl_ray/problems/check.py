@@ -36,9 +36,9 @@ def declared(problem: Problem, me: str) -> None:
     timeout, retries, resources = problem.timeout, problem.retries, problem.resources
     fine = timeout is None or (isinstance(timeout, (int, float)) and 0 < timeout < math.inf)
     require(fine, f"{me}.timeout", repr(timeout), "the seconds that a call of the solver may take, or None")
-    spread = problem.spread
-    fine = isinstance(spread, (int, float)) and 0 < spread < math.inf
-    require(fine, f"{me}.spread", repr(spread), "a positive number, of about the labels' size less the offset")
+    scale, called = problem.label_scale, "spread" if hasattr(problem, "spread") else "label_scale"
+    fine = isinstance(scale, (int, float)) and 0 < scale < math.inf
+    require(fine, f"{me}.{called}", repr(scale), "a positive number, of about the labels' size less the offset")
     for what in ("label_seconds", "surrogate_seconds"):
         cost = getattr(problem, what)
         fine = cost is None or (isinstance(cost, (int, float)) and 0 <= cost < math.inf)
@@ -174,15 +174,17 @@ def several(problem: Problem, given: np.ndarray, what: str, role: str) -> None:
             f"the {count} {role} labels that {what} gave are float32 and deviate by {deviation:.2g} from "
             f"{mean.flat[0]:.6g}, where float32 has steps of about as much; give float64, or labels less a constant"
         )
-    learned = (wide - problem.offset) / problem.spread
-    size, varies = math.sqrt(np.square(learned).mean()), deviation / problem.spread
+    learned = (wide - problem.offset) / problem.label_scale
+    size, varies = math.sqrt(np.square(learned).mean()), deviation / problem.label_scale
     if not learnable(size, varies):
         far = size > 3 * varies and deviation > 0
-        advice = f"an offset near {mean.mean():.6g}, their mean, and a spread near " if far else "a spread near "
+        advice = (
+            f"an offset near {mean.mean():.6g}, their mean, and a label_scale near " if far else "a label_scale near "
+        )
         raise BadProblem(
-            f"the {count} {role} labels that {what} gave, less the offset and over the spread, are {size:.2g} in root "
+            f"the {count} {role} labels that {what} gave, less the offset and over label_scale, are {size:.2g} in root "
             f"mean square and deviate by {varies:.2g}; networks learn numbers of order one: give "
-            f"{advice}{deviation if far else size * problem.spread:.1g}"
+            f"{advice}{deviation if far else size * problem.label_scale:.1g}"
         )
     if role in ("target", "test"):
         tensors = torch.from_numpy(given)

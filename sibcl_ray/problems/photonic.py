@@ -286,7 +286,7 @@ class PhotonicGap(Photonic):
     version = 1
     label_seconds, surrogate_seconds = 0.033, 0.01
     label_shape = (1,)
-    spread = 0.1
+    label_scale = 0.1
     label_units = "width of the gap over its middle frequency"
     error_units = "in the gap-to-midgap ratio"
 

@@ -55,6 +55,10 @@ class BadProblem(ValueError):
         super().__init__(one_line(text))
 
 
+# Attributes by their old names, which are honoured in users' classes.
+RENAMED = {"spread": "label_scale", "lacks": "missing_requirement"}
+
+
 class Problem(ABC):
     """Physics, symmetry and surrogate of one regression task. See the module's text."""
 
@@ -66,7 +70,7 @@ class Problem(ABC):
     label_units: ClassVar[str]
     error_units: ClassVar[str] = ""  # of what `error` gives: FRACTION, or a unit, or the metric's name; empty: not said
 
-    spread: ClassVar[float] = 1.0  # typical size of a label less the offset: networks predict it in units of this
+    label_scale: ClassVar[float] = 1.0  # typical size of a label less the offset: networks predict it in units of this
 
     resources: ClassVar[Mapping[str, Any]] = {"num_cpus": 1}  # of a task that solves, as Ray's options name them
     labels_per_task: ClassVar[int] = 50  # target labels that a task solves and stores together; 1 if one takes minutes
@@ -75,6 +79,9 @@ class Problem(ABC):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
+        for before, now in RENAMED.items():
+            if before in vars(cls) and now not in vars(cls):
+                setattr(cls, now, property(lambda self, before=before: getattr(self, before)))
         judges = ("features", "label_loss", "surrogate_loss", "error")
         guard(cls, (*judges, "offset", "symmetries", "equivariances"))  # the rest runs in a process of its own
 
@@ -112,12 +119,14 @@ class Problem(ABC):
         """How many samples there are of each role, by name, if they are given; None if they are drawn and solved."""
         return None
 
-    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
+    def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         """What a method that uses these needs and the problem does not have, in a few words; empty if nothing.
 
         Pairs of views are of unlabelled and surrogate inputs; symmetries augment; delta-learning starts from estimates.
         """
         return "a cheap estimate of the label" if delta and type(self).estimate is Problem.estimate else ""
+
+    lacks = missing_requirement  # for classes that override it by its old name
 
     def behind(self, method: str) -> str:
         """The method that decides what ``method`` gives: another where that is left as it is here."""

@@ -17,7 +17,7 @@ class Simulation(Problem):
     What are properties here may be plain attributes there: ``input_shape = (32, 32)``. If the label can be
     estimated cheaply, give `estimate`: the surrogate then has labels by it. Or give `sample_surrogate` for cheap
     inputs, `solve_surrogate` for cheap labels, or both. Inputs and labels should be of order one, or be brought
-    there by `features`, and by `offset` and `spread`.
+    there by `features`, and by `offset` and `label_scale`.
     """
 
     version = 1
@@ -29,7 +29,7 @@ class Simulation(Problem):
         """None."""
         return {}
 
-    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
+    def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         own = type(self)
         cheap = (
             own.estimate is not Problem.estimate

@@ -35,7 +35,7 @@ class Method:
 
     @property
     def needs(self) -> dict[str, bool]:
-        """What of a problem it uses, as `Problem.lacks` asks."""
+        """What of a problem it uses, as `Problem.missing_requirement` asks."""
         return {
             "contrastive": self.contrastive,
             "surrogate": self.surrogate,

@@ -51,7 +51,7 @@ class Study:
             )
 
         for m in self.methods:
-            if what := self.problem.lacks(**m.needs):
+            if what := self.problem.missing_requirement(**m.needs):
                 raise ValueError(f"{m.name} needs {what}; or leave {m.name} out")
 
     @property

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,7 +18,7 @@ from sibcl_ray.data.sandbox import CallFailed, Sandbox
 from sibcl_ray.isolation import is_guest
 from sibcl_ray.messages import choose, nearest
 from sibcl_ray.problems import PROBLEMS, check, tabulated
-from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
+from sibcl_ray.problems.problem import RENAMED, BadProblem, Problem, SolverFailed
 from sibcl_ray.storage.folders import expanded
 from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of, read
 
@@ -106,6 +107,9 @@ def _made(its: UserModule, name: str, values: dict[str, Any]) -> Problem:
     with _telling(its, f"{me}()", "it is made without arguments, so give every field a value"):
         problem = kind(**values)
     check.declared(problem, me)
+    for before, now in RENAMED.items():
+        if any(before in vars(k) for k in kind.__mro__ if is_guest(k)):
+            print(f"note: {me}.{before} is now called {now}; the old name still works", file=sys.stderr, flush=True)
     with Sandbox(problem) as sandbox:
         inputs = [_drawn(sandbox, me, method) for method in ("sample", "sample_surrogate")]
     if inputs[0] is not None:

@@ -145,7 +145,7 @@ class Tabulated(Problem):
             "target": rows["target"] - self.drawn
         }
 
-    def lacks(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
+    def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         have = self.available
         needs = (
             (surrogate and not have["surrogate"], "surrogate labels; give [surrogate]"),
