@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import re
 import signal
@@ -85,11 +84,6 @@ def _as_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.+ -]{0,99}", name):
         raise ValueError(f"--name is {name!r}; give letters, digits, blanks and any of _ - . +, at most 100")
     return name
-
-
-def _at_least(option: str, value: float | None, least: float) -> None:
-    if value is not None and not least <= value < math.inf:
-        raise ValueError(f"{option} is {value}; it must be {'at least 1' if least else '0 or more'}")
 
 
 def _not_together(**given: bool) -> None:
