@@ -10,6 +10,7 @@ A problem is a frozen dataclass, so that its fields name it, and it must be impo
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -81,7 +82,7 @@ class Problem(ABC):
         super().__init_subclass__(**arguments)
         for before, now in RENAMED.items():
             if before in vars(cls) and now not in vars(cls):
-                setattr(cls, now, property(lambda self, before=before: getattr(self, before)))
+                setattr(cls, now, property(attrgetter(before)))
         judges = ("features", "label_loss", "surrogate_loss", "error")
         guard(cls, (*judges, "offset", "symmetries", "equivariances"))  # the rest runs in a process of its own
 
