@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from sibcl_ray.messages import one_line
 
@@ -87,8 +86,3 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def scales() -> bool:
-    """Whether the connected cluster has an autoscaler (the second version of Ray's). How far it goes, nothing tells."""
-    return is_autoscaler_v2(fetch_from_server=True)

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 import torch
 
-from sibcl_ray.cluster.connection import scales
+from sibcl_ray.cluster.internals import scales
 from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, Dataset, Role, Shard
 from sibcl_ray.data.sandbox import CallFailed, call
 from sibcl_ray.data.shards import Draft, Made, drawn, forms, groups, make_shard, stored

@@ -4,7 +4,7 @@ import math
 
 import ray
 
-from sibcl_ray.cluster.connection import scales
+from sibcl_ray.cluster.internals import scales
 from sibcl_ray.cluster.workers import LARGEST, Group, Resources
 
 

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from sibcl_ray.cluster.trial_process import Payload, forward_job
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.randomness import named_seed
-from sibcl_ray.search.history import load
+from sibcl_ray.search.history import load, running
 from sibcl_ray.search.search import REASON, STATE, Search
 from sibcl_ray.storage.records import DIVERGED, Record
 
@@ -86,8 +86,7 @@ class _Rounds:
         size = min(
             max(_first_round(search), ended - ended % search.at_once + search.at_once) - ended, search.missing(history)
         )
-        left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:size]
-        trials = [optuna.Trial(history, trial._trial_id) for trial in left]
+        trials = running(history, size)
         for ordinal in range(ended + len(trials), ended + size):
             history.sampler = sampler(search, ordinal)
             trials.append(history.ask())

@@ -18,12 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
-from ray._private.state import state as ray_state  # the public API does not tell who made a placement group
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sibcl_ray.cluster.connection import scales
+from sibcl_ray.cluster.internals import free_what_the_dead_reserved, scales
 from sibcl_ray.cluster.scheduler import DATA_PARALLEL, IDLE, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
@@ -74,19 +71,6 @@ def _are_there(nodes: set[str], seconds: float) -> bool:
     while (there := nodes <= _nodes()) and time.monotonic() < until:
         time.sleep(1.0)
     return there
-
-
-def _free_what_the_dead_reserved() -> None:
-    """Remove the placement groups of Train controllers that were killed; Ray does so when the driver ends.
-
-    Train's own cleaner needs a dashboard, which a cluster that was started by a driver does not have.
-    """
-    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
-    table = ray_state._connect_and_get_accessor().get_placement_group_table()
-    for entry in map(PlacementGroupTableData.FromString, table):
-        by_actor = entry.creator_job_id.hex() == job and entry.creator_actor_id not in (b"", nobody)
-        if by_actor and entry.creator_actor_dead and entry.state != PlacementGroupTableData.REMOVED:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(entry.placement_group_id)))
 
 
 def _gone(error: ray.exceptions.RayError) -> str:
@@ -244,7 +228,7 @@ class Workers:
                     reason, blamed = one_line(error, 1000), []
                 if self._closing:
                     return
-                _free_what_the_dead_reserved()
+                free_what_the_dead_reserved()
                 whole = _are_there(nodes, NOTICED if lane == DATA_PARALLEL else 0.0)  # if not, that is reason enough
                 at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
                 fruitless = 0 if at_work and (blamed or not whole) else fruitless + 1

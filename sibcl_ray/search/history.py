@@ -17,6 +17,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import BaseJournalBackend
+from optuna.trial import TrialState
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
@@ -151,8 +152,14 @@ def load(storage: BaseStorage, name: str) -> optuna.Study | None:
 
 
 def names(storage: BaseStorage) -> list[str]:
-    """All searches that were begun, oldest first."""
-    return [study.study_name for study in sorted(storage.get_all_studies(), key=lambda s: s._study_id)]
+    """All searches that were begun, oldest first, as Optuna's storages list them."""
+    return [study.study_name for study in storage.get_all_studies()]
+
+
+def running(history: optuna.Study, most: int) -> list[optuna.Trial]:
+    """The trials, at most so many, that an ended driver has left running; their number in the storage is not public."""
+    left = history.get_trials(deepcopy=False, states=(TrialState.RUNNING,))[:most]
+    return [optuna.Trial(history, trial._trial_id) for trial in left]
 
 
 def set_aside(storage: BaseStorage, searches: Iterable[str], stamp: str) -> None:

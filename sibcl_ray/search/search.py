@@ -176,4 +176,4 @@ class Search:
 def _contains(dimension: BaseDistribution, value: Any) -> bool:
     if isinstance(dimension, CategoricalDistribution):
         return value in dimension.choices
-    return dimension._contains(value)
+    return isinstance(value, int | float) and dimension.low <= value <= dimension.high  # type: ignore[attr-defined]

@@ -1,0 +1,25 @@
+"""What of Ray is used here and is not public; `tests/test_internals.py` says what a release has changed."""
+
+import ray
+from ray._private.state import state
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+
+def scales() -> bool:
+    """Whether the connected cluster has an autoscaler (the second version of Ray's). How far it goes, nothing tells."""
+    return is_autoscaler_v2(fetch_from_server=True)
+
+
+def free_what_the_dead_reserved() -> None:
+    """Remove the placement groups of Train controllers that were killed; Ray does so when the driver ends.
+
+    Train's own cleaner needs a dashboard, which a cluster that was started by a driver does not have.
+    """
+    job, nobody = ray.get_runtime_context().get_job_id(), ray.ActorID.nil().binary()
+    table = state._connect_and_get_accessor().get_placement_group_table()
+    for entry in map(PlacementGroupTableData.FromString, table):
+        by_actor = entry.creator_job_id.hex() == job and entry.creator_actor_id not in (b"", nobody)
+        if by_actor and entry.creator_actor_dead and entry.state != PlacementGroupTableData.REMOVED:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(entry.placement_group_id)))

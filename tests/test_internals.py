@@ -1,0 +1,49 @@
+"""What is used of other libraries and is not public is still there: else this says what a release has changed."""
+
+from importlib import import_module
+from importlib.metadata import version
+
+import optuna
+import pytest
+import typer
+
+from sibcl_ray.search.search import FIXED
+
+USED = [
+    ("ray", "ray._private.state", "state._connect_and_get_accessor", "cluster/internals.py"),
+    ("ray", "ray.autoscaler.v2.utils", "is_autoscaler_v2", "cluster/internals.py"),
+    ("ray", "ray.core.generated.gcs_pb2", "PlacementGroupTableData.FromString", "cluster/internals.py"),
+    ("ray", "ray.core.generated.gcs_pb2", "PlacementGroupTableData.REMOVED", "cluster/internals.py"),
+]
+
+
+@pytest.mark.parametrize(("library", "module", "name", "where"), USED, ids=[name for _, _, name, _ in USED])
+def test_it_is_there(library, module, name, where):
+    said = f"{library} {version(library)} has no {module}.{name} any more; sibcl_ray/{where} needs it"
+    try:
+        found = import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        pytest.fail(said, pytrace=False)
+
+
+def test_a_placement_group_says_who_made_it():
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    fields = {field.name for field in PlacementGroupTableData.DESCRIPTOR.fields}
+    needed = {"creator_job_id", "creator_actor_id", "creator_actor_dead", "state", "placement_group_id"}
+    assert needed <= fields, f"ray {version('ray')}: {needed - fields} are gone; cluster/internals.py needs them"
+
+
+def test_trials_of_optuna_have_numbers_and_say_what_was_asked_for():
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.5})
+    trial = study.get_trials()[0]
+    assert trial.system_attrs[FIXED] == {"x": 0.5}, f"optuna {version('optuna')}: search/search.py needs {FIXED}"
+    assert isinstance(trial._trial_id, int), f"optuna {version('optuna')}: search/history.py needs _trial_id"
+
+
+def test_typer_raises_usage_errors():
+    kind = typer.BadParameter.__bases__[0]
+    assert hasattr(kind, "format_message"), f"typer {version('typer')}: cli.py needs the base of BadParameter"
