@@ -19,7 +19,8 @@ from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.storage.folders import Folder
 from sibcl_ray.storage.records import ATTEMPTS, DIVERGED, DONE, FAILED, failure, timed, write_record
 from sibcl_ray.storage.store import VERSION, VERSION_NAME, NewerStore, Store
-from sibcl_ray.study.ledger import MATRIX_SCHEMA, MISSING, Ledger
+from sibcl_ray.study.ledger import Ledger
+from sibcl_ray.study.matrix import MATRIX_SCHEMA, MISSING
 from sibcl_ray.study.study import Study
 
 SPACE = Space(architectures=(ARCHITECTURE,), epochs=(1, 2), learning_rates=(1e-4, 1e-1), steps=(5, 10))

@@ -8,8 +8,6 @@ others.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +15,12 @@ from functools import cached_property, lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.numpy
 import torch
 from torch import Tensor
 
 from sibcl_ray.data.definitions import deciding, version_of
+from sibcl_ray.data.shard_files import decode, encode
 from sibcl_ray.data.versions import (
     SECONDS,
     SHARD_NAME,
@@ -202,17 +199,11 @@ class Dataset:
             "shard": index,
             "seed": self.seed,
             "problem": repr(problem),
-            "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
             "units": {"input": problem.input_units, "label": problem.label_units},
             "parameters": sorted(sample.parameters),
             "redrawn": list(redrawn),
         }
-        table = pa.table({name: _column(array) for name, array in arrays.items()})
-        about["sha256"] = _digest(table, about)
-        table = table.replace_schema_metadata({"sibcl_ray": json.dumps(about, sort_keys=True)})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-        self.store.write(self.shard_name(role, index), buffer.getvalue())
+        self.store.write(self.shard_name(role, index), encode(arrays, about))
 
     def record_seconds(self, role: Role, index: int, seconds: float) -> None:
         """Store beside a shard how long its labels took, in seconds of one core.
@@ -261,11 +252,8 @@ class Dataset:
     def _checked(self, role: Role, index: int, data: bytes) -> Split:
         name = self.shard_name(role, index)
         try:
-            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-            about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
-            whole = about.pop("sha256") == _digest(table, about)
+            about, columns, whole = decode(data, ("input", "label")[: 1 + role.labelled])
             found = (about["fingerprint"], about["role"], about["shard"])
-            columns = {c: _array(table[c], about["shapes"][c]) for c in ("input", "label")[: 1 + role.labelled]}
         except Exception as error:  # Parquet's footer has no checksum, so damage in it can raise anything
             raise Damaged(f"{name} cannot be read: {one_line(error)}") from error
         expected = (self.line(role).fingerprint, role.name, index)
@@ -368,27 +356,3 @@ def folds(count: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     parts = [order[i::number] for i in range(number)]
     return [(torch.cat(parts[:i] + parts[i + 1 :]), held_out) for i, held_out in enumerate(parts)]
-
-
-def _column(array: np.ndarray) -> pa.Array:
-    if np.iscomplexobj(array):
-        array = np.stack([array.real, array.imag], axis=-1)
-    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-    width = array[0].size
-    return pa.FixedSizeListArray.from_arrays(flat, width) if array.ndim > 1 else flat
-
-
-def _digest(table: pa.Table, about: dict[str, Any]) -> str:
-    """The checksum of a shard: of its metadata and of all its numbers."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in table.column_names:
-        values = table[name].combine_chunks()
-        values = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-        digest.update(f"{name} {values.type} {len(values)}".encode() + values.to_numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _array(column: pa.ChunkedArray, shape: list[int]) -> Tensor:
-    values = column.combine_chunks()
-    values = values.flatten().to_numpy() if shape else values.to_numpy()
-    return torch.from_numpy(values.reshape(-1, *shape).copy())

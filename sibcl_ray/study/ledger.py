@@ -3,8 +3,6 @@
 A record is an entry: a pretraining, a trial or a cell that has come to an end. Searches' histories refer to them.
 """
 
-import io
-import json
 import re
 import time
 import uuid
@@ -13,10 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
@@ -25,26 +20,13 @@ from sibcl_ray.search.history import load, names, open_history
 from sibcl_ray.search.history import set_aside as set_histories_aside
 from sibcl_ray.search.methods import METHODS, Choice, Method, constants, dimensions, propose
 from sibcl_ray.search.search import Search
-from sibcl_ray.storage.fingerprint import describe, fingerprint
-from sibcl_ray.storage.records import DONE, FAILED, Record, is_final
+from sibcl_ray.storage.fingerprint import fingerprint
+from sibcl_ray.storage.records import FAILED, Record, is_final
 from sibcl_ray.storage.store import Damaged, Store
+from sibcl_ray.study.matrix import MATRIX_SCHEMA, MISSING, Cell, encode, outcome, plain_row, worth
 from sibcl_ray.study.study import Study
 
-MISSING = "missing"  # the state of a cell that has not been run
 CHOSEN = "chosen"  # the folder of records of cells that searches have chosen
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of the learning-curve matrix; ``job`` is None while, or if, no configuration is chosen."""
-
-    method: Method
-    budget: int
-    seed: int
-    trials: int  # of the search that has chosen it
-    job: CellJob | None
-    state: str = MISSING  # without a record
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,7 +212,7 @@ class Ledger:
     def note(self, search: Search) -> None:
         """Keep which cells a search has chosen, so that they are shown even if the study no longer asks for them."""
         rows = [
-            _plain_row(self.study, cell) | {"record": cell.job.record_name}
+            plain_row(self.study, cell) | {"record": cell.job.record_name}
             for cell in self.cells_chosen_by(search)
             if cell.job
         ]
@@ -244,7 +226,7 @@ class Ledger:
 
         All that was ever done for the study is in it. Where a cell was done twice, that of the longest search is.
         """
-        rows = [_plain_row(self.study, c) | {"record": c.job and c.job.record_name} for c in self.cells()]
+        rows = [plain_row(self.study, c) | {"record": c.job and c.job.record_name} for c in self.cells()]
         noted = self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}"))
         for record in noted.values():
             if not isinstance(record, Damaged) and record["labels"] == self._labels:
@@ -252,9 +234,9 @@ class Ledger:
         records = self._named({row["record"] for row in rows if row["record"]})
         best: dict[tuple, dict[str, Any]] = {}
         for row in rows:
-            row |= _outcome(records.get(row.pop("record") or "", {}), row)
+            row |= outcome(records.get(row.pop("record") or "", {}), row)
             key = row["method"], row["budget"], row["seed"]
-            if key not in best or _worth(row) > _worth(best[key]):
+            if key not in best or worth(row) > worth(best[key]):
                 best[key] = row
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
         order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
@@ -287,11 +269,8 @@ class Ledger:
 
     def write_matrix(self, matrix: pd.DataFrame) -> str:
         """Store the matrix as Parquet; the path where it lies."""
-        buffer = io.BytesIO()
-        table = pa.Table.from_pandas(matrix, schema=MATRIX_SCHEMA, preserve_index=False)
-        pq.write_table(table, buffer, write_page_checksum=True)
         name = f"{self.folder}/matrix.parquet"
-        self.store.write(name, buffer.getvalue())
+        self.store.write(name, encode(matrix))
         return self.store.path(name)
 
     def set_aside(self) -> str:
@@ -336,63 +315,3 @@ class Ledger:
                 jobs.update({needed.key: needed for needed in job.requires})
                 jobs[job.key] = job
         return list(jobs.values())
-
-
-MATRIX_SCHEMA = pa.schema(
-    {
-        "problem": pa.string(),
-        "method": pa.string(),
-        "encoder": pa.string(),
-        "budget": pa.int64(),
-        "seed": pa.int64(),
-        "error": pa.float64(),
-        "error_units": pa.string(),
-        "state": pa.string(),
-        "reason": pa.string(),
-        "seconds": pa.float64(),
-        "finished": pa.float64(),
-        "trials": pa.int64(),
-        "labels": pa.string(),
-        "configuration": pa.string(),
-        "sample_errors": pa.list_(pa.float64()),
-    }
-)
-
-
-def _plain_row(study: Study, cell: Cell) -> dict[str, Any]:
-    """A row of the matrix, as far as it is known before the cell is done."""
-    chosen = None
-    if cell.job:
-        pretraining = cell.job.pretraining
-        chosen = {
-            "pretraining": describe(pretraining.configuration) if pretraining else None,
-            "finetuning": describe(cell.job.configuration),
-        }
-    return {
-        "problem": study.problem.name,
-        "method": cell.method.name,
-        "encoder": cell.job.configuration.architecture.encoder.label if cell.job else "",
-        "budget": cell.budget,
-        "seed": cell.seed,
-        "error_units": " ".join(study.problem.error_units.split()),
-        "state": cell.state,
-        "reason": cell.reason,
-        "trials": cell.trials,
-        "configuration": json.dumps(chosen),
-    }
-
-
-def _outcome(record: Record, row: dict[str, Any]) -> dict[str, Any]:
-    sample_errors = record.get("sample_errors")
-    return {
-        "error": record.get("error", float("nan")),
-        "state": record.get("state", row["state"]),
-        "reason": record.get("reason", row["reason"]),
-        "seconds": record.get("seconds", float("nan")),
-        "finished": record.get("finished", float("nan")),
-        "sample_errors": None if sample_errors is None else np.asarray(sample_errors),
-    }
-
-
-def _worth(row: dict[str, Any]) -> tuple[bool, bool, int]:
-    return row["state"] == DONE, row["state"] != MISSING, row["trials"]
