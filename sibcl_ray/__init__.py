@@ -31,17 +31,18 @@ _MODULES = {
     "study.study": ("Study",),
     "symmetry": ("Equivariance", "Group", "PointGroup", "Scaling", "Translations"),
 }
-_PLACES = {name: f"sibcl_ray.{module}" for module, names in _MODULES.items() for name in names}
+# Where names are defined. User code that imports them from here or from there is the same code (see `user_module`).
+PLACES = {name: f"sibcl_ray.{module}" for module, names in _MODULES.items() for name in names}
 
-__all__ = ["recipes", *_PLACES]
+__all__ = ["recipes", *PLACES]
 
 
 def __getattr__(name: str) -> Any:
     if name == "recipes":
         return import_module("sibcl_ray.recipes")
-    if name not in _PLACES:
+    if name not in PLACES:
         raise AttributeError(f"module 'sibcl_ray' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

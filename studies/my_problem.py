@@ -6,9 +6,7 @@ lowest resonances: python studies/label_sweep.py --problem studies/my_problem.py
 
 import numpy as np
 
-from sibcl_ray.problems.problem import Sample
-from sibcl_ray.problems.simulation import Simulation
-from sibcl_ray.symmetry import PointGroup
+from sibcl_ray import PointGroup, Sample, Simulation
 
 PIXELS = 32
 X = (np.arange(PIXELS) + 0.5) / PIXELS

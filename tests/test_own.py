@@ -410,6 +410,24 @@ def test_attributes_by_their_old_names_count_and_that_is_told(tmp_path, capfd):
     assert problem.missing_requirement(**needs) == "all that it needs"
 
 
+def test_the_library_is_imported_from_its_top_or_from_its_modules(tmp_path):
+    """Labels and trainings have the same names."""
+    modules = (
+        "from sibcl_ray.problems.problem import Sample\nfrom sibcl_ray.problems.simulation import Simulation\n",
+        "from sibcl_ray.symmetry import PointGroup as P\n",
+    )
+    top = "from sibcl_ray import PointGroup as P, Sample, Simulation\n"
+    text = EXAMPLE.read_text().replace("PointGroup(", "P(")
+    line = next(line for line in text.splitlines(keepends=True) if line.startswith("from sibcl_ray import"))
+    names = set()
+    for number, imports in enumerate(("".join(modules), top)):
+        (folder := tmp_path / str(number)).mkdir()
+        (folder / "drum.py").write_text(text.replace(line, imports))
+        problem = loading.load(f"{folder}/drum.py:Drum")
+        names.add((version_of(deciding(problem, "sample", "solve")), version_of(deciding(problem, *LEARNED))))
+    assert len(names) == 1
+
+
 def test_no_label_is_made_to_look_at_it(tmp_path):
     assert loaded(tmp_path, before("os._exit(1)")).name == "mean"
 

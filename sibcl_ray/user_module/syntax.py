@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from sibcl_ray import PLACES
+
 CHANGING = {  # methods that change what they are called of; those of generators that draw from them as well
     "choice", "choices", "exponential", "gauss", "integers", "normal", "permutation", "permuted", "poisson", "rand",
     "randint", "randn", "random", "randrange", "read", "readline", "sample", "send", "standard_normal", "uniform",
@@ -356,7 +358,8 @@ def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]
             if alias.name == "*":
                 yield f"* {whole}", whole
             else:
-                yield alias.asname or alias.name, f"{whole}.{alias.name}" if whole else alias.name
+                place = PLACES.get(alias.name, whole) if whole == "sibcl_ray" else whole
+                yield alias.asname or alias.name, f"{place}.{alias.name}" if place else alias.name
 
 
 class _Mark(str):
