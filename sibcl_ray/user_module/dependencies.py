@@ -17,19 +17,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sibcl_ray.user_module import syntax
-
-DYNAMIC = {"dir", "eval", "exec", "globals", "locals", "vars", "__import__"}
-DYNAMIC_ATTRIBUTES = {"__annotations__", "__dict__", "__getattribute__", "__subclasses__"}
-DYNAMIC_IMPORTS = (
-    "builtins", "importlib.import_module", "importlib.machinery", "importlib.reload", "importlib.util.module_from_spec",
-    "importlib.util.spec_from_file_location", "inspect", "operator.attrgetter", "operator.methodcaller", "runpy",
-    "typing.get_type_hints",
-)  # fmt: skip
-FIELDS = "__dataclass_fields__"  # read by what looks at all fields of a dataclass
-ALL_FIELDS = {"dataclasses.asdict", "dataclasses.astuple", "dataclasses.fields"}
-PROGRAM = "sys.executable"  # read by what runs programs; stands for what modules do as such
-CHANCE = "random"  # stands for the state of all generators that have no name
-LOOKED_UP = {"getattr", "hasattr", "setattr", "delattr"}
+from sibcl_ray.user_module.checksums import checksum, digest
+from sibcl_ray.user_module.statements import FIELDS, PROGRAM, Module, Unit, module_name
 
 
 @dataclass(frozen=True)
@@ -39,146 +28,6 @@ class Reached:
     checksums: Mapping[str, str]
     fields: frozenset[str]
     unread: frozenset[str]
-
-
-class _Unit:
-    """A statement, which counts as a whole: what it gives a meaning to, and what it reads.
-
-    Attributes:
-        names: those that it gives a meaning to, or may change.
-        reads: identifiers, as spelled, also those of attributes and in texts.
-        bare: names of which it reads more than attributes.
-        texts: its constants.
-        dynamic: the source does not tell what it reads.
-        always: it counts for every method.
-        owner: the class without which it does not count.
-        head, members: of a class, for where its statements count one by one.
-    """
-
-    def __init__(self, module: _Module, node: ast.stmt, owner: _Unit | None = None) -> None:
-        self.module, self.node, self.owner = module, node, owner
-        self.is_statement = not isinstance(node, syntax.Definition)
-        self.bound = syntax.bound(node)
-        self.names, self.reads, self.bare = set(self.bound), set[str](), set[str]()
-        self.texts: list[str] = []
-        self.dynamic = False
-        first = next(iter(self.bound), "a statement")
-        self.label = f"{f'{owner.bound[0]}.{first}' if owner else first} in {module.path}"
-        hook = first.startswith("__") and (owner or isinstance(node, syntax.Function))  # which Python calls by itself
-        self.always = bool(hook or (owner and syntax.is_odd(node)))
-        self._look()
-        self.head: _Unit | None = None
-        self.members: list[_Unit] = []
-        if isinstance(node, ast.ClassDef) and owner is None:
-            bare = ast.ClassDef(node.name, node.bases, node.keywords, [], node.decorator_list)
-            self.head = _Unit(module, ast.copy_location(bare, node), self)
-            self.head.label, self.head.always = self.label, True
-            self.members = [_Unit(module, part, self) for part in node.body if not syntax.is_text(part)]
-
-    @property
-    def acts(self) -> bool:
-        """Whether it changes something of other modules when its own is imported."""
-        into_others = self.is_statement and syntax.writes_into(self.node) & self.module.imported.keys()
-        return self.owner is None and self.is_statement and (self.always or bool(into_others))
-
-    def _look(self) -> None:
-        inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Scope) else set()
-        outside = syntax.outside(self.node) if isinstance(self.node, syntax.Scope) else []
-        unseen = syntax.unevaluated(self.node, self.owner is not None)
-        anywhere = {n.id for n in syntax.walk(self.node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        anywhere |= {n.arg for n in syntax.walk(self.node) if isinstance(n, ast.arg)}
-        waiting = [(part, inside) for part in syntax.parts(self.node)] + [(part, set[str]()) for part in outside]
-        while waiting:
-            part, hidden = waiting.pop()
-            if isinstance(part, ast.Attribute):
-                base, attributes = syntax.chain(part)
-                name = base.id if isinstance(base, ast.Name) else ""
-                if name in anywhere or not self.module.is_foreign(name):  # attributes of others' modules are not ours
-                    self.reads.update(attributes)
-                elif CHANCE in (name, *attributes[:-1]) and attributes[-1].islower():
-                    self.reads.add(CHANCE)
-                    self.names |= {CHANCE} if self.is_statement else set()
-                self.dynamic |= bool(DYNAMIC_ATTRIBUTES & set(attributes))
-                self._read(name, attributes, hidden)
-                waiting += [] if name else [(base, hidden)]
-            elif isinstance(part, ast.Name):
-                self.bare.add(part.id)
-                self._read(part.id, [], hidden)
-            elif isinstance(part, ast.Compare) and isinstance(part.left, ast.Constant) and _is_lookup(part):
-                self.texts.append(str(part.left.value))  # "google.colab" in sys.modules
-            elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") == "__setattr__":
-                waiting += [(each, hidden) for each in part.args[1:]]  # of a frozen dataclass, by itself
-            elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in LOOKED_UP:
-                of_ours = part.func.id == "setattr" or not self.module.is_foreign(syntax.root((*part.args, part)[0]))
-                self.dynamic |= of_ours and not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
-                waiting += [(each, hidden) for each in part.args]
-            elif isinstance(part, syntax.Scope):
-                waiting += [(each, hidden) for each in syntax.outside(part)]
-                inside = hidden | syntax.own_names(part)
-                waiting += [(each, inside) for each in syntax.parts(part)]
-            else:
-                if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                    self.texts.append(part.value)
-                    self.reads |= syntax.names_in(part.value)
-                self.reads.update(part.kwd_attrs if isinstance(part, ast.MatchClass) else ())
-                for _, target in syntax.imports(part, self.module.package):
-                    self.reads.add(target.rpartition(".")[2])
-                    self.dynamic |= _is_dynamic(target)
-                waiting += [(each, hidden) for each in syntax.parts(part) if id(each) not in unseen]
-
-    def _read(self, name: str, attributes: list[str], hidden: set[str]) -> None:
-        if name and name not in hidden:
-            self.reads.add(name)
-            self.dynamic |= name in DYNAMIC | LOOKED_UP and name not in self.module.variables
-            self.dynamic |= name == "sys" and attributes[:1] == ["modules"]
-            for target in self.module.imported.get(name, ()):
-                whole = ".".join([target, *attributes])
-                self.reads |= {target.rpartition(".")[2]} if self.module.is_ours(target) else set()
-                self.reads |= {FIELDS} if whole in ALL_FIELDS else {PROGRAM} if whole == PROGRAM else set()
-                self.dynamic |= _is_dynamic(whole)
-
-
-class _Module:
-    """The statements of a module, and what it imports."""
-
-    def __init__(self, path: str, source: bytes, modules: Collection[str]) -> None:
-        self.path, self.name, self.modules = path, _module_name(path), modules
-        self.package = PurePosixPath(path).parts[:-1]
-        tree = ast.parse(source)
-        self.documents = [ast.dump(node) for node in syntax.walk(tree) if syntax.is_text(node)]
-        self.imported: dict[str, list[str]] = defaultdict(list)  # more than one where one stands in for another
-        for node in syntax.walk(tree):
-            for name, target in syntax.imports(node, self.package):
-                self.imported[name] += [target] if target not in self.imported[name] else []
-        body = [statement for statement in tree.body if syntax.computes(statement)]
-        self.variables = {name for statement in body for name in syntax.variables(statement)}
-        self.bound = Counter(name for statement in body for name in syntax.bound(statement))
-        self._foreign: dict[str, bool] = {}
-        self.units = [_Unit(self, statement) for statement in body]
-        self.programs = [_Unit(self, statement) for statement in tree.body if syntax.is_program(statement)]
-        self.imports = [each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom)]
-        made = [s for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)]
-        others = {n for n in self.imported if self.is_foreign(n)} - syntax.HARMLESS
-        self.given = {name for s in made if syntax.root(s.value) in others for name in syntax.bound(s)}  # by libraries
-
-    def is_ours(self, target: str) -> bool:
-        """Whether a dotted name is that of one of these modules, of something in one, or of a folder of them."""
-        parts = target.split(".")
-        inside = any(".".join(parts[:end]) in self.modules for end in range(1, len(parts) + 1))
-        return inside or any(name.startswith(f"{target}.") for name in self.modules)
-
-    def is_foreign(self, name: str) -> bool:
-        """Whether a name always stands for something that is imported from elsewhere."""
-        if name not in self._foreign:
-            targets = self.imported.get(name, ())
-            self._foreign[name] = bool(targets) and name not in self.bound and not any(map(self.is_ours, targets))
-        return self._foreign[name]
-
-    def meant(self, names: Iterable[str]) -> set[str]:
-        """Names, and those by which what they stand for is known in other of these modules."""
-        found = set(names)
-        found.update(t.rpartition(".")[2] for n in names for t in self.imported.get(n, ()) if self.is_ours(t))
-        return found
 
 
 class Sources:
@@ -191,14 +40,14 @@ class Sources:
 
     def __init__(self, files: Mapping[str, bytes], data: Mapping[str, str]) -> None:
         self.data = data
-        self.modules: dict[str, _Module] = {}
+        self.modules: dict[str, Module] = {}
         self.unread: dict[str, str] = {}  # checksums of what is no Python of this version, and counts as a whole
-        names = {_module_name(path): path for path in files}
+        names = {module_name(path): path for path in files}
         for name, path in names.items():
             try:
-                self.modules[name] = _Module(path, files[path], names.keys())
+                self.modules[name] = Module(path, files[path], names.keys())
             except (SyntaxError, ValueError):
-                self.unread[path] = syntax.digest(path, hashlib.sha256(files[path]).hexdigest())
+                self.unread[path] = digest(path, hashlib.sha256(files[path]).hexdigest())
         self.units = [unit for module in self.modules.values() for unit in module.units]
         for unit in self.units:
             if isinstance(unit.node, ast.ImportFrom):  # of all that another module has
@@ -260,14 +109,14 @@ class Sources:
 class _Walk:
     """From statement to statement."""
 
-    def __init__(self, sources: Sources, lineage: list[_Unit], excluded: set[str]) -> None:
+    def __init__(self, sources: Sources, lineage: list[Unit], excluded: set[str]) -> None:
         self.sources, self.lineage, self.excluded = sources, lineage, excluded
         self.kinds = {unit.bound[0] for unit in lineage}
         self.fields = {name for unit in lineage for name in syntax.fields(unit.node)} - excluded
         self.names: set[str] = set()  # that are read
-        self.found: dict[_Unit, None] = {}
+        self.found: dict[Unit, None] = {}
         self.escaped = False  # the problem itself is passed on, and all its fields may be read
-        self.giving: dict[str, list[_Unit]] = defaultdict(list)
+        self.giving: dict[str, list[Unit]] = defaultdict(list)
         for unit in sources.units:
             for each in (unit, *(unit.members if unit in lineage else ())):
                 if not self._is_setting(each):
@@ -275,10 +124,10 @@ class _Walk:
                         self.giving[name].append(each)
         self.giving[PROGRAM] = [unit for module in sources.modules.values() for unit in module.programs]
 
-    def _given_by(self, unit: _Unit) -> set[str]:
+    def _given_by(self, unit: Unit) -> set[str]:
         return unit.names | ({FIELDS} if self._is_field(unit) else set())
 
-    def _is_setting(self, unit: _Unit) -> bool:
+    def _is_setting(self, unit: Unit) -> bool:
         """Whether it gives a meaning to excluded members alone."""
         if not unit.names or unit.names - self.excluded:
             return False
@@ -305,7 +154,7 @@ class _Walk:
                 self.escaped |= self._hands_on(unit)
         return self._result()
 
-    def _hands_on(self, unit: _Unit) -> bool:
+    def _hands_on(self, unit: Unit) -> bool:
         """Whether it reads the problem, or its class, and not only attributes of it."""
         if isinstance(unit.node, ast.ClassDef):  # which may be derived from it
             return bool(unit.bare & self.kinds) and bool(unit.node.body)
@@ -333,7 +182,7 @@ class _Walk:
         return Reached(self._checksums(data), frozenset(fields), frozenset(self.fields - fields))
 
     @property
-    def _seen(self) -> list[_Unit]:
+    def _seen(self) -> list[Unit]:
         """What was found; of classes whose members are found one by one the heads."""
         return [unit.head if unit.head and unit in self.lineage else unit for unit in self.found]
 
@@ -341,30 +190,28 @@ class _Walk:
         meanings: dict[str, list[str]] = defaultdict(list)
         for unit in sorted(self._seen, key=lambda unit: unit.node.lineno):
             if FIELDS in self.names or not self._is_field(unit):
-                meanings[unit.label].append(syntax.checksum(unit.node, unit.owner is not None, annotated))
-        found = {label: its[0] if len(its) == 1 else syntax.digest(*its) for label, its in meanings.items()}
-        found |= self.sources.unread | {path: syntax.digest(path, checksum) for path, checksum in data.items()}
+                meanings[unit.label].append(checksum(unit.node, unit.owner is not None, annotated))
+        found = {label: its[0] if len(its) == 1 else digest(*its) for label, its in meanings.items()}
+        found |= self.sources.unread | {path: digest(path, checksum) for path, checksum in data.items()}
         acting = self._acting()
         for module in self.sources.modules.values():
             if order := self._order([unit for unit in module.units if unit in self.found], acting):
                 found[f"the order in {module.path}"] = order
             if "__doc__" in self.names:
-                found[f"the docstrings in {module.path}"] = syntax.digest(*module.documents)
+                found[f"the docstrings in {module.path}"] = digest(*module.documents)
         for kind in self.lineage:
             if order := self._order([unit for unit in kind.members if unit in self.found]):
                 found[f"the order of {kind.label}"] = order
         if FIELDS in self.names:
-            found["the order of fields"] = syntax.digest(
-                *(name for kind in self.lineage for name in syntax.fields(kind.node))
-            )
+            found["the order of fields"] = digest(*(name for kind in self.lineage for name in syntax.fields(kind.node)))
         return found | self._imports()
 
-    def _runs(self, unit: _Unit) -> bool:
+    def _runs(self, unit: Unit) -> bool:
         """Whether something is run where it stands; of a class whose members count one by one in one of these."""
         its = [m for m in unit.members if m in self.found] if unit in self.lineage else [unit]
         return any(syntax.run_when_defined(each.node) for each in its)
 
-    def _is_field(self, unit: _Unit) -> bool:
+    def _is_field(self, unit: Unit) -> bool:
         """Whether it says nothing but what has values, which count instead."""
         return unit.owner in self.lineage and bool(unit.bound) and not set(unit.bound) - self.fields
 
@@ -379,7 +226,7 @@ class _Walk:
             }
         return acting
 
-    def _order(self, units: list[_Unit], acting: Collection[str] = ()) -> str:
+    def _order(self, units: list[Unit], acting: Collection[str] = ()) -> str:
         """A checksum of the order of what is run where it stands, if it has a part in what names mean; or nothing."""
         given = Counter(name for unit in units for name in unit.names)
         twice = {name for name, count in given.items() if count > 1}
@@ -390,7 +237,7 @@ class _Walk:
         said = [(unit.node, unit.bound if unit in self.lineage or self._is_field(unit) else None) for unit in run]
         said += [(node, None) for node in imports]
         said.sort(key=lambda each: each[0].lineno)
-        return syntax.digest(*(" ".join(names) if names else syntax.checksum(node) for node, names in said))
+        return digest(*(" ".join(names) if names else checksum(node) for node, names in said))
 
     def _imports(self) -> dict[str, str]:
         """What names stand for that are imported from elsewhere, or by another name, or stand for more than one."""
@@ -407,29 +254,14 @@ class _Walk:
                 found[f"import {star}"].update(t for t in module.imported[star] if not module.is_ours(t))
             if len(stars) > 1 and not all(module.is_ours(star.removeprefix("* ")) for star in stars):
                 found[f"import stars in {module.path}"].add(" then ".join(stars))
-        return {label: syntax.digest(*sorted(targets)) for label, targets in found.items() if targets}
+        return {label: digest(*sorted(targets)) for label, targets in found.items() if targets}
 
 
-def _leads_to(node: ast.stmt, module: _Module, names: Collection[str]) -> bool:
+def _leads_to(node: ast.stmt, module: Module, names: Collection[str]) -> bool:
     """Whether an import runs one of these modules."""
     targets = [target for _, target in syntax.imports(node, module.package)]
     targets += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     return any(f"{target}.".startswith(f"{name}.") for target in targets for name in names)
-
-
-def _is_dynamic(target: str) -> bool:
-    return any(f"{target}.".startswith(f"{name}.") for name in DYNAMIC_IMPORTS)
-
-
-def _is_lookup(node: ast.Compare) -> bool:
-    """Whether it is asked if there is a module, or a variable, of a name."""
-    where = ast.unparse(node.comparators[0])
-    return isinstance(node.ops[0], ast.In | ast.NotIn) and where in ("globals()", "locals()", "sys.modules")
-
-
-def _module_name(path: str) -> str:
-    parts = PurePosixPath(path).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _names(text: str, path: str) -> bool:

@@ -1,9 +1,8 @@
-"""Python's syntax trees: which names a statement gives a meaning to, or may change, and a checksum of what it says."""
+"""Python's syntax trees: which names a statement gives a meaning to, or may change."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -251,13 +250,6 @@ def own_names(node: Scope) -> set[str]:
     return own - {name for n in walk(node) if isinstance(n, ast.Global) for name in n.names}
 
 
-def unevaluated(node: ast.AST, in_class: bool) -> set[int]:
-    """Annotations of variables that cannot be read at run time: the identities of their syntax trees."""
-    places = [n for n in walk(node) if isinstance(n, Function)]
-    places += [] if in_class or isinstance(node, Definition) else [node]  # type: ignore[list-item]
-    return {id(n.annotation) for place in places for n in scope(place) if isinstance(n, ast.AnnAssign)}
-
-
 def names_in(text: str) -> set[str]:
     """Names that a text may mean: of a word, an expression, or what is to be put in its place in it."""
     if not re.search(r"\s", text):
@@ -360,46 +352,3 @@ def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]
             else:
                 place = PLACES.get(alias.name, whole) if whole == "sibcl_ray" else whole
                 yield alias.asname or alias.name, f"{place}.{alias.name}" if place else alias.name
-
-
-class _Mark(str):
-    """A word that is no text of the source."""
-
-
-def checksum(node: ast.AST, in_class: bool = False, annotated: bool = False) -> str:
-    """Of what a statement computes; with the annotations of functions where they may be read."""
-    return digest(*_words(node, in_class, annotated))
-
-
-def _words(node: ast.AST, in_class: bool, annotated: bool) -> Iterator[str]:
-    """A syntax tree as words: the same on every version of Python and for every layout."""
-    functions = [f for f in walk(node) if isinstance(f, Function)]
-    seen = {id(a) for f in functions for a in annotations_of(f)}
-    unseen = set() if annotated else unevaluated(node, in_class)
-    waiting: list[Any] = [node]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, ast.JoinedStr):  # Python 3.12 ends some with an empty text
-            value = ast.JoinedStr([part for part in value.values if getattr(part, "value", None) != ""])
-        if isinstance(value, ast.AnnAssign) and id(value.annotation) in unseen and value.value:
-            value = ast.Assign([value.target], value.value)
-        if isinstance(value, ast.AST):
-            parts: list[Any] = []
-            for name, part in ast.iter_fields(value):
-                of_function = name == "returns" or (name == "annotation" and isinstance(value, ast.arg))
-                said = annotated or id(part) in seen if of_function else name not in UNSAID and id(part) not in unseen
-                if said and part is not None and part != []:
-                    parts += [_Mark(name), part]
-            yield f"({type(value).__name__}"
-            waiting += [_Mark(")"), *reversed(parts)]
-        elif isinstance(value, list):
-            said_ones = [part for part in value if not (is_text(part) or isinstance(part, ast.Pass))]
-            waiting += [_Mark("]"), *reversed(said_ones), _Mark("[")]
-        elif isinstance(value, _Mark):
-            yield value
-        else:
-            yield f"{type(value).__name__} {hex(value) if isinstance(value, int) else ascii(value)}"
-
-
-def digest(*words: str) -> str:
-    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:16]
