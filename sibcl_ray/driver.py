@@ -17,7 +17,8 @@ from sibcl_ray.learning.training import check_takes
 from sibcl_ray.messages import one_line
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
 from sibcl_ray.results.mlflow.background import Tracker
-from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sqlite_uri, takes
+from sibcl_ray.results.mlflow.connection import sqlite_uri, takes
+from sibcl_ray.results.mlflow.tracking import TrackingUnavailable
 from sibcl_ray.results.progress import Watch
 from sibcl_ray.storage.folders import expanded
 from sibcl_ray.storage.leases import Session

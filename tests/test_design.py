@@ -104,7 +104,7 @@ def test_only_the_cluster_knows_ray():
 
 
 def test_only_tracking_imports_mlflow():
-    assert importers("mlflow") == {"results.mlflow.tracking"}
+    assert importers("mlflow") == {"results.mlflow.connection", "results.mlflow.tracking"}
 
 
 def test_only_searches_know_optuna():

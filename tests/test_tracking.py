@@ -16,7 +16,7 @@ from test_curves import exact, noisy, power_law
 
 from sibcl_ray.results.curves import learning_curves
 from sibcl_ray.results.figure import learning_curve_figure
-from sibcl_ray.results.mlflow import tracking
+from sibcl_ray.results.mlflow import connection, tracking
 
 METHODS = {"SL": 1, "SL-I": 2, "SIB-CL": 8}
 
@@ -62,7 +62,7 @@ def search(count, states=("complete",), methods=("SL", "SIB-CL")):
 
 
 def runs(uri, name):
-    client = tracking._connect(uri)
+    client = connection.connect(uri)
     found = client.search_runs([client.get_experiment_by_name(name).experiment_id], max_results=1000)
     return client, {run.info.run_name: run for run in found}, len(found)
 
@@ -138,10 +138,10 @@ def test_errors_are_shown_with_their_units(uri):
     ],
 )
 def test_what_mlflow_writes_to_is_taken(uri, taken, monkeypatch):
-    assert tracking.takes(uri) == taken
+    assert connection.takes(uri) == taken
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    assert tracking.takes(uri) == (taken or ("mlruns" in uri and "s3:" not in uri))
-    assert tracking.takes(uri.replace("http:", "HTTP:")) == tracking.takes(uri)
+    assert connection.takes(uri) == (taken or ("mlruns" in uri and "s3:" not in uri))
+    assert connection.takes(uri.replace("http:", "HTTP:")) == connection.takes(uri)
 
 
 @pytest.mark.thorough
@@ -285,10 +285,10 @@ def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, first_sync, pl
     folder = tmp_path / name
     folder.mkdir()
     shutil.copy(place / "mlflow.db", folder / "mlflow.db")
-    uri = tracking.sqlite_uri(folder / "mlflow.db")
+    uri = connection.sqlite_uri(folder / "mlflow.db")
     figure = learning_curve_figure(matrix, tmp_path / "curves", "study")[0]
     told = tracking.sync(uri, "study", matrix, search(0), [figure])
-    assert tracking.takes(uri) and set(runs(uri, "study")[1]) == set(METHODS)
+    assert connection.takes(uri) and set(runs(uri, "study")[1]) == set(METHODS)
     assert len(list((folder / "mlartifacts").rglob(figure.name))) == len(METHODS)
     assert {path.name for path in tmp_path.iterdir()} == {name, "curves.png", "curves.svg"}
     command = shlex.split(told.partition("  and open")[0])
