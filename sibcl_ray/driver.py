@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.training import check_takes
 from sibcl_ray.messages import one_line
+from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
 from sibcl_ray.results.mlflow.background import Tracker
 from sibcl_ray.results.mlflow.connection import sqlite_uri, takes
@@ -164,8 +165,9 @@ class Driver:
         warn: Say | None = None,
     ) -> None:
         _check_sharing(study, workforce.pretraining_workers)
-        for architecture in study.space.architectures:
-            check_takes(study.problem, architecture)
+        if study.problem.name not in PROBLEMS:
+            for architecture in study.space.architectures:
+                check_takes(study.problem, architecture)
         if labels not in (None, "keep", "new"):
             raise ValueError(f"labels is {labels!r}; give keep or new")
         self.study, self.store, self.workforce = study, store, workforce
@@ -281,7 +283,8 @@ def _tracking_address(store: Store, given: str | None) -> str:
 
 def _prepare_for_ray() -> None:
     """Settings that Ray reads when it is imported, for a cluster that is started here, and a look at its folder."""
-    if "RAY_ADDRESS" in os.environ:
+    ray = sys.modules.get("ray")
+    if "RAY_ADDRESS" in os.environ or (ray and ray.is_initialized()):
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # its address is 127.0.0.1, on any system
     if not os.access(os.path.expanduser("~"), os.W_OK):  # as that of a container's user

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from processes import environment
 from toy import ARCHITECTURE, Moments
 
 import sibcl_ray as sr
@@ -119,6 +120,22 @@ def test_a_study_runs_on_the_cluster_there_is_and_is_read_again(cluster, tmp_pat
     for again in (sr.run(study, storage, say=said.append), sr.load_results(results.folder)):
         pd.testing.assert_frame_equal(again.matrix, results.matrix)
         assert np.array_equal(again.curves()["SL"].error, results.curves()["SL"].error)
+
+
+@pytest.mark.thorough
+def test_what_a_run_starts_ends_with_it_and_changes_nothing_else(tmp_path):
+    """Of its process: handlers of signals, variables, Ray."""
+    code = (
+        "import os, signal, ray; import sibcl_ray as sr; from sibcl_ray.cluster.connection import connect, disconnect\n"
+        "kept = lambda: (signal.getsignal(2), signal.getsignal(15), dict(os.environ)); before = kept()\n"
+        "assert connect() and ray.is_initialized() and not connect(); disconnect()\n"
+        "assert kept() == before and not ray.is_initialized()"
+    )
+    for variables in ({}, {"RAY_API_SERVER_ADDRESS": "http://192.0.2.1:8265"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment(**variables)
+        )
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def quick():
 
 
 class Clock:
-    """What `claims` takes for the time: it goes on when it is told to."""
+    """What `leases` takes for the time: it goes on when it is told to."""
 
     def __init__(self):
         self.now = 1000.0

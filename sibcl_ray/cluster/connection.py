@@ -15,9 +15,11 @@ import ray
 
 from sibcl_ray.messages import one_line
 
-NOBODY = "http://127.0.0.1:9"  # refuses at once
+DASHBOARD, NOBODY = "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9"  # which refuses at once
 # Ray has a shell start its actors' interpreters, whose paths may have blanks.
 INTERPRETER = {"py_executable": shlex.quote(sys.executable)} if shlex.quote(sys.executable) != sys.executable else {}
+
+_replaced: dict[str, str | None] = {}  # variables of the environment that a connection has set, as they were
 
 
 def connect() -> bool:
@@ -37,12 +39,14 @@ def connect() -> bool:
     alone: dict[str, Any] = {} if address else {"include_dashboard": False, "runtime_env": INTERPRETER}
     if alone:
         # Ray Train asks a dashboard all the same: it would look for it for 40 s at every end, or ask another's.
-        os.environ["RAY_API_SERVER_ADDRESS"] = NOBODY
+        _replaced[DASHBOARD] = os.environ.get(DASHBOARD)
+        os.environ[DASHBOARD] = NOBODY
     try:
         _knock(address or "")
         with keeping_signals():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # also bare ones, where a part of Ray dies on the way
+        disconnect()
         raise ValueError(
             f"RAY_ADDRESS is {address} and cannot be reached ({one_line(error, 300)}); "
             "start that cluster, or unset it to use this machine"
@@ -53,8 +57,13 @@ def connect() -> bool:
 
 
 def disconnect() -> None:
-    """End the connection, with the cluster if it was started here."""
+    """End the connection, with the cluster if it was started here, and put back what was set for it."""
     ray.shutdown()
+    for name, value in _replaced.items():
+        os.environ.pop(name)
+        if value is not None:
+            os.environ[name] = value
+    _replaced.clear()
 
 
 @contextmanager
@@ -74,7 +83,8 @@ def keeping_signals() -> Iterator[None]:
         finally:
             signal.set_wakeup_fd(before)
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                if handler is not None:  # one that was not set from Python cannot be put back
+                    signal.signal(number, handler)
         with suppress(BlockingIOError):
             for lost in heard.recv(1000):
                 if lost in handlers:

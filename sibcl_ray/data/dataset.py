@@ -1,6 +1,6 @@
 """The data of a study: named Parquet shards, nested label budgets and the folds inside a budget.
 
-A dataset is a problem and a seed; each kind of its data is named by the code that decides it (see `lineage`). A shard
+A dataset is a problem and a seed; each kind of its data is named by the code that decides it (see `versions`). A shard
 is fixed by that, the seed, its role and its number alone, so more shards, or more machines, change no byte of the
 others.
 """

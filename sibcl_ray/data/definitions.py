@@ -1,7 +1,7 @@
 """What decides what a problem's methods give: definitions by name, each with a checksum.
 
-Of a class in a user's file it is what its source reaches (see `reach`), of all other classes the version that stands
-beside the code. Nothing else names labels: no setting, no comment, no other method.
+Of a class in a user's file it is what its source reaches (see `user_module.dependencies`), of all other
+classes the version that stands beside the code. Nothing else names labels: no setting, no comment, no other method.
 """
 
 from __future__ import annotations
