@@ -304,10 +304,11 @@ class SteppedStore(Store):
         super().remove(name)
 
 
+@pytest.mark.parametrize("seeds", [range(15), pytest.param(range(15, 60), marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("deaths", [0, 3, 10])
-def test_in_no_order_of_steps_do_two_hold_a_name(deaths, quick):
+def test_in_no_order_of_steps_do_two_hold_a_name(deaths, seeds, quick):
     """Four drivers, each a few times, of whom some die at any step; the next goes on in their place."""
-    for seed in range(40):
+    for seed in seeds:
         uri = str(quick / f"{seed}")
         plain, steps = Store(uri), Steps(seed, deaths)
         inside, turns = [], []
