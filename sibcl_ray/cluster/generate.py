@@ -48,7 +48,7 @@ def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
 @_task
 def _make_on_ray(
     dataset: Dataset, shard: Shard, claim: str, draft: Draft | None, last: bool, *apart: Any
-) -> Made | None:
+) -> Made | Draft | None:
     """Make a shard; ``apart`` are forms, or the errors of tasks that should have given them."""
     if not dataset.store.exists(claim):
         return None  # the driver has stopped
@@ -63,11 +63,9 @@ def _make_on_ray(
 @_task
 def _drawn_on_ray(dataset: Dataset, shards: list[Shard], apart: np.ndarray) -> np.ndarray:
     """The forms of the inputs that shards will have, if the solver does not fail."""
-    problem, found = dataset.problem, []
-    for shard in shards:
-        size, rng = dataset.size(shard.role), dataset.rng(shard.role, shard.index)
-        found.append(forms(problem, drawn(problem, shard, size, rng, apart)[0].inputs))
-    return np.concatenate(found)
+    problem = dataset.problem
+    samples = [drawn(problem, shard, dataset.size(shard.role), dataset.rng(*shard), apart)[0] for shard in shards]
+    return np.concatenate([forms(problem, sample.inputs) for sample in samples])
 
 
 @_task
@@ -93,14 +91,14 @@ def estimate(dataset: Dataset, shards: Sequence[Shard]) -> None:
 @_task
 def _estimate_on_ray(dataset: Dataset, shard: Shard) -> None:
     problem, what = dataset.problem, f"{dataset.problem.name}.estimate"
-    inputs = dataset.read_shard(shard.role, shard.index).inputs.numpy()
+    inputs = dataset.read_shard(*shard).inputs.numpy()
     try:
         estimates = check.labels(problem, call(problem, "estimate", inputs), len(inputs), what)
     except CallFailed as failed:
         raise SolverFailed(f"{what} raises {failed}{failed.left}; mend it") from None
     if not np.isfinite(estimates).all():
         raise BadProblem(f"{what} gives a number that is not finite; give one for every input")
-    dataset.write_estimates(shard.role, shard.index, estimates)
+    dataset.write_estimates(*shard, estimates)
 
 
 def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
@@ -162,6 +160,7 @@ class _Generation:
         self.dataset, self.problem, self.claims, self.warn = dataset, dataset.problem, claims, warn
         self.pending: dict[ray.ObjectRef, Shard] = {}
         self.stored: dict[Shard, Made] = {}
+        self.drafts: dict[Shard, Draft] = {}
         self.judged = False
 
     def run(self, shards: list[Shard]) -> Iterator[Shard]:
@@ -170,22 +169,28 @@ class _Generation:
                 f"whether inputs of the test are images of others under {' and '.join(unchecked)} is not checked: "
                 "the elements of such a group are not known"
             )
+        self._look()
+        self._judge_first()
         try:
-            self._look([shard for shard in self.dataset.stored() if shard not in set(shards)])
-            self._refuse_shared()
-            self._judge_first()
             yield from self._make(shards)
         finally:
             for shard in self.pending.values():  # after an error: tasks that have not begun do nothing then
-                self.claims.release(_claim(self.dataset, shard))
-        self._look([shard for shard in self.dataset.stored() if shard not in self.stored])  # by other drivers
-        self._refuse_shared()
+                self.claims.release(self.dataset.shard_name(*shard))
+        self._look()
         self._judge_all()
         self.dataset.note_checked()
 
-    def _look(self, shards: list[Shard]) -> None:
-        for reference in [_read_on_ray.remote(self.dataset, part) for part in _parts(shards)]:
+    def _look(self) -> None:
+        """Read what is stored and not known yet, and refuse test inputs that are also learned from."""
+        unknown = _parts([shard for shard in self.dataset.stored() if shard not in self.stored])
+        for reference in [_read_on_ray.remote(self.dataset, part) for part in unknown]:
             self.stored |= _result(reference)
+        test, others = self._of(test=True), self._of(test=False)
+        if len(rows := orbits.shared(test, others)):
+            raise BadProblem(
+                f"{len(rows)} of the {len(test)} stored test inputs of {self.problem.name} are also learned from, up "
+                "to the declared symmetries; an earlier version did not look: give another --seed"
+            )
 
     def _of(self, test: bool) -> np.ndarray:
         """The forms of what is stored of the test, or of all other roles."""
@@ -198,25 +203,25 @@ class _Generation:
         others = ray.put(self._of(test=False))
         tests = _parts([shard for shard in shards if shard.role == TEST])
         apart = (self._of(test=True), *(_drawn_on_ray.remote(self.dataset, part, others) for part in tests))
-        waiting: dict[Shard, tuple] = {
-            shard: (None, False, others) if shard.role == TEST else (None, True, *apart)
-            for shard in sorted(shards, key=lambda s: not s.role.labelled)
-        }
-        drafts: dict[Shard, Draft] = {}
-        yield from self._make_each(waiting, drafts)
+        yield from self._make_each(
+            {
+                shard: (None, False, others) if shard.role == TEST else (None, True, *apart)
+                for shard in sorted(shards, key=lambda s: not s.role.labelled)
+            }
+        )
         others = ray.put(self._of(test=False))
-        yield from self._make_each({shard: (draft, True, others) for shard, draft in drafts.items()}, {})
+        yield from self._make_each({shard: (draft, True, others) for shard, draft in self.drafts.items()})
 
-    def _make_each(self, waiting: dict[Shard, tuple], drafts: dict[Shard, Draft]) -> Iterator[Shard]:
+    def _make_each(self, waiting: dict[Shard, tuple]) -> Iterator[Shard]:
+        """Make shards, by what tasks are given besides them; those that have to wait for others become drafts."""
         dataset, claims = self.dataset, self.claims
         elsewhere = list(waiting)
         while elsewhere or self.pending:
-            mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
+            mine = {s: name for s in elsewhere if claims.take(name := dataset.shard_name(*s))}
             elsewhere = [s for s in elsewhere if s not in mine]
-            for shard in mine:
+            for shard, name in mine.items():
                 task = _make_on_ray.options(**_options(dataset, shard))
-                claim = claims.record_name(_claim(dataset, shard))
-                self.pending[task.remote(dataset, shard, claim, *waiting[shard])] = shard
+                self.pending[task.remote(dataset, shard, claims.record_name(name), *waiting[shard])] = shard
             done: list[ray.ObjectRef] = []
             if self.pending:
                 done, _ = ray.wait(list(self.pending), timeout=POLL if elsewhere else None)
@@ -224,29 +229,20 @@ class _Generation:
                 time.sleep(POLL)
             for reference in done:
                 made, shard = _result(reference), self.pending.pop(reference)
-                claims.release(_claim(dataset, shard))
+                claims.release(dataset.shard_name(*shard))
                 if made is None:  # the claim was not this driver's any more
                     elsewhere.append(shard)
-                    continue
-                if made.draft is not None:
-                    drafts[shard] = made.draft
-                    continue
-                if made.failures:
-                    self.warn(
-                        f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
-                        f"{self.dataset.size(shard.role)} inputs, which were drawn anew; first with {made.told}"
-                    )
-                self.stored[shard] = made
-                yield shard
-                self._judge_first()
-
-    def _refuse_shared(self) -> None:
-        test, others = self._of(test=True), self._of(test=False)
-        if len(rows := orbits.shared(test, others)):
-            raise BadProblem(
-                f"{len(rows)} of the {len(test)} stored test inputs of {self.problem.name} are also learned from, up "
-                "to the declared symmetries; an earlier version did not look: give another --seed"
-            )
+                elif isinstance(made, Draft):
+                    self.drafts[shard] = made
+                else:
+                    if made.failures:
+                        self.warn(
+                            f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
+                            f"{dataset.size(shard.role)} inputs, which were drawn anew; first with {made.told}"
+                        )
+                    self.stored[shard] = made
+                    yield shard
+                    self._judge_first()
 
     def _judge_first(self) -> None:
         """Look at labels as soon as there are enough."""
@@ -287,7 +283,3 @@ def _result(reference: ray.ObjectRef) -> Any:
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def _claim(dataset: Dataset, shard: Shard) -> str:
-    return dataset.shard_name(shard.role, shard.index)

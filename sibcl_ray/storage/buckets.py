@@ -56,13 +56,7 @@ class Bucket:
             logging.getLogger(credentials).setLevel(logging.ERROR)  # without pages of what they have tried
         return SCHEMES[scheme](bucket, {"retry_config": retry})
 
-    @property
-    def is_distant(self) -> bool:
-        """Whether reading needs another machine."""
-        return not self.url.startswith("memory:")
-
     def path(self, name: str) -> str:
-        """The URL of a name."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def _key(self, name: str) -> str:
@@ -82,8 +76,6 @@ class Bucket:
         return obstore.get(self._store, self._key(name)).bytes().to_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """What is there, by name."""
-
         def read(name: str) -> bytes | None:
             with suppress(FileNotFoundError):
                 return self._get(name)
@@ -95,10 +87,9 @@ class Bucket:
         _wait(obstore.put, self._store, self._key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a name unless it is there; whether this call has. An answer that was lost is found in what is there."""
         try:
             _insist(obstore.put, self._store, self._key(name), data, mode="create")
-        except AlreadyExistsError:
+        except AlreadyExistsError:  # by this call, perhaps, if an answer was lost
             with suppress(FileNotFoundError):
                 return self.read(name) == data
             return False
@@ -257,14 +248,14 @@ def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
 
 def _connection(text: str) -> dict[str, str]:
     """Azure's connection string, as obstore names its parts."""
-    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
     names = {
         "AccountName": "account_name",
         "AccountKey": "account_key",
         "SharedAccessSignature": "sas_key",
         "BlobEndpoint": "endpoint",
     }
-    return {names[part]: value for part, value in parts.items() if part in names}
+    parts = (part.partition("=") for part in text.split(";"))
+    return {names[name]: value for name, _, value in parts if name in names}
 
 
 @lru_cache
@@ -273,12 +264,9 @@ def _memory(bucket: str) -> ObjectStore:
 
 
 def _client(endpoint: str | None = None, certificates: str | None = None) -> Any:
-    options: dict[str, Any] = {"timeout": "1h", "read_timeout": SILENCE}  # what goes on may take its time
-    if (endpoint or "").startswith("http:"):
-        options["allow_http"] = True
-    if certificates:
-        options["root_certificate"] = Path(certificates).read_bytes()
-    return options
+    plain = (endpoint or "").startswith("http:")
+    options = {"timeout": "1h", "read_timeout": SILENCE, "allow_http": plain}  # what goes on may take its time
+    return {**options, "root_certificate": Path(certificates).read_bytes()} if certificates else options
 
 
 SCHEMES: Mapping[str, Callable[[str, dict[str, Any]], ObjectStore]] = {

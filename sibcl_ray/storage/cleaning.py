@@ -38,7 +38,7 @@ def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = 
     """
     sessions = [name.rpartition("/")[2] for name in store.names("sessions")]
     sessions = [s for s in sessions if not s.endswith(".dead") and s != claims.session]
-    running = claims.living(sessions, tell) if tell else tuple(s for s in sessions if claims.alive(s))
+    running = claims.living(sessions, tell)
     names = store.names(PRETRAININGS)
     records = {n: r for n, r in store.read_records(names).items() if not isinstance(r, Damaged)}
     ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if is_final(record)}
