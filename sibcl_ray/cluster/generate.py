@@ -30,6 +30,7 @@ from sibcl_ray.symmetry import orbits
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 LOOKED_AT = 20  # shards of which a task gives forms
+ON_NODES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # as Ray calls them in options, and on nodes
 
 
 def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
@@ -111,21 +112,16 @@ def _refuse_unavailable(problem: Problem) -> None:
     if scales():
         return  # another kind of node than those that are there may be on its way
     needs = dict(problem.resources)
-    wanted = {**needs.pop("resources", {}), **{_ON_NODES[name]: amount for name, amount in needs.items()}}
+    wanted = {**needs.pop("resources", {}), **{ON_NODES[name]: amount for name, amount in needs.items()}}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
-        has = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
-        raise ValueError(
-            f"the solver of {problem.name} needs {_listed(wanted)}, and the cluster's nodes have at most "
-            f"{_listed(has)}; ask for less in its resources, or add a larger node"
-        )
-
-
-_ON_NODES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # as Ray calls them in options, and on nodes
-
-
-def _listed(amounts: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+    if any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+        return
+    most = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
+    asked, has = (" and ".join(f"{amount:g} {name}" for name, amount in each.items()) for each in (wanted, most))
+    raise ValueError(
+        f"the solver of {problem.name} needs {asked}, and the cluster's nodes have at most {has}; ask for less in its "
+        "resources, or add a larger node"
+    )
 
 
 def generate(
@@ -170,14 +166,15 @@ class _Generation:
                 "the elements of such a group are not known"
             )
         self._look()
-        self._judge_first()
+        self.judged = self._judge(TARGET, TEST, fewest=check.ENOUGH)
         try:
             yield from self._make(shards)
         finally:
             for shard in self.pending.values():  # after an error: tasks that have not begun do nothing then
                 self.claims.release(self.dataset.shard_name(*shard))
         self._look()
-        self._judge_all()
+        for role in (TARGET, TEST, SURROGATE):
+            self._judge(role, fewest=1)
         self.dataset.note_checked()
 
     def _look(self) -> None:
@@ -194,10 +191,8 @@ class _Generation:
 
     def _of(self, test: bool) -> np.ndarray:
         """The forms of what is stored of the test, or of all other roles."""
-        return np.concatenate(
-            [forms(self.problem, np.zeros((0, *self.problem.input_shape), np.float32))]
-            + [made.forms for shard, made in self.stored.items() if (shard.role == TEST) == test]
-        )
+        found = [made.forms for shard, made in self.stored.items() if (shard.role == TEST) == test]
+        return np.concatenate([np.zeros((0, orbits.NUMBERS)), *found])
 
     def _make(self, shards: list[Shard]) -> Iterator[Shard]:
         others = ray.put(self._of(test=False))
@@ -242,23 +237,16 @@ class _Generation:
                         )
                     self.stored[shard] = made
                     yield shard
-                    self._judge_first()
+                    self.judged = self.judged or self._judge(TARGET, TEST, fewest=check.ENOUGH)
 
-    def _judge_first(self) -> None:
-        """Look at labels as soon as there are enough."""
-        if not self.judged and sum(map(len, first := self._labels(TARGET, TEST))) >= check.ENOUGH:
-            check.several(self.problem, np.concatenate(first), f"{self.problem.name}.solve", "target")
-            self.judged = True
-
-    def _judge_all(self) -> None:
-        for role in (TARGET, TEST, SURROGATE):
-            if labels := self._labels(role):
-                what = f"{self.problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
-                check.several(self.problem, np.concatenate(labels), what, role.name)
-
-    def _labels(self, *roles: Role) -> list[np.ndarray]:
+    def _judge(self, *roles: Role, fewest: int) -> bool:
+        """Whether there are as many labels of these roles; BadProblem if networks cannot learn them."""
         shards = sorted((s for s in self.stored if s.role in roles), key=lambda s: (s.role.name, s.index))
-        return [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
+        labels = [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
+        if enough := sum(map(len, labels)) >= fewest:
+            what = f"{self.problem.name}.{'solve_surrogate' if roles[0].surrogate else 'solve'}"
+            check.several(self.problem, np.concatenate(labels), what, roles[0].name)
+        return enough
 
 
 def _parts(shards: list[Shard]) -> list[list[Shard]]:

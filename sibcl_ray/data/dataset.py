@@ -11,8 +11,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -86,10 +86,7 @@ class Dataset:
     problem: Problem
     seed: int
     store: Store
-
-    @cached_property
-    def _lines(self) -> dict[Kind, Line]:
-        return {}
+    _lines: dict[Kind, Line] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def line(self, role: Role) -> Line:
         """Where a role's shards are, and what they are named by."""
@@ -152,7 +149,7 @@ class Dataset:
             )
 
     def named(self, *roles: Role) -> str:
-        """Names the content of every shard of these roles."""
+        """A name of the content of all shards of these roles."""
         return fingerprint([self.line(role).name for role in roles])
 
     def size(self, role: Role) -> int:
@@ -168,7 +165,7 @@ class Dataset:
         return f"{self.line(role).folder}/{role.name}-{index:05d}{ending}"
 
     def rng(self, role: Role, index: int) -> np.random.Generator:
-        """The source of everything random in a shard."""
+        """The generator of everything random in a shard."""
         return np.random.default_rng(named_seed(self.seed, role.name, index))
 
     def write(
@@ -191,10 +188,7 @@ class Dataset:
         self.store.write(self.shard_name(role, index), encode(arrays, about))
 
     def record_seconds(self, role: Role, index: int, seconds: float) -> None:
-        """Store beside a shard how long its labels took, in seconds of one core.
-
-        It is no part of the shard, whose bytes are the same however long they took.
-        """
+        """Store how long a shard's labels took, in seconds of one core: beside it, as its bytes do not depend on it."""
         self.store.write_record(self.shard_name(role, index, SECONDS), {"seconds": seconds})
 
     def label_seconds(self, surrogate: bool = False) -> float | None:
@@ -217,7 +211,6 @@ class Dataset:
         return self.store.usable_record(f"{self.line(TARGET).folder}/{CHECKED}") == self._all()
 
     def note_checked(self) -> None:
-        """Say that they have."""
         self.store.write_record(f"{self.line(TARGET).folder}/{CHECKED}", self._all())
 
     def _all(self) -> dict[str, str]:
@@ -254,15 +247,13 @@ class Dataset:
     def missing(self, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
         """The shards that ``sizes``, samples per role, needs and the store does not hold.
 
-        Those on a local disk are read, and must be intact. Of a distant store only the names are looked at: whoever
-        reads a shard there finds the damage.
+        Those on a local disk must be intact; of a distant store only the names are looked at.
         """
         if self.store.is_distant:
             return self._unnamed(sizes, self.shard_name)
         return [shard for shard in self._wanted(sizes) if not self.holds(shard, warn)]
 
     def estimate_name(self, role: Role, index: int) -> str:
-        """The name in the store of the estimates of a shard's labels."""
         return self.shard_name(role, index, f".{version_of(deciding(self.problem, 'estimate'))}.estimates")
 
     def write_estimates(self, role: Role, index: int, estimates: np.ndarray) -> None:

@@ -1,7 +1,6 @@
 """Buckets of S3, Google Cloud Storage and Azure, through obstore, with the credentials that their users have.
 
-Requests that fail for a moment are sent again, for minutes; what obstore itself waits for ends at no signal. Its
-asynchronous calls are not used: a process that ends soon after one may be aborted.
+obstore's asynchronous calls are not used: a process that ends soon after one may be aborted.
 """
 
 import logging
@@ -33,15 +32,10 @@ _process: list[int] = []  # in which obstore's threads are; a process that is fo
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in a bucket; failures raise exceptions of obstore, or of a provider of credentials.
+    """A place in a bucket; failures raise exceptions of obstore, or of a provider of credentials."""
 
-    Args:
-        url: SCHEME://BUCKET/PREFIX.
-        patience: seconds for which a request that fails is sent again.
-    """
-
-    url: str
-    patience: float
+    url: str  # SCHEME://BUCKET/PREFIX
+    patience: float  # seconds for which a request that fails is sent again
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -97,8 +91,8 @@ class Bucket:
 
     def names(self, folder: str) -> list[str]:
         found = _wait(obstore.list_with_delimiter, self._store, self._key(folder))
-        start = len(self._key(""))
-        return sorted(path[start:] for path in (*found["common_prefixes"], *(o["path"] for o in found["objects"])))
+        keys = [*found["common_prefixes"], *(o["path"] for o in found["objects"])]
+        return sorted(key.removeprefix(self._key("")) for key in keys)
 
     def move(self, source: str, target: str) -> None:
         old, new = self._key(source), self._key(target)

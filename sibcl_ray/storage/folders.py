@@ -47,8 +47,7 @@ class Folder:
         return os.path.exists(self.path(name))
 
     def read(self, name: str) -> bytes:
-        with open(self.path(name), "rb") as file:
-            return file.read()
+        return Path(self.path(name)).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
         found = {}
@@ -124,8 +123,8 @@ def _give_new_name(draft: str, path: str) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        with open(draft, "rb") as source, open(path, "xb") as target:
-            target.write(source.read())
+        with open(path, "xb") as file:
+            file.write(Path(draft).read_bytes())
 
 
 def _sync_folder(folder: str) -> None:

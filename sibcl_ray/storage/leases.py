@@ -1,10 +1,10 @@
 """Who is making what: claims in a store, so that drivers and clusters that share it make nothing twice.
 
-A driver is a session, which rewrites a record of its own every few seconds. A claim is a record that names
-a session; it holds as long as the session lives. Nobody compares clocks: a session is dead when its record
-has not changed for `DEAD_AFTER` seconds of the observer's own time, or at once where the observer runs beside
-it and sees that its process is gone. Who takes over a dead session's claim writes the claim's next
-generation, which only one of several can create, so that no claim in use is ever removed.
+A driver is a session, which rewrites a record of its own every few seconds. A claim is a record that names a session;
+it holds as long as the session lives. No clocks are compared: a session is dead when its record has not changed for
+`DEAD_AFTER` seconds of the observer's own time, or at once where the observer sees that its process is gone. Who takes
+over a dead session's claim writes the claim's next generation, which only one of several can create, so that no claim
+in use is ever removed.
 """
 
 import os

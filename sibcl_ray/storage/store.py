@@ -1,8 +1,7 @@
 """Results that outlive the process: named blobs and records in a folder or a bucket, written atomically.
 
-A name is a relative path. What is expensive is named by the fingerprint of everything that decides its
-content, so looking a name up tells whether work is still to be done. All that is read is checked against
-the checksum it was written with.
+A name is a relative path. What is expensive is named by the fingerprint of everything that decides its content, so
+looking a name up tells whether work is still to be done.
 """
 
 from __future__ import annotations
@@ -47,17 +46,11 @@ class NewerStore(ValueError):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or the URL of a place in a bucket.
+    """A folder on a local disk or in the cloud. Failures of the storage raise `StoreError`."""
 
-    Failures of the storage raise `StoreError`, of a bucket after trying for ``patience`` seconds; only a
-    name that is not there raises FileNotFoundError.
-
-    A store that is ``read_only`` changes nothing, and refuses to: what is damaged stays where it is.
-    """
-
-    uri: str
-    patience: float = field(default=180.0, compare=False, repr=False)
-    read_only: bool = field(default=False, compare=False, repr=False)
+    uri: str  # an absolute path, or the URL of a place in a bucket
+    patience: float = field(default=180.0, compare=False, repr=False)  # seconds for which a bucket may fail
+    read_only: bool = field(default=False, compare=False, repr=False)  # it refuses to change anything
 
     @property
     def _place(self) -> Folder | Bucket:
@@ -98,7 +91,7 @@ class Store:
             return place.exists(name)
 
     def read(self, name: str) -> bytes:
-        """The bytes of ``name``; FileNotFoundError where there are none."""
+        """The bytes of ``name``; FileNotFoundError where it is not there."""
         with self._doing("read", name, FileNotFoundError) as place:
             return place.read(name)
 
@@ -116,7 +109,7 @@ class Store:
             return place.create(name, data)
 
     def names(self, folder: str) -> list[str]:
-        """The names directly in ``folder``, sorted."""
+        """The names directly in ``folder``, sorted; none where there is no such folder."""
         with self._doing("listed", folder) as place:
             return place.names(folder)
 
@@ -173,9 +166,7 @@ class Store:
         self.write(name, record_bytes(record))
 
     def open(self) -> None:
-        """Prepare the store for use: check its version and that it takes what is written; clear forgotten drafts.
-
-        Of one that is read only the version is checked, a folder's permissions, and that there is a bucket.
+        """Check that the store can be used, as far as that shows without writing if it is read only; clear old drafts.
 
         Raises:
             NewerStore: a later version of this library has written it.
@@ -188,14 +179,13 @@ class Store:
             self._place.check_permission()
         else:
             quick.names(DRAFTS)  # which fails where there is no such bucket
-        there = quick.usable_record(VERSION_NAME)
-        if there is None:
-            if not self.read_only:
-                quick.write_record(VERSION_NAME, {"version": VERSION})
-        elif there.get("version", 0) > VERSION:
+        found = quick.usable_record(VERSION_NAME) or {}
+        if not (found or self.read_only):
+            quick.write_record(VERSION_NAME, {"version": VERSION})
+        if (version := found.get("version", 0)) > VERSION:
             raise NewerStore(
-                f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
-                f"{VERSION}; install a newer sibcl_ray, or give another storage"
+                f"the storage {self.uri} has version {version} of the ledger and this sibcl_ray knows {VERSION}; "
+                "install a newer sibcl_ray, or give another storage"
             )
 
     def _try_to_write(self) -> None:
