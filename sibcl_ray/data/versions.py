@@ -138,11 +138,8 @@ class Versions:
                 continue
             if not count or (self.problem.source is None and not _same_problem(other, line)):
                 continue
-            differs = changed(other.definitions, line.definitions)
-            if not other.definitions:
-                differs = [
-                    f"what decides them may have changed since an older sibcl_ray made them, {self.problem.name}"
-                ]
+            unknown = f"what decides them may have changed since an older sibcl_ray made them, {self.problem.name}"
+            differs = changed(other.definitions, line.definitions) if other.definitions else [unknown]
             seconds = self.seconds(other)
             cost = seconds and seconds * count
             return Change(self.kind, other, differs, count * other.size, cost, back=decided is not None)
@@ -178,14 +175,14 @@ class Versions:
         if problem.source is None:
             return
         known = {record["folder"] for record in records}
-        for folder in store.names("datasets"):
-            if re.fullmatch(rf"datasets/{re.escape(problem.name)}-[0-9a-f]{{16}}", folder) and folder not in known:
-                for name in self._files(folder)[:1]:
-                    table = pq.read_table(io.BytesIO(store.read(name)))
-                    about = json.loads((table.schema.metadata or {}).get(b"sibcl_ray", b"{}"))
-                    if about.get("seed") == self.seed:
-                        its, version = about["fingerprint"], about.get("version", "")
-                        yield Line(fingerprint(self.kind.name, its), folder, its, len(table), version), 0.0, None
+        named = re.compile(rf"datasets/{re.escape(problem.name)}-[0-9a-f]{{16}}")
+        for folder in (f for f in store.names("datasets") if named.fullmatch(f) and f not in known):
+            for name in self._files(folder)[:1]:
+                table = pq.read_table(io.BytesIO(store.read(name)))
+                about = json.loads((table.schema.metadata or {}).get(b"sibcl_ray", b"{}"))
+                if about.get("seed") == self.seed:
+                    its, version = about["fingerprint"], about.get("version", "")
+                    yield Line(fingerprint(self.kind.name, its), folder, its, len(table), version), 0.0, None
 
     def _folder(self, its: str) -> str:
         return f"datasets/{self.problem.name}-{its}"
