@@ -76,7 +76,7 @@ class Shard(NamedTuple):
     """One shard, by what it is for and its number."""
 
     role: Role
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
 
 
 @dataclass(frozen=True)

@@ -114,16 +114,17 @@ class Versions:
     def begin(self, line: Line, decided: bool) -> bool:
         """Record that the code goes on with it, if that was just decided or nothing is recorded; whether it was."""
         name = self._decision_name(line.version)
-        if new := decided or not self.store.exists(name):
-            record = {
-                "kind": self.kind.name, "seed": self.seed, **vars(line), "made": time.time(), "by": uuid.uuid4().hex,
-                "reading": READING, "shards": len(self._files(line.folder)),
-            }  # fmt: skip
-            if decided:
-                self.store.write_record(name, record)
-            else:
-                self.store.create(name, record_bytes(record))
-        return new
+        if not decided and self.store.exists(name):
+            return False
+        record = {
+            "kind": self.kind.name, "seed": self.seed, **vars(line), "made": time.time(), "by": uuid.uuid4().hex,
+            "reading": READING, "shards": len(self._files(line.folder)),
+        }  # fmt: skip
+        if decided:
+            self.store.write_record(name, record)
+        else:
+            self.store.create(name, record_bytes(record))
+        return True
 
     def change(self, line: Line) -> Change | None:
         """What there is of other versions, if this one has neither data nor a decision, or they have added to it."""

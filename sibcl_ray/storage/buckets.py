@@ -212,13 +212,20 @@ def _gcs(bucket: str, options: dict[str, Any]) -> ObjectStore:
 
 
 AZURE_SECRETS = ("ACCOUNT_KEY", "ACCESS_KEY", "SAS_TOKEN", "SAS_KEY", "CLIENT_SECRET", "TOKEN")
+AZURE_PARTS = {  # of a connection string, as obstore names them
+    "AccountName": "account_name",
+    "AccountKey": "account_key",
+    "SharedAccessSignature": "sas_key",
+    "BlobEndpoint": "endpoint",
+}
 
 
 def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
     """By a key, token or connection string in the environment, else by all that azure-identity knows."""
     container, _, host = container.partition("@")
     config: Any = {"account_name": host.partition(".")[0]} if host else {}
-    config |= _connection(os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    parts = (part.partition("=") for part in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";"))
+    config |= {AZURE_PARTS[name]: value for name, _, value in parts if name in AZURE_PARTS}
     if not config.keys() & {"account_key", "sas_key"} and not any(
         f"AZURE_STORAGE_{name}" in os.environ for name in AZURE_SECRETS
     ):
@@ -240,32 +247,17 @@ def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
     return AzureStore(container, config=config, client_options=_client(endpoint), **options)
 
 
-def _connection(text: str) -> dict[str, str]:
-    """Azure's connection string, as obstore names its parts."""
-    names = {
-        "AccountName": "account_name",
-        "AccountKey": "account_key",
-        "SharedAccessSignature": "sas_key",
-        "BlobEndpoint": "endpoint",
-    }
-    parts = (part.partition("=") for part in text.split(";"))
-    return {names[name]: value for name, _, value in parts if name in names}
-
-
-@lru_cache
-def _memory(bucket: str) -> ObjectStore:
-    return MemoryStore()
-
-
 def _client(endpoint: str | None = None, certificates: str | None = None) -> Any:
     plain = (endpoint or "").startswith("http:")
     options = {"timeout": "1h", "read_timeout": SILENCE, "allow_http": plain}  # what goes on may take its time
     return {**options, "root_certificate": Path(certificates).read_bytes()} if certificates else options
 
 
+_memory = lru_cache(lambda bucket: MemoryStore())  # of this process, for tests
+
 SCHEMES: Mapping[str, Callable[[str, dict[str, Any]], ObjectStore]] = {
     **dict.fromkeys(("s3", "s3a"), _s3),
     **dict.fromkeys(("gs", "gcs"), _gcs),
     **dict.fromkeys(("az", "abfs", "abfss"), _azure),
-    "memory": lambda bucket, options: _memory(bucket),  # of this process, for tests
+    "memory": lambda bucket, options: _memory(bucket),
 }

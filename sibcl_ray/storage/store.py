@@ -79,9 +79,10 @@ class Store:
         if self.read_only and what in CHANGES:
             raise StoreError(f"{name} cannot be {what} in {self.uri}: it was opened to be read only")
         _inside(name)
+        passing += (ValueError, TypeError)
         try:
             yield self._place
-        except (*passing, ValueError, TypeError):
+        except passing:
             raise
         except Exception as error:
             raise StoreError(f"{name} cannot be {what} in {self.uri}: {_reason(error)}") from error
