@@ -181,7 +181,9 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
     parts: list[np.ndarray] = []
     begun = len(draft.reasons)
     while len(parts) < count and len(draft.reasons) - begun <= allowed:  # more are not to be waited for
-        parts.append(_solve(problem, role, _row(sample, len(parts)), allowed, draft))
+        part = slice(len(parts), len(parts) + 1)
+        row = Sample(sample.inputs[part], {name: values[part] for name, values in sample.parameters.items()})
+        parts.append(_solve(problem, role, row, allowed, draft))
     return np.concatenate([*parts, np.full((count - len(parts), *problem.label_shape), np.nan, np.float32)])
 
 
@@ -191,8 +193,3 @@ _refused: dict[Problem, str] = {}
 
 def _failed(labels: np.ndarray) -> np.ndarray:
     return ~np.isfinite(labels).reshape(len(labels), -1).all(1)
-
-
-def _row(sample: Sample, row: int) -> Sample:
-    part = slice(row, row + 1)
-    return Sample(sample.inputs[part], {name: values[part] for name, values in sample.parameters.items()})

@@ -67,27 +67,20 @@ class LabelsChanged(ValueError):
 class Change:
     """Labels of an earlier version of the code."""
 
-    kind: Kind
     line: Line
-    definitions: list[str]  # that differ
-    labels: int
+    count: int
+    labels: str  # how many of which roles
     seconds: float | None  # of one core, that they took
+    what: str  # has changed: the first definitions that differ
     back: bool  # this code has made labels of the line before the other did
 
     def __str__(self) -> str:
         cost = "of unknown cost" if self.seconds is None else f"of {self.seconds / 3600:.3g} core hours"
-        return f"{self.labels:,} {' and '.join(self.kind.roles)} labels {cost}"
-
-    @property
-    def what(self) -> str:
-        """The definitions that differ, the first of them by name."""
-        first, more = self.definitions[:3], len(self.definitions) - 3
-        return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+        return f"{self.labels} {cost}"
 
     def kept(self, line: Line) -> Line:
         """The earlier line, as the code, which has a line of its own, goes on with it."""
-        told = f"{self.labels:,} {' and '.join(self.kind.roles)} labels were made before {self.what} changed"
-        earlier = (*self.line.earlier, told)
+        earlier = (*self.line.earlier, f"{self.labels} were made before {self.what} changed")
         return replace(self.line, version=line.version, earlier=earlier, definitions=line.definitions)
 
 
@@ -134,23 +127,24 @@ class Versions:
         if decided is None and self._files(line.folder):
             return None
         for other, made, then in self._others():
-            count = len(self._files(other.folder))
-            if decided is not None and (other.folder != line.folder or made <= decided["made"] or then == count):
+            shards = len(self._files(other.folder))
+            if decided is not None and (other.folder != line.folder or made <= decided["made"] or then == shards):
                 continue
-            if not count or (self.problem.source is None and not _same_problem(other, line)):
+            if not shards or (self.problem.source is None and not _same_problem(other, line)):
                 continue
             unknown = f"what decides them may have changed since an older sibcl_ray made them, {self.problem.name}"
             differs = changed(other.definitions, line.definitions) if other.definitions else [unknown]
-            seconds = self.seconds(other)
-            cost = seconds and seconds * count
-            return Change(self.kind, other, differs, count * other.size, cost, back=decided is not None)
+            what = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
+            count, seconds = shards * other.size, self.seconds(other)
+            labels = f"{count:,} {' and '.join(self.kind.roles)} labels"
+            return Change(other, count, labels, seconds and seconds * shards, what, back=decided is not None)
         return None
 
     def anew(self, change: Change, line: Line) -> Line:
         """A line of this code alone."""
         if not change.back:
             return line
-        name = fingerprint(line.name, change.line.version, change.labels)
+        name = fingerprint(line.name, change.line.version, change.count)
         return replace(line, name=name, folder=self._folder(name), fingerprint=name, earlier=())
 
     def seconds(self, line: Line) -> float | None:
