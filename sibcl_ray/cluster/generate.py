@@ -30,6 +30,7 @@ from sibcl_ray.symmetry import orbits
 
 POLL = 1.0  # seconds between looks at shards that another driver makes
 LOOKED_AT = 20  # shards of which a task gives forms
+ON_NODES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # as Ray calls them in options, and on nodes
 
 
 def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
@@ -48,7 +49,7 @@ def _task(work: Callable[..., Any]) -> ray.remote_function.RemoteFunction:
 @_task
 def _make_on_ray(
     dataset: Dataset, shard: Shard, claim: str, draft: Draft | None, last: bool, *apart: Any
-) -> Made | None:
+) -> Made | Draft | None:
     """Make a shard; ``apart`` are forms, or the errors of tasks that should have given them."""
     if not dataset.store.exists(claim):
         return None  # the driver has stopped
@@ -63,11 +64,9 @@ def _make_on_ray(
 @_task
 def _drawn_on_ray(dataset: Dataset, shards: list[Shard], apart: np.ndarray) -> np.ndarray:
     """The forms of the inputs that shards will have, if the solver does not fail."""
-    problem, found = dataset.problem, []
-    for shard in shards:
-        size, rng = dataset.size(shard.role), dataset.rng(shard.role, shard.index)
-        found.append(forms(problem, drawn(problem, shard, size, rng, apart)[0].inputs))
-    return np.concatenate(found)
+    problem = dataset.problem
+    samples = [drawn(problem, shard, dataset.size(shard.role), dataset.rng(*shard), apart)[0] for shard in shards]
+    return np.concatenate([forms(problem, sample.inputs) for sample in samples])
 
 
 @_task
@@ -93,14 +92,14 @@ def estimate(dataset: Dataset, shards: Sequence[Shard]) -> None:
 @_task
 def _estimate_on_ray(dataset: Dataset, shard: Shard) -> None:
     problem, what = dataset.problem, f"{dataset.problem.name}.estimate"
-    inputs = dataset.read_shard(shard.role, shard.index).inputs.numpy()
+    inputs = dataset.read_shard(*shard).inputs.numpy()
     try:
         estimates = check.labels(problem, call(problem, "estimate", inputs), len(inputs), what)
     except CallFailed as failed:
         raise SolverFailed(f"{what} raises {failed}{failed.left}; mend it") from None
     if not np.isfinite(estimates).all():
         raise BadProblem(f"{what} gives a number that is not finite; give one for every input")
-    dataset.write_estimates(shard.role, shard.index, estimates)
+    dataset.write_estimates(*shard, estimates)
 
 
 def _options(dataset: Dataset, shard: Shard) -> dict[str, Any]:
@@ -113,21 +112,16 @@ def _refuse_unavailable(problem: Problem) -> None:
     if scales():
         return  # another kind of node than those that are there may be on its way
     needs = dict(problem.resources)
-    wanted = {**needs.pop("resources", {}), **{_ON_NODES[name]: amount for name, amount in needs.items()}}
+    wanted = {**needs.pop("resources", {}), **{ON_NODES[name]: amount for name, amount in needs.items()}}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
-        has = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
-        raise ValueError(
-            f"the solver of {problem.name} needs {_listed(wanted)}, and the cluster's nodes have at most "
-            f"{_listed(has)}; ask for less in its resources, or add a larger node"
-        )
-
-
-_ON_NODES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}  # as Ray calls them in options, and on nodes
-
-
-def _listed(amounts: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
+    if any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+        return
+    most = {name: max(node.get(name, 0.0) for node in nodes) for name in wanted}
+    asked, has = (" and ".join(f"{amount:g} {name}" for name, amount in each.items()) for each in (wanted, most))
+    raise ValueError(
+        f"the solver of {problem.name} needs {asked}, and the cluster's nodes have at most {has}; ask for less in its "
+        "resources, or add a larger node"
+    )
 
 
 def generate(
@@ -162,6 +156,7 @@ class _Generation:
         self.dataset, self.problem, self.claims, self.warn = dataset, dataset.problem, claims, warn
         self.pending: dict[ray.ObjectRef, Shard] = {}
         self.stored: dict[Shard, Made] = {}
+        self.drafts: dict[Shard, Draft] = {}
         self.judged = False
 
     def run(self, shards: list[Shard]) -> Iterator[Shard]:
@@ -170,77 +165,23 @@ class _Generation:
                 f"whether inputs of the test are images of others under {' and '.join(unchecked)} is not checked: "
                 "the elements of such a group are not known"
             )
+        self._look()
+        self.judged = self._judge(TARGET, TEST, fewest=check.ENOUGH)
         try:
-            self._look([shard for shard in self.dataset.stored() if shard not in set(shards)])
-            self._refuse_shared()
-            self._judge_first()
             yield from self._make(shards)
         finally:
             for shard in self.pending.values():  # after an error: tasks that have not begun do nothing then
-                self.claims.release(_claim(self.dataset, shard))
-        self._look([shard for shard in self.dataset.stored() if shard not in self.stored])  # by other drivers
-        self._refuse_shared()
-        self._judge_all()
+                self.claims.release(self.dataset.shard_name(*shard))
+        self._look()
+        for role in (TARGET, TEST, SURROGATE):
+            self._judge(role, fewest=1)
         self.dataset.note_checked()
 
-    def _look(self, shards: list[Shard]) -> None:
-        for reference in [_read_on_ray.remote(self.dataset, part) for part in _parts(shards)]:
+    def _look(self) -> None:
+        """Read what is stored and not known yet, and refuse test inputs that are also learned from."""
+        unknown = _parts([shard for shard in self.dataset.stored() if shard not in self.stored])
+        for reference in [_read_on_ray.remote(self.dataset, part) for part in unknown]:
             self.stored |= _result(reference)
-
-    def _of(self, test: bool) -> np.ndarray:
-        """The forms of what is stored of the test, or of all other roles."""
-        return np.concatenate(
-            [forms(self.problem, np.zeros((0, *self.problem.input_shape), np.float32))]
-            + [made.forms for shard, made in self.stored.items() if (shard.role == TEST) == test]
-        )
-
-    def _make(self, shards: list[Shard]) -> Iterator[Shard]:
-        others = ray.put(self._of(test=False))
-        tests = _parts([shard for shard in shards if shard.role == TEST])
-        apart = (self._of(test=True), *(_drawn_on_ray.remote(self.dataset, part, others) for part in tests))
-        waiting: dict[Shard, tuple] = {
-            shard: (None, False, others) if shard.role == TEST else (None, True, *apart)
-            for shard in sorted(shards, key=lambda s: not s.role.labelled)
-        }
-        drafts: dict[Shard, Draft] = {}
-        yield from self._make_each(waiting, drafts)
-        others = ray.put(self._of(test=False))
-        yield from self._make_each({shard: (draft, True, others) for shard, draft in drafts.items()}, {})
-
-    def _make_each(self, waiting: dict[Shard, tuple], drafts: dict[Shard, Draft]) -> Iterator[Shard]:
-        dataset, claims = self.dataset, self.claims
-        elsewhere = list(waiting)
-        while elsewhere or self.pending:
-            mine = dict.fromkeys(s for s in elsewhere if claims.take(_claim(dataset, s)))
-            elsewhere = [s for s in elsewhere if s not in mine]
-            for shard in mine:
-                task = _make_on_ray.options(**_options(dataset, shard))
-                claim = claims.record_name(_claim(dataset, shard))
-                self.pending[task.remote(dataset, shard, claim, *waiting[shard])] = shard
-            done: list[ray.ObjectRef] = []
-            if self.pending:
-                done, _ = ray.wait(list(self.pending), timeout=POLL if elsewhere else None)
-            else:
-                time.sleep(POLL)
-            for reference in done:
-                made, shard = _result(reference), self.pending.pop(reference)
-                claims.release(_claim(dataset, shard))
-                if made is None:  # the claim was not this driver's any more
-                    elsewhere.append(shard)
-                    continue
-                if made.draft is not None:
-                    drafts[shard] = made.draft
-                    continue
-                if made.failures:
-                    self.warn(
-                        f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
-                        f"{self.dataset.size(shard.role)} inputs, which were drawn anew; first with {made.told}"
-                    )
-                self.stored[shard] = made
-                yield shard
-                self._judge_first()
-
-    def _refuse_shared(self) -> None:
         test, others = self._of(test=True), self._of(test=False)
         if len(rows := orbits.shared(test, others)):
             raise BadProblem(
@@ -248,21 +189,64 @@ class _Generation:
                 "to the declared symmetries; an earlier version did not look: give another --seed"
             )
 
-    def _judge_first(self) -> None:
-        """Look at labels as soon as there are enough."""
-        if not self.judged and sum(map(len, first := self._labels(TARGET, TEST))) >= check.ENOUGH:
-            check.several(self.problem, np.concatenate(first), f"{self.problem.name}.solve", "target")
-            self.judged = True
+    def _of(self, test: bool) -> np.ndarray:
+        """The forms of what is stored of the test, or of all other roles."""
+        found = [made.forms for shard, made in self.stored.items() if (shard.role == TEST) == test]
+        return np.concatenate([np.zeros((0, orbits.NUMBERS)), *found])
 
-    def _judge_all(self) -> None:
-        for role in (TARGET, TEST, SURROGATE):
-            if labels := self._labels(role):
-                what = f"{self.problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
-                check.several(self.problem, np.concatenate(labels), what, role.name)
+    def _make(self, shards: list[Shard]) -> Iterator[Shard]:
+        others = ray.put(self._of(test=False))
+        tests = _parts([shard for shard in shards if shard.role == TEST])
+        apart = (self._of(test=True), *(_drawn_on_ray.remote(self.dataset, part, others) for part in tests))
+        yield from self._make_each(
+            {
+                shard: (None, False, others) if shard.role == TEST else (None, True, *apart)
+                for shard in sorted(shards, key=lambda s: not s.role.labelled)
+            }
+        )
+        others = ray.put(self._of(test=False))
+        yield from self._make_each({shard: (draft, True, others) for shard, draft in self.drafts.items()})
 
-    def _labels(self, *roles: Role) -> list[np.ndarray]:
+    def _make_each(self, waiting: dict[Shard, tuple]) -> Iterator[Shard]:
+        """Make shards, by what tasks are given besides them; those that have to wait for others become drafts."""
+        dataset, claims = self.dataset, self.claims
+        elsewhere = list(waiting)
+        while elsewhere or self.pending:
+            mine = {s: name for s in elsewhere if claims.take(name := dataset.shard_name(*s))}
+            elsewhere = [s for s in elsewhere if s not in mine]
+            for shard, name in mine.items():
+                task = _make_on_ray.options(**_options(dataset, shard))
+                self.pending[task.remote(dataset, shard, claims.record_name(name), *waiting[shard])] = shard
+            done: list[ray.ObjectRef] = []
+            if self.pending:
+                done, _ = ray.wait(list(self.pending), timeout=POLL if elsewhere else None)
+            else:
+                time.sleep(POLL)
+            for reference in done:
+                made, shard = _result(reference), self.pending.pop(reference)
+                claims.release(dataset.shard_name(*shard))
+                if made is None:  # the claim was not this driver's any more
+                    elsewhere.append(shard)
+                elif isinstance(made, Draft):
+                    self.drafts[shard] = made
+                else:
+                    if made.failures:
+                        self.warn(
+                            f"{shard.role.name} shard {shard.index}: the solver failed on {made.failures} of "
+                            f"{dataset.size(shard.role)} inputs, which were drawn anew; first with {made.told}"
+                        )
+                    self.stored[shard] = made
+                    yield shard
+                    self.judged = self.judged or self._judge(TARGET, TEST, fewest=check.ENOUGH)
+
+    def _judge(self, *roles: Role, fewest: int) -> bool:
+        """Whether there are as many labels of these roles; BadProblem if networks cannot learn them."""
         shards = sorted((s for s in self.stored if s.role in roles), key=lambda s: (s.role.name, s.index))
-        return [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
+        labels = [labels for shard in shards if (labels := self.stored[shard].labels) is not None]
+        if enough := sum(map(len, labels)) >= fewest:
+            what = f"{self.problem.name}.{'solve_surrogate' if roles[0].surrogate else 'solve'}"
+            check.several(self.problem, np.concatenate(labels), what, roles[0].name)
+        return enough
 
 
 def _parts(shards: list[Shard]) -> list[list[Shard]]:
@@ -287,7 +271,3 @@ def _result(reference: ray.ObjectRef) -> Any:
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def _claim(dataset: Dataset, shard: Shard) -> str:
-    return dataset.shard_name(shard.role, shard.index)

@@ -8,11 +8,12 @@ others.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -21,19 +22,7 @@ from torch import Tensor
 
 from sibcl_ray.data.definitions import deciding, version_of
 from sibcl_ray.data.shard_files import decode, encode
-from sibcl_ray.data.versions import (
-    SECONDS,
-    SHARD_NAME,
-    Kind,
-    LabelsChanged,
-    Line,
-    anew,
-    begin,
-    change_of,
-    kept,
-    line_of,
-    shard_seconds,
-)
+from sibcl_ray.data.versions import SECONDS, Kind, LabelsChanged, Line, Versions
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem, Sample
 from sibcl_ray.randomness import named_seed
@@ -57,14 +46,14 @@ class Role:
     surrogate: bool = False
 
 
-LABELS = Kind("labels", ("sample", "solve"), ("target", "test"), labelled=True)
-CHEAP = Kind("surrogate", ("sample_surrogate", "solve_surrogate"), ("surrogate",), labelled=True)
-INPUTS = Kind("unlabelled", ("sample",), ("unlabelled",), labelled=False)
+LABELS = Kind("labels", ("sample", "solve"), ("target", "test"))
+CHEAP = Kind("surrogate", ("sample_surrogate", "solve_surrogate"), ("surrogate",))
+INPUTS = Kind("unlabelled", ("sample",), ("unlabelled",))
 TARGET = Role("target", True, LABELS)  # the pool of expensive labels; budget n is its first n
 SURROGATE = Role("surrogate", True, CHEAP, surrogate=True)
 UNLABELLED = Role("unlabelled", False, INPUTS)
 TEST = Role("test", True, LABELS)  # read by evaluate.py and by nothing else
-ROLES = (TARGET, SURROGATE, UNLABELLED, TEST)
+ROLES = (SURROGATE, TARGET, TEST, UNLABELLED)
 
 
 @dataclass(frozen=True)
@@ -79,17 +68,15 @@ class Split:
     estimates: Tensor | None = None  # of the labels, where they are asked for
 
     def rows(self, which: Tensor) -> Split:
-        """Some of the samples, by number."""
         labels, estimates = (t if t is None else t[which] for t in (self.labels, self.estimates))
         return Split(self.inputs[which], labels, estimates)
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(NamedTuple):
     """One shard, by what it is for and its number."""
 
     role: Role
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
 
 
 @dataclass(frozen=True)
@@ -99,17 +86,17 @@ class Dataset:
     problem: Problem
     seed: int
     store: Store
-
-    @cached_property
-    def _lines(self) -> dict[Kind, Line]:
-        return {}
+    _lines: dict[Kind, Line] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def line(self, role: Role) -> Line:
         """Where a role's shards are, and what they are named by."""
         if role.kind not in self._lines:
             size = self.problem.labels_per_task if role.kind == LABELS else SHARD
-            self._lines[role.kind] = line_of(self.problem, self.seed, self.store, role.kind, size)
+            self._lines[role.kind] = self._versions(role).line(size)
         return self._lines[role.kind]
+
+    def _versions(self, role: Role) -> Versions:
+        return Versions(self.problem, self.seed, self.store, role.kind)
 
     def settle(
         self, roles: Iterable[Role], labels: str | None = None, tell: Callable[[str], None] = lambda text: None
@@ -126,40 +113,35 @@ class Dataset:
             LabelsChanged: there are such labels, and nothing was said; in one line, with what changed.
         """
         needed = {role.kind: role for role in roles}
-        lines = {kind: self.line(role) for kind, role in needed.items()}
-        found = [change_of(self.problem, self.seed, self.store, kind, line) for kind, line in lines.items()]
-        changes = [change for change in found if change is not None]
-        asked = [change for change in changes if change.kind.labelled]
+        found = {role: self._versions(role).change(self.line(role)) for role in needed.values()}
+        changes = {role: change for role, change in found.items() if change is not None}
+        asked = [change for role, change in changes.items() if role.labelled]
         if asked and labels is None:
             raise LabelsChanged(
                 f"{asked[0].what} of {self.problem.name} changed since {', and '.join(map(str, asked))} were made; "
                 "--labels keep uses them and makes what is missing by the new code, --labels new makes all anew and "
                 "keeps the old ones"
             )
-        for change in changes:
-            line = lines[change.kind]
-            line = kept(change, line) if labels == "keep" else anew(self.problem, change, line)
-            self._lines[change.kind] = lines[change.kind] = line
+        for role, change in changes.items():
             if labels == "keep":
-                self._check_shapes(needed[change.kind])
+                self._lines[role.kind] = change.kept(self.line(role))
+                self._check_shapes(role)
+            else:
+                self._lines[role.kind] = self._versions(role).anew(change, self.line(role))
         if self.store.read_only:
             return
-        decided = {change.kind for change in changes}
-        begun = [line for k, line in lines.items() if begin(self.problem, self.seed, self.store, k, line, k in decided)]
-        if any(line.is_old for line in begun):
+        begun = [role for role in found if self._versions(role).begin(self.line(role), role in changes)]
+        if any(self.line(role).is_old for role in begun):
             tell(
                 f"labels of {self.problem.name} that an older sibcl_ray has made are used; what it has learned from "
                 "them is not, and is made anew"
             )
 
     def _check_shapes(self, role: Role) -> None:
-        shard = next(shard for shard in self.stored() if shard.role.kind == role.kind)
-        split = self.read_shard(shard.role, shard.index)
+        split = self.read_shard(*next(shard for shard in self.stored() if shard.role.kind == role.kind))
         there = split.inputs.shape[1:], None if split.labels is None else split.labels.shape[1:]
-        now = (
-            torch.Size(self.problem.input_shape),
-            None if split.labels is None else torch.Size(self.problem.label_shape),
-        )
+        label_shape = None if split.labels is None else torch.Size(self.problem.label_shape)
+        now = torch.Size(self.problem.input_shape), label_shape
         if there != now:
             raise LabelsChanged(
                 f"the {role.name} inputs and labels that are stored have shapes {there}, and now they have {now}, so "
@@ -167,7 +149,7 @@ class Dataset:
             )
 
     def named(self, *roles: Role) -> str:
-        """Names the content of every shard of these roles."""
+        """A name of the content of all shards of these roles."""
         return fingerprint([self.line(role).name for role in roles])
 
     def size(self, role: Role) -> int:
@@ -178,12 +160,12 @@ class Dataset:
         """How many shards hold ``count`` samples."""
         return -(-count // self.size(role))
 
-    def shard_name(self, role: Role, index: int) -> str:
-        """The shard's name in the store."""
-        return f"{self.line(role).folder}/{role.name}-{index:05d}.parquet"
+    def shard_name(self, role: Role, index: int, ending: str = ".parquet") -> str:
+        """The name in the store of a shard, or of what lies beside it."""
+        return f"{self.line(role).folder}/{role.name}-{index:05d}{ending}"
 
     def rng(self, role: Role, index: int) -> np.random.Generator:
-        """The source of everything random in a shard."""
+        """The generator of everything random in a shard."""
         return np.random.default_rng(named_seed(self.seed, role.name, index))
 
     def write(
@@ -191,10 +173,10 @@ class Dataset:
     ) -> None:
         """Store a shard; its Parquet metadata say what the numbers are, and why inputs were drawn anew."""
         arrays = {"input": sample.inputs, **sample.parameters, **({} if labels is None else {"label": labels})}
-        problem = self.problem
+        problem, line = self.problem, self.line(role)
         about: dict[str, Any] = {
-            "fingerprint": self.line(role).fingerprint,
-            "version": self.line(role).version,
+            "fingerprint": line.fingerprint,
+            "version": line.version,
             "role": role.name,
             "shard": index,
             "seed": self.seed,
@@ -206,44 +188,33 @@ class Dataset:
         self.store.write(self.shard_name(role, index), encode(arrays, about))
 
     def record_seconds(self, role: Role, index: int, seconds: float) -> None:
-        """Store beside a shard how long its labels took, in seconds of one core.
-
-        It is no part of the shard, whose bytes are the same however long they took.
-        """
-        self.store.write_record(self._seconds_name(role, index), {"seconds": seconds})
+        """Store how long a shard's labels took, in seconds of one core: beside it, as its bytes do not depend on it."""
+        self.store.write_record(self.shard_name(role, index, SECONDS), {"seconds": seconds})
 
     def label_seconds(self, surrogate: bool = False) -> float | None:
         """Seconds of one core that a label took, the target's or the surrogate's; None if none is recorded."""
         role = SURROGATE if surrogate else TARGET
-        seconds = shard_seconds(self.store, self.line(role), role.kind)
+        seconds = self._versions(role).seconds(self.line(role))
         return seconds and seconds / self.size(role)
-
-    def _seconds_name(self, role: Role, index: int) -> str:
-        return f"{self.line(role).folder}/{role.name}-{index:05d}{SECONDS}"
 
     def stored(self) -> list[Shard]:
         """The shards that there are, whole or damaged, by role and number."""
         return [
-            Shard(role, int(found["index"]))
-            for role in sorted(ROLES, key=lambda role: role.name)
+            Shard(role, int(found[1]))
+            for role in ROLES
             for name in self.store.names(self.line(role).folder)
-            if (found := SHARD_NAME.fullmatch(name)) and found["role"] == role.name
+            if (found := re.fullmatch(rf".*/{role.name}-(\d{{5,}})\.parquet", name))
         ]
 
     def is_checked(self) -> bool:
         """Whether the shards that there are have been compared with each other, and their labels looked at."""
-        try:
-            record = self.store.read_record(f"{self.line(TARGET).folder}/{CHECKED}")
-        except Damaged:
-            return False
-        return record is not None and record["shards"] == self._names_all()
+        return self.store.usable_record(f"{self.line(TARGET).folder}/{CHECKED}") == self._all()
 
     def note_checked(self) -> None:
-        """Say that they have."""
-        self.store.write_record(f"{self.line(TARGET).folder}/{CHECKED}", {"shards": self._names_all()})
+        self.store.write_record(f"{self.line(TARGET).folder}/{CHECKED}", self._all())
 
-    def _names_all(self) -> str:
-        return fingerprint([self.shard_name(shard.role, shard.index) for shard in self.stored()])
+    def _all(self) -> dict[str, str]:
+        return {"shards": fingerprint([self.shard_name(*shard) for shard in self.stored()])}
 
     def read_shard(self, role: Role, index: int) -> Split:
         """One shard, checked; Damaged where it is not what was written, FileNotFoundError if absent."""
@@ -264,11 +235,11 @@ class Dataset:
     def holds(self, shard: Shard, warn: Callable[[str], None]) -> bool:
         """Whether a shard is there as it was written; a damaged one is set aside."""
         try:
-            self.read_shard(shard.role, shard.index)
+            self.read_shard(*shard)
         except FileNotFoundError:
             return False
         except Damaged as damage:
-            aside = self.store.set_aside(self.shard_name(shard.role, shard.index))
+            aside = self.store.set_aside(self.shard_name(*shard))
             warn(f"{damage}; it is kept as {aside} and made again")
             return False
         return True
@@ -276,17 +247,14 @@ class Dataset:
     def missing(self, sizes: Mapping[Role, int], warn: Callable[[str], None] = print) -> list[Shard]:
         """The shards that ``sizes``, samples per role, needs and the store does not hold.
 
-        Those on a local disk are read, and must be intact. Of a distant store only the names are looked at: whoever
-        reads a shard there finds the damage.
+        Those on a local disk must be intact; of a distant store only the names are looked at.
         """
-        if not self.store.is_distant:
-            return [shard for shard in self._wanted(sizes) if not self.holds(shard, warn)]
-        return self._unnamed(sizes, self.shard_name)
+        if self.store.is_distant:
+            return self._unnamed(sizes, self.shard_name)
+        return [shard for shard in self._wanted(sizes) if not self.holds(shard, warn)]
 
     def estimate_name(self, role: Role, index: int) -> str:
-        """The name in the store of the estimates of a shard's labels."""
-        version = version_of(deciding(self.problem, "estimate"))
-        return f"{self.line(role).folder}/{role.name}-{index:05d}.{version}.estimates"
+        return self.shard_name(role, index, f".{version_of(deciding(self.problem, 'estimate'))}.estimates")
 
     def write_estimates(self, role: Role, index: int, estimates: np.ndarray) -> None:
         """Store estimates of a shard's labels beside it."""
@@ -303,10 +271,7 @@ class Dataset:
     def _unnamed(self, sizes: Mapping[Role, int], name: Callable[[Role, int], str]) -> list[Shard]:
         """The shards that are wanted, and of which the store has no file of that name."""
         there = {n for folder in {self.line(role).folder for role in sizes} for n in self.store.names(folder)}
-        return [shard for shard in self._wanted(sizes) if name(shard.role, shard.index) not in there]
-
-    def _estimates(self, role: Role, index: int) -> Tensor:
-        return self._from_node(self.estimate_name(role, index), _checked_estimates)
+        return [shard for shard in self._wanted(sizes) if name(*shard) not in there]
 
     def read(self, role: Role, count: int, estimated: bool = False) -> Split:
         """The first ``count`` samples of a role, with estimates if asked; kept in memory for the next call.
@@ -315,9 +280,6 @@ class Dataset:
             StoreError: a shard is damaged, and has been set aside, or is gone. The next run makes it anew.
         """
         return _read(self, role, count, estimated)
-
-    def _shard(self, role: Role, index: int) -> Split:
-        return self._from_node(self.shard_name(role, index), partial(self._checked, role, index))
 
     def _from_node(self, name: str, check: Callable[[bytes], T]) -> T:
         """What has to be there, from this node's disk if one of its processes has read it before."""
@@ -334,10 +296,17 @@ def _read(dataset: Dataset, role: Role, count: int, estimated: bool) -> Split:
     if not count:
         nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
         return Split(nothing[0], nothing[1] if role.labelled else None)
+
+    def shard(index: int) -> Split:
+        return dataset._from_node(dataset.shard_name(role, index), partial(dataset._checked, role, index))
+
+    def estimates_of(index: int) -> Tensor:
+        return dataset._from_node(dataset.estimate_name(role, index), _checked_estimates)
+
     with ThreadPoolExecutor(READERS if dataset.store.is_distant else 1) as readers:
         indices = range(dataset.shards_for(role, count))
-        shards = list(readers.map(partial(dataset._shard, role), indices))
-        estimates = list(readers.map(partial(dataset._estimates, role), indices)) if estimated else []
+        shards = list(readers.map(shard, indices))
+        estimates = list(readers.map(estimates_of, indices)) if estimated else []
     inputs = torch.cat([s.inputs for s in shards])[:count]
     if len(inputs) < count:
         raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")

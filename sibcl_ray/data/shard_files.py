@@ -29,28 +29,27 @@ def decode(data: bytes, columns: Sequence[str]) -> tuple[dict[str, Any], dict[st
     table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     about = json.loads((table.schema.metadata or {})[b"sibcl_ray"])
     whole = about.pop("sha256") == _digest(table, about)
-    return about, {name: _array(table[name], about["shapes"][name]) for name in columns}, whole
+    arrays = {name: _flat(table[name]).to_numpy().reshape(-1, *about["shapes"][name]) for name in columns}
+    return about, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, whole
 
 
 def _column(array: np.ndarray) -> pa.Array:
     if np.iscomplexobj(array):
         array = np.stack([array.real, array.imag], axis=-1)
-    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-    width = array[0].size
-    return pa.FixedSizeListArray.from_arrays(flat, width) if array.ndim > 1 else flat
+    flat = pa.array(array.ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, array[0].size) if array.ndim > 1 else flat
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    values = column.combine_chunks()
+    return values.flatten() if pa.types.is_fixed_size_list(values.type) else values
 
 
 def _digest(table: pa.Table, about: dict[str, Any]) -> str:
     """The checksum of a shard: of its metadata and of all its numbers."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in table.column_names:
-        values = table[name].combine_chunks()
-        values = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-        digest.update(f"{name} {values.type} {len(values)}".encode() + values.to_numpy().tobytes())
+        values = _flat(table[name])
+        digest.update(f"{name} {values.type} {len(values)}".encode())
+        digest.update(values.to_numpy())
     return digest.hexdigest()
-
-
-def _array(column: pa.ChunkedArray, shape: list[int]) -> Tensor:
-    values = column.combine_chunks()
-    values = values.flatten().to_numpy() if shape else values.to_numpy()
-    return torch.from_numpy(values.reshape(-1, *shape).copy())

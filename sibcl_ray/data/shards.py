@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor
 
 from sibcl_ray.data.dataset import TEST, Dataset, Role, Shard
 from sibcl_ray.data.sandbox import CallFailed, call, draw
@@ -28,28 +29,30 @@ class Draft:
     told: str = ""  # of the first failure, with what it left
     seconds: float = 0.0  # that the solver took
 
+    def note(self, reasons: list[str], left: str = "") -> None:
+        self.told = self.told or reasons[0] + left
+        self.reasons += reasons
+
 
 @dataclass(frozen=True)
 class Made:
-    """A shard that is stored, or the draft of one whose replacements have to wait."""
+    """A shard that is stored."""
 
     forms: np.ndarray
     labels: np.ndarray | None = None
     failures: int = 0
     told: str = ""
-    draft: Draft | None = None
 
 
 def make_shard(
     dataset: Dataset, shard: Shard, apart: np.ndarray | None = None, draft: Draft | None = None, last: bool = True
-) -> Made:
+) -> Made | Draft:
     """Draw, solve and store one shard, unless it is there.
 
     An input that the solver fails on, or does not solve in time, is replaced by another draw; the shard's metadata
     say so.
 
     Args:
-        dataset, shard: what is to be made.
         apart: the forms (see `orbits`) of inputs that must not be drawn.
         draft: what an earlier call has given back.
         last: whether replacements may be drawn now; if not, and some are needed, the draft is given back.
@@ -76,7 +79,7 @@ def make_shard(
                 f"{role.name} shard {shard.index}, first with {draft.told}; mend it, or what it is asked to solve"
             )
         if not last:
-            return Made(forms(problem, draft.sample.inputs), draft=draft)
+            return draft
         again, draft.rng = drawn(problem, shard, len(rows), draft.rng, apart)
         _replace(draft.sample, rows, again, f"{problem.name}.sample")
         labels = _solve(problem, role, again, allowed, draft)
@@ -89,12 +92,12 @@ def make_shard(
 
 
 def stored(dataset: Dataset, shard: Shard) -> Made:
-    split = dataset.read_shard(shard.role, shard.index)
+    split = dataset.read_shard(*shard)
     labels = None if split.labels is None else split.labels.numpy()
-    return Made(forms(dataset.problem, split.inputs.numpy()), labels)
+    return Made(forms(dataset.problem, split.inputs), labels)
 
 
-def forms(problem: Problem, inputs: np.ndarray) -> np.ndarray:
+def forms(problem: Problem, inputs: np.ndarray | Tensor) -> np.ndarray:
     """By which inputs are known that the problem's symmetries make equal; see `orbits.forms`."""
     return orbits.forms(inputs, groups(problem))
 
@@ -120,10 +123,10 @@ def drawn(
         return check.sample(problem, sample, count, what), rng
 
     sample, rng = once(count, rng)
+    if apart is None or not len(apart):
+        return sample, rng
     rows = np.arange(count)
     for _ in range(REDRAWS + 1):
-        if apart is None or not len(apart):
-            return sample, rng
         rows = rows[orbits.shared(forms(problem, sample.inputs[rows]), apart)]
         if not len(rows):
             return sample, rng
@@ -152,36 +155,35 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
     All at once; or, where that fails or takes longer than one of them may, one by one.
     """
     count = len(sample.inputs)
-    what = f"{problem.name}.{'solve_surrogate' if role.surrogate else 'solve'}"
     method, argument = ("solve_surrogate", sample) if role.surrogate else ("solve", sample.inputs)
     if problem in _refused:
         raise BadProblem(_refused[problem])
-    began = time.perf_counter()
     for _ in range(1 + problem.retries if count == 1 else 1):
+        began = time.perf_counter()
         try:
             given = call(problem, method, argument, seconds=problem.timeout)
         except CallFailed as error:
             failed = error
             continue
         finally:
-            draft.seconds, began = draft.seconds + time.perf_counter() - began, time.perf_counter()
+            draft.seconds += time.perf_counter() - began
         try:
-            labels = check.labels(problem, np.asanyarray(given), count, what)
+            labels = check.labels(problem, np.asanyarray(given), count, f"{problem.name}.{method}")
         except BadProblem as error:
             _refused[problem] = str(error)
             raise
         if bad := int(_failed(labels).sum()):
-            _note(draft, ["a label that is not finite"] * bad)
+            draft.note(["a label that is not finite"] * bad)
         return labels
     if count == 1:
-        _note(draft, [str(failed)], failed.left)
+        draft.note([str(failed)], failed.left)
         return np.full((1, *problem.label_shape), np.nan, np.float32)
-    parts = []
+    parts: list[np.ndarray] = []
     begun = len(draft.reasons)
-    for row in range(count):
-        if len(draft.reasons) - begun > allowed:  # more are not to be waited for
-            break
-        parts.append(_solve(problem, role, _row(sample, row), allowed, draft))
+    while len(parts) < count and len(draft.reasons) - begun <= allowed:  # more are not to be waited for
+        part = slice(len(parts), len(parts) + 1)
+        row = Sample(sample.inputs[part], {name: values[part] for name, values in sample.parameters.items()})
+        parts.append(_solve(problem, role, row, allowed, draft))
     return np.concatenate([*parts, np.full((count - len(parts), *problem.label_shape), np.nan, np.float32)])
 
 
@@ -189,15 +191,5 @@ def _solve(problem: Problem, role: Role, sample: Sample, allowed: int, draft: Dr
 _refused: dict[Problem, str] = {}
 
 
-def _note(draft: Draft, reasons: list[str], left: str = "") -> None:
-    draft.told = draft.told or reasons[0] + left
-    draft.reasons += reasons
-
-
 def _failed(labels: np.ndarray) -> np.ndarray:
     return ~np.isfinite(labels).reshape(len(labels), -1).all(1)
-
-
-def _row(sample: Sample, row: int) -> Sample:
-    part = slice(row, row + 1)
-    return Sample(sample.inputs[part], {name: values[part] for name, values in sample.parameters.items()})

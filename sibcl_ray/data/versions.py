@@ -12,7 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,7 +26,6 @@ BEFORE = 2  # the format of shards when datasets were named by all of a problem'
 READING = 3  # of what decides in users' source; others have other checksums
 SECONDS = ".seconds"  # ends the name of a record of how long a shard's labels took
 RECORDS_READ = 20  # of these, at most, for an estimate
-SHARD_NAME = re.compile(r"(?P<folder>.*)/(?P<role>[a-z]+)-(?P<index>\d{5,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Kind:
     name: str
     methods: tuple[str, ...]
     roles: tuple[str, ...]
-    labelled: bool
 
 
 @dataclass(frozen=True)
@@ -65,94 +63,134 @@ class LabelsChanged(ValueError):
     """There are labels that another version of the code has made, and it was not said what is to become of them."""
 
 
-def line_of(problem: Problem, seed: int, store: Store, kind: Kind, size: int) -> Line:
-    """The line that the problem's code, as it is now, goes on with; one of its own if none is recorded."""
-    definitions = deciding(problem, *kind.methods)
-    version = version_of(definitions)
-    record = _read(store, _record_name(problem, seed, kind, version))
-    if record is not None:
-        return _recorded(record)
-    name = fingerprint(kind.name, seed, version)
-    old = fingerprint(BEFORE, problem.labels_per_task, problem.version, problem, seed)
-    there = bool(_shards(store, f"datasets/{problem.name}-{old}", kind))
-    its = old if there else name
-    return Line(name, f"datasets/{problem.name}-{its}", its, size, version, (), definitions)
-
-
-def begin(problem: Problem, seed: int, store: Store, kind: Kind, line: Line, decided: bool) -> bool:
-    """Record that the code goes on with the line, if that was just decided or nothing is recorded; whether it was."""
-    name = _record_name(problem, seed, kind, line.version)
-    if new := decided or not store.exists(name):
-        record = {
-            "kind": kind.name, "seed": seed, "name": line.name, "folder": line.folder, "fingerprint": line.fingerprint,
-            "size": line.size, "version": line.version, "earlier": list(line.earlier),
-            "definitions": dict(line.definitions), "made": time.time(), "by": uuid.uuid4().hex,
-            "reading": READING, "shards": len(_shards(store, line.folder, kind)),
-        }  # fmt: skip
-        if decided:
-            store.write_record(name, record)
-        else:
-            store.create(name, record_bytes(record))
-    return new
-
-
 @dataclass(frozen=True)
 class Change:
     """Labels of an earlier version of the code."""
 
-    kind: Kind
     line: Line
-    definitions: list[str]  # that differ
-    labels: int
+    count: int
+    labels: str  # how many of which roles
     seconds: float | None  # of one core, that they took
+    what: str  # has changed: the first definitions that differ
     back: bool  # this code has made labels of the line before the other did
 
     def __str__(self) -> str:
         cost = "of unknown cost" if self.seconds is None else f"of {self.seconds / 3600:.3g} core hours"
-        return f"{self.labels:,} {' and '.join(self.kind.roles)} labels {cost}"
+        return f"{self.labels} {cost}"
 
-    @property
-    def what(self) -> str:
-        """The definitions that differ, the first of them by name."""
-        first, more = self.definitions[:3], len(self.definitions) - 3
-        return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+    def kept(self, line: Line) -> Line:
+        """The earlier line, as the code, which has a line of its own, goes on with it."""
+        earlier = (*self.line.earlier, f"{self.labels} were made before {self.what} changed")
+        return replace(self.line, version=line.version, earlier=earlier, definitions=line.definitions)
 
 
-def change_of(problem: Problem, seed: int, store: Store, kind: Kind, line: Line) -> Change | None:
-    """What there is of other versions, if this one has neither data nor a decision, or they have added to its data."""
-    if problem.available is not None:
+@dataclass(frozen=True)
+class Versions:
+    """What versions of a problem's code have made of a kind of data, from one seed."""
+
+    problem: Problem
+    seed: int
+    store: Store
+    kind: Kind
+
+    def line(self, size: int) -> Line:
+        """The line that the code, as it is now, goes on with; one of its own if none is recorded."""
+        definitions = deciding(self.problem, *self.kind.methods)
+        version = version_of(definitions)
+        if record := self._decision(version):
+            return _recorded(record)
+        name = fingerprint(self.kind.name, self.seed, version)
+        old = fingerprint(BEFORE, self.problem.labels_per_task, self.problem.version, self.problem, self.seed)
+        its = old if self._files(self._folder(old)) else name
+        return Line(name, self._folder(its), its, size, version, (), definitions)
+
+    def begin(self, line: Line, decided: bool) -> bool:
+        """Record that the code goes on with it, if that was just decided or nothing is recorded; whether it was."""
+        name = self._decision_name(line.version)
+        if not decided and self.store.exists(name):
+            return False
+        record = {
+            "kind": self.kind.name, "seed": self.seed, **vars(line), "made": time.time(), "by": uuid.uuid4().hex,
+            "reading": READING, "shards": len(self._files(line.folder)),
+        }  # fmt: skip
+        if decided:
+            self.store.write_record(name, record)
+        else:
+            self.store.create(name, record_bytes(record))
+        return True
+
+    def change(self, line: Line) -> Change | None:
+        """What there is of other versions, if this one has neither data nor a decision, or they have added to it."""
+        if self.problem.available is not None:
+            return None
+        decided = self._decision(line.version)
+        if decided is None and self._files(line.folder):
+            return None
+        for other, made, then in self._others():
+            shards = len(self._files(other.folder))
+            if decided is not None and (other.folder != line.folder or made <= decided["made"] or then == shards):
+                continue
+            if not shards or (self.problem.source is None and not _same_problem(other, line)):
+                continue
+            unknown = f"what decides them may have changed since an older sibcl_ray made them, {self.problem.name}"
+            differs = changed(other.definitions, line.definitions) if other.definitions else [unknown]
+            what = ", ".join(differs[:3]) + (f" and {len(differs) - 3} more" if len(differs) > 3 else "")
+            count, seconds = shards * other.size, self.seconds(other)
+            labels = f"{count:,} {' and '.join(self.kind.roles)} labels"
+            return Change(other, count, labels, seconds and seconds * shards, what, back=decided is not None)
         return None
-    decided = _read(store, _record_name(problem, seed, kind, line.version))
-    if decided is None and _shards(store, line.folder, kind):
-        return None
-    for other, made, then in _others(problem, seed, store, kind):
-        names = _shards(store, other.folder, kind)
-        if decided is not None and (other.folder != line.folder or made <= decided["made"] or then == len(names)):
-            continue
-        differs = changed(other.definitions, line.definitions)
-        if not names or (problem.source is None and not _same_problem(other, line)):
-            continue
-        if not other.definitions:
-            differs = [f"what decides them may have changed since an older sibcl_ray made them, {problem.name}"]
-        seconds = shard_seconds(store, other, kind)
-        labels, cost = len(names) * other.size, seconds and seconds * len(names)
-        return Change(kind, other, differs, labels, cost, back=decided is not None)
-    return None
 
+    def anew(self, change: Change, line: Line) -> Line:
+        """A line of this code alone."""
+        if not change.back:
+            return line
+        name = fingerprint(line.name, change.line.version, change.count)
+        return replace(line, name=name, folder=self._folder(name), fingerprint=name, earlier=())
 
-def kept(change: Change, line: Line) -> Line:
-    """The earlier line, as the code goes on with it."""
-    told = f"{change.labels:,} {' and '.join(change.kind.roles)} labels were made before {change.what} changed"
-    its, earlier = change.line, (*change.line.earlier, told)
-    return Line(its.name, its.folder, its.fingerprint, its.size, line.version, earlier, line.definitions)
+    def seconds(self, line: Line) -> float | None:
+        """Seconds of one core that the labels of a shard took; None if none is recorded.
 
+        The mean over some of the records, as a distant store takes a request for each.
+        """
+        names = self._files(line.folder, SECONDS)
+        some = names[:: max(1, -(-len(names) // RECORDS_READ))]
+        found = [r["seconds"] for r in self.store.read_records(some).values() if not isinstance(r, Damaged)]
+        return sum(found) / len(found) if found else None
 
-def anew(problem: Problem, change: Change, line: Line) -> Line:
-    """A line of this code alone."""
-    if not change.back:
-        return line
-    name = fingerprint(line.name, change.line.version, change.labels)
-    return Line(name, f"datasets/{problem.name}-{name}", name, line.size, line.version, (), line.definitions)
+    def _others(self) -> Iterator[tuple[Line, float, int | None]]:
+        """Lines that other code goes on with, the latest decision first; when and at how many shards."""
+        problem, store = self.problem, self.store
+        names = [n for n in store.names(f"versions/{problem.name}") if f"/{self.kind.name}-{self.seed}-" in n]
+        records = [r for r in store.read_records(names).values() if not isinstance(r, Damaged)]
+        for record in sorted(records, key=lambda r: r["made"], reverse=True):
+            line = _recorded(record)
+            if problem.source is not None and record.get("reading") != READING:
+                line = replace(line, definitions={})  # which are not comparable
+            yield line, record["made"], record.get("shards")
+        if problem.source is None:
+            return
+        known = {record["folder"] for record in records}
+        named = re.compile(rf"datasets/{re.escape(problem.name)}-[0-9a-f]{{16}}")
+        for folder in (f for f in store.names("datasets") if named.fullmatch(f) and f not in known):
+            for name in self._files(folder)[:1]:
+                table = pq.read_table(io.BytesIO(store.read(name)))
+                about = json.loads((table.schema.metadata or {}).get(b"sibcl_ray", b"{}"))
+                if about.get("seed") == self.seed:
+                    its, version = about["fingerprint"], about.get("version", "")
+                    yield Line(fingerprint(self.kind.name, its), folder, its, len(table), version), 0.0, None
+
+    def _folder(self, its: str) -> str:
+        return f"datasets/{self.problem.name}-{its}"
+
+    def _files(self, folder: str, ending: str = ".parquet") -> list[str]:
+        named = re.compile(rf".*/({'|'.join(self.kind.roles)})-\d{{5,}}{re.escape(ending)}")
+        return [name for name in self.store.names(folder) if named.fullmatch(name)]
+
+    def _decision(self, version: str) -> dict[str, Any] | None:
+        return self.store.usable_record(self._decision_name(version))
+
+    def _decision_name(self, version: str) -> str:
+        return f"versions/{self.problem.name}/{self.kind.name}-{self.seed}-{version}.json"
 
 
 def _same_problem(other: Line, line: Line) -> bool:
@@ -161,57 +199,6 @@ def _same_problem(other: Line, line: Line) -> bool:
     return both[0] == both[1] and other.definitions.keys() == line.definitions.keys()
 
 
-def _others(problem: Problem, seed: int, store: Store, kind: Kind) -> Iterator[tuple[Line, float, int | None]]:
-    """Lines of the problem that other code goes on with, the latest decision first; when and at how many shards."""
-    names = [n for n in store.names(f"versions/{problem.name}") if f"/{kind.name}-{seed}-" in n]
-    records = [r for r in store.read_records(names).values() if not isinstance(r, Damaged)]
-    for record in sorted(records, key=lambda r: r["made"], reverse=True):
-        line = _recorded(record)
-        if problem.source is not None and record.get("reading") != READING:
-            line = replace(line, definitions={})  # which are not comparable
-        yield line, record["made"], record.get("shards")
-    if problem.source is None:
-        return
-    known = {record["folder"] for record in records}
-    for folder in store.names("datasets"):
-        if re.fullmatch(rf"datasets/{re.escape(problem.name)}-[0-9a-f]{{16}}", folder) and folder not in known:
-            for name in _shards(store, folder, kind)[:1]:
-                table = pq.read_table(io.BytesIO(store.read(name)))
-                about = json.loads((table.schema.metadata or {}).get(b"sibcl_ray", b"{}"))
-                if about.get("seed") == seed:
-                    its = about["fingerprint"]
-                    line = Line(fingerprint(kind.name, its), folder, its, len(table), about.get("version", ""))
-                    yield line, 0.0, None
-
-
 def _recorded(record: Mapping[str, Any]) -> Line:
-    named = {n: record[n] for n in ("name", "folder", "fingerprint", "size", "version", "definitions")}
-    return Line(**named, earlier=tuple(record["earlier"]))
-
-
-def _record_name(problem: Problem, seed: int, kind: Kind, version: str) -> str:
-    return f"versions/{problem.name}/{kind.name}-{seed}-{version}.json"
-
-
-def _read(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        return store.read_record(name)
-    except Damaged:
-        store.set_aside(name)
-        return None
-
-
-def _shards(store: Store, folder: str, kind: Kind) -> list[str]:
-    return [n for n in store.names(folder) if (found := SHARD_NAME.fullmatch(n)) and found["role"] in kind.roles]
-
-
-def shard_seconds(store: Store, line: Line, kind: Kind) -> float | None:
-    """Seconds of one core that the labels of a shard took; None if none is recorded.
-
-    The mean over some of the records, as a distant store takes a request for each.
-    """
-    names = [n for n in store.names(line.folder) if n.endswith(SECONDS)]
-    names = [n for n in names if n.rpartition("/")[2].rpartition("-")[0] in kind.roles]
-    some = names[:: max(1, -(-len(names) // RECORDS_READ))]
-    found = [r for r in store.read_records(some).values() if not isinstance(r, Damaged)]
-    return sum(r["seconds"] for r in found) / len(found) if found else None
+    values = {f.name: record[f.name] for f in fields(Line)}
+    return Line(**{**values, "earlier": tuple(values["earlier"])})

@@ -1,7 +1,6 @@
 """Buckets of S3, Google Cloud Storage and Azure, through obstore, with the credentials that their users have.
 
-Requests that fail for a moment are sent again, for minutes; what obstore itself waits for ends at no signal. Its
-asynchronous calls are not used: a process that ends soon after one may be aborted.
+obstore's asynchronous calls are not used: a process that ends soon after one may be aborted.
 """
 
 import logging
@@ -33,15 +32,10 @@ _process: list[int] = []  # in which obstore's threads are; a process that is fo
 
 @dataclass(frozen=True)
 class Bucket:
-    """A place in a bucket; failures raise exceptions of obstore, or of a provider of credentials.
+    """A place in a bucket; failures raise exceptions of obstore, or of a provider of credentials."""
 
-    Args:
-        url: SCHEME://BUCKET/PREFIX.
-        patience: seconds for which a request that fails is sent again.
-    """
-
-    url: str
-    patience: float
+    url: str  # SCHEME://BUCKET/PREFIX
+    patience: float  # seconds for which a request that fails is sent again
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -56,13 +50,7 @@ class Bucket:
             logging.getLogger(credentials).setLevel(logging.ERROR)  # without pages of what they have tried
         return SCHEMES[scheme](bucket, {"retry_config": retry})
 
-    @property
-    def is_distant(self) -> bool:
-        """Whether reading needs another machine."""
-        return not self.url.startswith("memory:")
-
     def path(self, name: str) -> str:
-        """The URL of a name."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def _key(self, name: str) -> str:
@@ -82,8 +70,6 @@ class Bucket:
         return obstore.get(self._store, self._key(name)).bytes().to_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """What is there, by name."""
-
         def read(name: str) -> bytes | None:
             with suppress(FileNotFoundError):
                 return self._get(name)
@@ -95,10 +81,9 @@ class Bucket:
         _wait(obstore.put, self._store, self._key(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a name unless it is there; whether this call has. An answer that was lost is found in what is there."""
         try:
             _insist(obstore.put, self._store, self._key(name), data, mode="create")
-        except AlreadyExistsError:
+        except AlreadyExistsError:  # by this call, perhaps, if an answer was lost
             with suppress(FileNotFoundError):
                 return self.read(name) == data
             return False
@@ -106,8 +91,8 @@ class Bucket:
 
     def names(self, folder: str) -> list[str]:
         found = _wait(obstore.list_with_delimiter, self._store, self._key(folder))
-        start = len(self._key(""))
-        return sorted(path[start:] for path in (*found["common_prefixes"], *(o["path"] for o in found["objects"])))
+        keys = [*found["common_prefixes"], *(o["path"] for o in found["objects"])]
+        return sorted(key.removeprefix(self._key("")) for key in keys)
 
     def move(self, source: str, target: str) -> None:
         old, new = self._key(source), self._key(target)
@@ -227,13 +212,20 @@ def _gcs(bucket: str, options: dict[str, Any]) -> ObjectStore:
 
 
 AZURE_SECRETS = ("ACCOUNT_KEY", "ACCESS_KEY", "SAS_TOKEN", "SAS_KEY", "CLIENT_SECRET", "TOKEN")
+AZURE_PARTS = {  # of a connection string, as obstore names them
+    "AccountName": "account_name",
+    "AccountKey": "account_key",
+    "SharedAccessSignature": "sas_key",
+    "BlobEndpoint": "endpoint",
+}
 
 
 def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
     """By a key, token or connection string in the environment, else by all that azure-identity knows."""
     container, _, host = container.partition("@")
     config: Any = {"account_name": host.partition(".")[0]} if host else {}
-    config |= _connection(os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    parts = (part.partition("=") for part in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";"))
+    config |= {AZURE_PARTS[name]: value for name, _, value in parts if name in AZURE_PARTS}
     if not config.keys() & {"account_key", "sas_key"} and not any(
         f"AZURE_STORAGE_{name}" in os.environ for name in AZURE_SECRETS
     ):
@@ -255,35 +247,17 @@ def _azure(container: str, options: dict[str, Any]) -> ObjectStore:
     return AzureStore(container, config=config, client_options=_client(endpoint), **options)
 
 
-def _connection(text: str) -> dict[str, str]:
-    """Azure's connection string, as obstore names its parts."""
-    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
-    names = {
-        "AccountName": "account_name",
-        "AccountKey": "account_key",
-        "SharedAccessSignature": "sas_key",
-        "BlobEndpoint": "endpoint",
-    }
-    return {names[part]: value for part, value in parts.items() if part in names}
-
-
-@lru_cache
-def _memory(bucket: str) -> ObjectStore:
-    return MemoryStore()
-
-
 def _client(endpoint: str | None = None, certificates: str | None = None) -> Any:
-    options: dict[str, Any] = {"timeout": "1h", "read_timeout": SILENCE}  # what goes on may take its time
-    if (endpoint or "").startswith("http:"):
-        options["allow_http"] = True
-    if certificates:
-        options["root_certificate"] = Path(certificates).read_bytes()
-    return options
+    plain = (endpoint or "").startswith("http:")
+    options = {"timeout": "1h", "read_timeout": SILENCE, "allow_http": plain}  # what goes on may take its time
+    return {**options, "root_certificate": Path(certificates).read_bytes()} if certificates else options
 
+
+_memory = lru_cache(lambda bucket: MemoryStore())  # of this process, for tests
 
 SCHEMES: Mapping[str, Callable[[str, dict[str, Any]], ObjectStore]] = {
     **dict.fromkeys(("s3", "s3a"), _s3),
     **dict.fromkeys(("gs", "gcs"), _gcs),
     **dict.fromkeys(("az", "abfs", "abfss"), _azure),
-    "memory": lambda bucket, options: _memory(bucket),  # of this process, for tests
+    "memory": lambda bucket, options: _memory(bucket),
 }

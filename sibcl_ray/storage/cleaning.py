@@ -1,7 +1,7 @@
 """Files of a store that are no longer needed: weights, checkpoints and claims that were left behind.
 
-Labels, results, and the weights of pretrainings that are in the ledger stay. A study may run meanwhile: claims are
-taken before they are cleared, and while a driver lives, what it may be about to enter in the ledger is left alone.
+A study may run meanwhile: claims are taken before they are cleared, and while a driver lives, what it may be about to
+enter in the ledger is left alone.
 """
 
 from __future__ import annotations
@@ -32,13 +32,10 @@ class Unneeded:
 
 
 def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = None) -> Unneeded:
-    """What may go; weights only if no driver lives, which may take a minute to find out, of which ``tell`` is told.
-
-    Without ``tell`` a driver that runs elsewhere, and may long be dead, counts as living.
-    """
+    """What may go; weights only if no driver lives, which with ``tell`` is found out as by `Claims.living`."""
     sessions = [name.rpartition("/")[2] for name in store.names("sessions")]
     sessions = [s for s in sessions if not s.endswith(".dead") and s != claims.session]
-    running = claims.living(sessions, tell) if tell else tuple(s for s in sessions if claims.alive(s))
+    running = claims.living(sessions, tell)
     names = store.names(PRETRAININGS)
     records = {n: r for n, r in store.read_records(names).items() if not isinstance(r, Damaged)}
     ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if is_final(record)}

@@ -39,7 +39,6 @@ class Folder:
     """A folder; failures raise OSError."""
 
     root: str
-    is_distant = False
 
     def path(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -48,11 +47,9 @@ class Folder:
         return os.path.exists(self.path(name))
 
     def read(self, name: str) -> bytes:
-        with open(self.path(name), "rb") as file:
-            return file.read()
+        return Path(self.path(name)).read_bytes()
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """What is there, by name."""
         found = {}
         for name in names:
             with suppress(FileNotFoundError):
@@ -63,7 +60,6 @@ class Folder:
         self._publish(name, data, os.replace)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a name unless it is there; whether this call has."""
         try:
             self._publish(name, data, _give_new_name)
         except FileExistsError:
@@ -82,8 +78,7 @@ class Folder:
             give_name(draft, path)
             _sync_folder(os.path.dirname(path))
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(draft)
+            Path(draft).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
         with suppress(FileNotFoundError):
@@ -115,10 +110,10 @@ class Folder:
     def clear_drafts(self, clock: str) -> None:
         """Remove what writers that died have left, by the time of a draft that was just written."""
         before = os.stat(self.path(clock)).st_mtime - DRAFTS_KEPT
-        for name in self.names(DRAFTS):
+        for draft in Path(self.path(DRAFTS)).iterdir():
             with suppress(FileNotFoundError):
-                if os.stat(self.path(name)).st_mtime < before:
-                    os.unlink(self.path(name))
+                if draft.stat().st_mtime < before:
+                    draft.unlink()
 
 
 def _give_new_name(draft: str, path: str) -> None:
@@ -128,8 +123,8 @@ def _give_new_name(draft: str, path: str) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        with open(draft, "rb") as source, open(path, "xb") as target:
-            target.write(source.read())
+        with open(path, "xb") as file:
+            file.write(Path(draft).read_bytes())
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,10 +1,10 @@
 """Who is making what: claims in a store, so that drivers and clusters that share it make nothing twice.
 
-A driver is a session, which rewrites a record of its own every few seconds. A claim is a record that names
-a session; it holds as long as the session lives. Nobody compares clocks: a session is dead when its record
-has not changed for `DEAD_AFTER` seconds of the observer's own time, or at once where the observer runs beside
-it and sees that its process is gone. Who takes over a dead session's claim writes the claim's next
-generation, which only one of several can create, so that no claim in use is ever removed.
+A driver is a session, which rewrites a record of its own every few seconds. A claim is a record that names a session;
+it holds as long as the session lives. No clocks are compared: a session is dead when its record has not changed for
+`DEAD_AFTER` seconds of the observer's own time, or at once where the observer sees that its process is gone. Who takes
+over a dead session's claim writes the claim's next generation, which only one of several can create, so that no claim
+in use is ever removed.
 """
 
 import os
@@ -78,22 +78,21 @@ class Claims:
             about = {"place": None, "beat": None}  # if it lives it will write another
         if about is None:
             return False
-        if _is_beside(about):
-            return _started(about["process"]) == about["started"]
-        seen = self._seen.get(session)
+        if (runs := _runs_here(about)) is not None:
+            return runs
+        seen, now = self._seen.get(session), time.monotonic()
         if seen is None or seen[0] != about["beat"]:
-            self._seen[session] = (about["beat"], time.monotonic())
-            return True
-        if time.monotonic() - seen[1] < DEAD_AFTER:
+            seen = self._seen[session] = (about["beat"], now)
+        if now - seen[1] < DEAD_AFTER:
             return True
         if not self.store.read_only:
             self.store.write_record(_tombstone(session), {"by": self.session})  # should it wake up, it will know
         return False
 
-    def living(self, sessions: Iterable[str], tell: Callable[[str], None]) -> tuple[str, ...]:
-        """Those that are at work; ``tell`` is told if this takes time, as processes elsewhere are not seen."""
+    def living(self, sessions: Iterable[str], tell: Callable[[str], None] | None = None) -> tuple[str, ...]:
+        """Those that may be at work; with ``tell``, which is told of it, waits for signs of life from elsewhere."""
         found = tuple(s for s in sessions if self.alive(s))
-        if elsewhere := sum(s in self._seen for s in found):
+        if tell and (elsewhere := sum(s in self._seen for s in found)):
             tell(f"{elsewhere} drivers run elsewhere, if at all; waiting {DEAD_AFTER:.0f} s for a sign of life")
             time.sleep(DEAD_AFTER)
             found = tuple(s for s in found if self.alive(s))
@@ -111,12 +110,10 @@ class Claims:
 
     def wait(self, name: str, tell: Callable[[str], None], poll: float = 1.0) -> None:
         """Claim ``name`` as soon as no other session does; ``tell`` is told once which does."""
-        told = False
-        while not self.take(name):
-            if not told:
-                tell(self.holder(name))
-                told = True
-            time.sleep(poll)
+        if not self.take(name):
+            tell(self.holder(name))
+            while not self.take(name):
+                time.sleep(poll)
 
     def _holder(self, name: str, generation: int) -> str | None:
         try:
@@ -131,7 +128,6 @@ class Session:
 
     def __init__(self, store: Store) -> None:
         self.claims = Claims(store, uuid.uuid4().hex)
-        self._store, self._name = store, self.claims.session
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
         self.lost = threading.Event()  # others took this session for dead, and may have taken over its work
@@ -146,38 +142,38 @@ class Session:
         self._thread.join()
         with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
             list(pool.map(self.claims.release, list(self.claims._held)))
-        self._store.remove(_life(self._name))
+        self.claims.store.remove(_life(self.claims.session))
 
     def _beat(self, number: int) -> None:
-        about = {"beat": number, "host": socket.gethostname(), "place": _place()}
         process = os.getpid()
-        self._store.write_record(_life(self._name), {**about, "process": process, "started": _started(process)})
+        about = {"beat": number, "host": socket.gethostname(), "place": _place()}
+        about |= {"process": process, "started": _started(process)}
+        self.claims.store.write_record(_life(self.claims.session), about)
 
     def _live(self) -> None:
         number = 0
         while not self._over.wait(BEAT):
             number += 1
-            try:
-                if self._store.exists(_tombstone(self._name)):
+            with suppress(StoreError):  # work that needs the storage will fail; if it is back in time nothing happened
+                if self.claims.store.exists(_tombstone(self.claims.session)):
                     self.lost.set()
                     return
                 self._beat(number)
-            except StoreError:
-                continue  # work that needs the storage will fail; if it comes back in time nothing happened
 
 
 def is_gone(store: Store, session: str) -> bool:
     """Whether the process of a session is known to have ended, and not only to be silent."""
-    try:
+    with suppress(Damaged):
         about = store.read_record(_life(session))
-    except Damaged:
-        return False
-    return bool(about and _is_beside(about) and _started(about["process"]) != about["started"])
+        return about is not None and _runs_here(about) is False
+    return False
 
 
-def _is_beside(about: dict[str, Any]) -> bool:
-    """Whether the process of a session would be seen here."""
-    return about["place"] is not None and about["place"] == _place()
+def _runs_here(about: dict[str, Any]) -> bool | None:
+    """Whether the process of a session runs; None if it would not be seen here."""
+    if about["place"] is None or about["place"] != _place():
+        return None
+    return _started(about["process"]) == about["started"]
 
 
 def _claim(name: str, generation: int) -> str:

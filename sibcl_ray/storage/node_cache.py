@@ -1,7 +1,6 @@
 """Copies, on a node's own disk, of what is written once: its processes together fetch a distant object one time.
 
-Only what its reader found whole is kept, and a copy that is no longer whole is fetched again. Copies are for speed
-alone: where there is no room, or no place that only this user can write to, everything is read where it lies.
+Where there is no room, or no place that only this user can write to, everything is read where it lies.
 """
 
 import fcntl
@@ -28,14 +27,9 @@ Whole = TypeVar("Whole")
 
 
 def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole:
-    """What ``check`` makes of the bytes of a name that is never written with others.
+    """What ``check`` makes of the bytes of a name that is never written with others; raises as `Store.read` does.
 
-    Args:
-        store, name: where it lies; read from there only by the first process of a node, if that is far away.
-        check: raises Damaged where bytes are not what was written.
-
-    Raises:
-        Damaged, FileNotFoundError, StoreError: as the store has it, or has it not.
+    Where bytes are not what was written ``check`` raises Damaged; so does this if that is so in the store.
     """
     folder = _folder(tempfile.gettempdir()) if store.is_distant else None
     if folder is None:
@@ -54,7 +48,7 @@ def read_once(store: Store, name: str, check: Callable[[bytes], Whole]) -> Whole
 
 
 def copy_of(store: Store, name: str) -> str:
-    """What the copy of a name is called."""
+    """The file name of a copy."""
     return hashlib.sha256(f"{store.uri}/{name}".encode()).hexdigest()
 
 

@@ -1,7 +1,4 @@
-"""Records: how jobs came to an end, as plain values.
-
-Apart from the jobs themselves, so that processes that only pass records on do without torch.
-"""
+"""How jobs came to an end, as plain values; without torch, for processes that only pass them on."""
 
 import time
 from typing import Any
@@ -15,7 +12,7 @@ Record = dict[str, Any]
 
 
 def is_final(record: Record | None) -> bool:
-    """Whether a record is the last word on its job."""
+    """Whether its job is not to be tried again."""
     return record is not None and (record["state"] != FAILED or record["attempts"] >= ATTEMPTS)
 
 
@@ -25,7 +22,7 @@ def failure(reason: str) -> Record:
 
 
 def timed(outcome: Record, seconds: float = 0.0) -> Record:
-    """An outcome with when it came about: unix time, so that clocks that go wrong falsify no duration."""
+    """An outcome with its duration, which is measured apart, and with when it came about, in unix time."""
     now = time.time()
     return {**outcome, "seconds": seconds, "started": now - seconds, "finished": now}
 

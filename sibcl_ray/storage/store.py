@@ -1,8 +1,7 @@
 """Results that outlive the process: named blobs and records in a folder or a bucket, written atomically.
 
-A name is a relative path. What is expensive is named by the fingerprint of everything that decides its
-content, so looking a name up tells whether work is still to be done. All that is read is checked against
-the checksum it was written with.
+A name is a relative path. What is expensive is named by the fingerprint of everything that decides its content, so
+looking a name up tells whether work is still to be done.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of the layout of a store; a store says which it has
 VERSION_NAME = "sibcl_ray.json"
+CHANGES = ("written", "moved", "removed")
 OPENING = 10.0  # seconds for which a bucket may fail at first
 
 
@@ -46,17 +46,11 @@ class NewerStore(ValueError):
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a local disk or in the cloud; ``uri`` is an absolute path or the URL of a place in a bucket.
+    """A folder on a local disk or in the cloud. Failures of the storage raise `StoreError`."""
 
-    Failures of the storage raise `StoreError`, of a bucket after trying for ``patience`` seconds; only a
-    name that is not there raises FileNotFoundError.
-
-    A store that is ``read_only`` changes nothing, and refuses to: what is damaged stays where it is.
-    """
-
-    uri: str
-    patience: float = field(default=180.0, compare=False, repr=False)
-    read_only: bool = field(default=False, compare=False, repr=False)
+    uri: str  # an absolute path, or the URL of a place in a bucket
+    patience: float = field(default=180.0, compare=False, repr=False)  # seconds for which a bucket may fail
+    read_only: bool = field(default=False, compare=False, repr=False)  # it refuses to change anything
 
     @property
     def _place(self) -> Folder | Bucket:
@@ -64,13 +58,12 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the store is a folder of this machine."""
         return isinstance(self._place, Folder)
 
     @property
     def is_distant(self) -> bool:
         """Whether reading needs another machine, as for buckets in a cloud."""
-        return self._place.is_distant
+        return not (self.is_local or self.uri.startswith("memory:"))
 
     def arrow(self, name: str) -> tuple[FileSystem, str]:
         """A name for those who want Arrow's interface: a file system, and the path on it."""
@@ -81,10 +74,12 @@ class Store:
         return self._place.path(_inside(name))
 
     @contextmanager
-    def _doing(self, what: str, name: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[Folder | Bucket]:
+    def _doing(self, what: str, name: str, *passing: type[Exception]) -> Iterator[Folder | Bucket]:
         """Turns the errors of a folder or bucket into StoreError, except those of a wrong call."""
+        if self.read_only and what in CHANGES:
+            raise StoreError(f"{name} cannot be {what} in {self.uri}: it was opened to be read only")
         _inside(name)
-        passing = (*passing, ValueError, TypeError)
+        passing += (ValueError, TypeError)
         try:
             yield self._place
         except passing:
@@ -92,24 +87,18 @@ class Store:
         except Exception as error:
             raise StoreError(f"{name} cannot be {what} in {self.uri}: {_reason(error)}") from error
 
-    def _changing(self, what: str, name: str) -> AbstractContextManager[Folder | Bucket]:
-        if self.read_only:
-            raise StoreError(f"{name} cannot be {what} in {self.uri}: it was opened to be read only")
-        return self._doing(what, name)
-
     def exists(self, name: str) -> bool:
-        """Whether ``name`` has been written, whole."""
         with self._doing("looked up", name) as place:
             return place.exists(name)
 
     def read(self, name: str) -> bytes:
-        """The bytes of ``name``; FileNotFoundError where there are none."""
-        with self._doing("read", name, (FileNotFoundError,)) as place:
+        """The bytes of ``name``; FileNotFoundError where it is not there."""
+        with self._doing("read", name, FileNotFoundError) as place:
             return place.read(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Write ``name`` whole or not at all, and so that it survives a loss of power."""
-        with self._changing("written", name) as place:
+        with self._doing("written", name) as place:
             place.write(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -117,28 +106,28 @@ class Store:
 
         What they write must differ: a request whose answer is lost is sent again, and then finds what it has written.
         """
-        with self._changing("written", name) as place:
+        with self._doing("written", name) as place:
             return place.create(name, data)
 
     def names(self, folder: str) -> list[str]:
-        """The names directly in ``folder``, sorted."""
+        """The names directly in ``folder``, sorted; none where there is no such folder."""
         with self._doing("listed", folder) as place:
             return place.names(folder)
 
     def move(self, source: str, target: str) -> None:
         """Rename a file, or a folder with all that is in it, if it is there."""
         _inside(target)
-        with self._changing("moved", source) as place, suppress(FileNotFoundError):  # another process has moved it
+        with self._doing("moved", source) as place, suppress(FileNotFoundError):  # another process has moved it
             place.move(source, target)
 
     def remove(self, name: str) -> None:
         """Forget ``name``, if it is there."""
-        with self._changing("removed", name) as place, suppress(FileNotFoundError):
+        with self._doing("removed", name) as place, suppress(FileNotFoundError):
             place.remove(name)
 
     def clear(self, folder: str) -> None:
         """Forget all that is in a folder, if it is there."""
-        with self._changing("removed", folder) as place, suppress(FileNotFoundError):
+        with self._doing("removed", folder) as place, suppress(FileNotFoundError):
             place.clear(folder)
 
     def set_aside(self, name: str) -> str:
@@ -150,39 +139,35 @@ class Store:
         return target
 
     def read_record(self, name: str) -> dict[str, Any] | None:
-        """The JSON record of that name, or None where there is none.
-
-        Raises:
-            Damaged: it is not what was written.
-        """
+        """The JSON record of that name, None where there is none; Damaged where it is not what was written."""
         try:
-            return _checked(name, self.read(name))
+            found = _decoded(name, self.read(name))
         except FileNotFoundError:
+            return None
+        if isinstance(found, Damaged):
+            raise found
+        return found
+
+    def usable_record(self, name: str) -> dict[str, Any] | None:
+        """The same, but a damaged one is set aside and counts as none."""
+        try:
+            return self.read_record(name)
+        except Damaged:
+            self.set_aside(name)
             return None
 
     def read_records(self, names: Sequence[str]) -> dict[str, dict[str, Any] | Damaged]:
-        """The records that are there, by name, read side by side where the file system can.
-
-        A damaged one is given as the exception that `read_record` would raise.
-        """
+        """The records that are there, by name; a damaged one as the exception that `read_record` would raise."""
         with self._doing("read", f"{len(names)} records") as place:
             found = place.read_all(names)
-        records: dict[str, dict[str, Any] | Damaged] = {}
-        for name, data in found.items():
-            try:
-                records[name] = _checked(name, data)
-            except Damaged as damage:
-                records[name] = damage
-        return records
+        return {name: _decoded(name, data) for name, data in found.items()}
 
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a JSON record with its checksum, whole or not at all."""
         self.write(name, record_bytes(record))
 
     def open(self) -> None:
-        """Prepare the store for use: check its version and that it takes what is written; clear forgotten drafts.
-
-        Of one that is read only the version is checked, a folder's permissions, and that there is a bucket.
+        """Check that the store can be used, as far as that shows without writing if it is read only; clear old drafts.
 
         Raises:
             NewerStore: a later version of this library has written it.
@@ -195,18 +180,13 @@ class Store:
             self._place.check_permission()
         else:
             quick.names(DRAFTS)  # which fails where there is no such bucket
-        try:
-            there = quick.read_record(VERSION_NAME)
-        except Damaged:
-            quick.set_aside(VERSION_NAME)
-            there = None
-        if there is None:
-            if not self.read_only:
-                quick.write_record(VERSION_NAME, {"version": VERSION})
-        elif there.get("version", 0) > VERSION:
+        found = quick.usable_record(VERSION_NAME) or {}
+        if not (found or self.read_only):
+            quick.write_record(VERSION_NAME, {"version": VERSION})
+        if (version := found.get("version", 0)) > VERSION:
             raise NewerStore(
-                f"the storage {self.uri} has version {there['version']} of the ledger and this sibcl_ray knows "
-                f"{VERSION}; install a newer sibcl_ray, or give another storage"
+                f"the storage {self.uri} has version {version} of the ledger and this sibcl_ray knows {VERSION}; "
+                "install a newer sibcl_ray, or give another storage"
             )
 
     def _try_to_write(self) -> None:
@@ -248,7 +228,7 @@ def _reason(error: Exception) -> str:
 
 
 def _inside(name: str) -> str:
-    """The name, if it is one in a store."""
+    """The name; ValueError where it is none in a store."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
         raise ValueError(f"the name {name!r} leaves the store; use a relative path without '..'")
@@ -266,14 +246,11 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _checked(name: str, data: bytes) -> dict[str, Any]:
-    """A record, if it is what was written."""
+def _decoded(name: str, data: bytes) -> dict[str, Any] | Damaged:
+    """A record, or what is wrong with it."""
     try:
         record = json.loads(data)
-        digest = record.pop("sha256")
-        whole = digest == _digest(record)
+        whole = record.pop("sha256") == _digest(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{name} is not a record ({type(error).__name__})") from error
-    if not whole:
-        raise Damaged(f"{name} does not have the checksum it was written with")
-    return record
+        return Damaged(f"{name} is not a record ({type(error).__name__})")
+    return record if whole else Damaged(f"{name} does not have the checksum it was written with")
