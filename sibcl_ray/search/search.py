@@ -13,11 +13,11 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.storages import BaseStorage
-from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.search.history import load, names
-from sibcl_ray.search.methods import Choice
+from sibcl_ray.search.methods import Choice, Dimension, Tuning
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.records import FAILED
 
@@ -31,8 +31,7 @@ WANTED, RETRIED = "wanted", "retried"  # attributes of a history: trials it need
 class Search:
     """The search of one method at one budget.
 
-    ``propose`` turns an Optuna trial into a configuration, ``job`` a configuration into work. ``family``
-    fixes everything that the value of a trial depends on besides its parameters; ``name`` the space as well.
+    ``family`` fixes everything that the value of a trial depends on besides its parameters; ``name`` the space as well.
     """
 
     family: str
@@ -41,15 +40,13 @@ class Search:
     trials: int
     at_once: int  # trials of a round
     seed: int
-    start: Mapping[str, Any]  # parameters of the first trial, if no smaller budget offers better ones
-    dimensions: Mapping[str, BaseDistribution]  # what may be chosen, by parameter
-    propose: Callable[[optuna.trial.BaseTrial], Choice]
-    job: Callable[[Choice], TrialJob]
+    tuning: Tuning
+    job: Callable[[Choice], TrialJob]  # the work of a configuration
 
     @cached_property
     def name(self) -> str:
         """Of the search's history."""
-        space = {name: distribution_to_json(d) for name, d in self.dimensions.items()}
+        space = {name: distribution_to_json(d) for name, d in self.tuning.dimensions.items()}
         return f"{self.family}, space {fingerprint(space)[:8]}"
 
     @staticmethod
@@ -75,14 +72,19 @@ class Search:
         complete = [t for t in self.ended(history) if t.value is not None]
         return sorted(complete, key=lambda t: (t.value, t.number))[:count]
 
-    def choice(self, trial: FrozenTrial) -> Choice:
-        """The configuration of a finished trial."""
-        return self.propose(FixedTrial(trial.params))
+    def propose(self, trial: optuna.Trial) -> Choice:
+        """The configuration of a trial under way, which chooses what it has not chosen yet."""
+        for name, d in self.tuning.dimensions.items():
+            if isinstance(d, CategoricalDistribution):
+                trial.suggest_categorical(name, d.choices)
+            else:
+                trial.suggest_float(name, d.low, d.high, log=True)
+        return self.tuning.choice(trial.params)
 
     def winner(self, history: optuna.Study | None) -> Choice | None:
         """The configuration that the search chose; None while it goes on, or if every trial failed."""
         best = self.best(history)
-        return self.choice(best[0]) if best and not self.missing(history) else None
+        return self.tuning.choice(best[0].params) if best and not self.missing(history) else None
 
     def failure(self, history: optuna.Study | None) -> str:
         """Why a search that has ended has no winner: the reason of its first trial."""
@@ -113,7 +115,7 @@ class Search:
             history.set_user_attr(OPTUNA, [optuna.__version__])
         for trial in history.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
-            if trial.params.keys() != self.dimensions.keys() and FIXED not in trial.system_attrs:
+            if trial.params.keys() != self.tuning.dimensions.keys() and FIXED not in trial.system_attrs:
                 history.tell(trial.number, state=TrialState.FAIL)
         if WANTED not in history.user_attrs:
             relatives = [n for n in names(storage) if n.startswith(f"{self.family}, space ") and n != self.name]
@@ -121,7 +123,9 @@ class Search:
             new = self._new_values(known) if known else []
             best = self.best(history)
             for name, value in new:
-                history.enqueue_trial({**(best[0].params if best else self.start), name: value}, skip_if_exists=True)
+                history.enqueue_trial(
+                    {**(best[0].params if best else self.tuning.start), name: value}, skip_if_exists=True
+                )
             history.set_user_attr(WANTED, len(self.ended(history)) + len(new))
         for start in starts:
             history.enqueue_trial(dict(start), skip_if_exists=True)
@@ -142,8 +146,8 @@ class Search:
         there = [t.params for t in history.get_trials(deepcopy=False)]
         trials = [trial for relative in relatives for trial in self.ended(relative)]
         for trial in trials:
-            fits = trial.params.keys() == self.dimensions.keys() and all(
-                _contains(d, trial.params[name]) for name, d in self.dimensions.items()
+            fits = trial.params.keys() == self.tuning.dimensions.keys() and all(
+                _contains(d, trial.params[name]) for name, d in self.tuning.dimensions.items()
             )
             if fits and trial.params not in there:
                 there.append(trial.params)
@@ -152,7 +156,7 @@ class Search:
                         state=trial.state,
                         value=trial.value,
                         params=trial.params,
-                        distributions=dict(self.dimensions),
+                        distributions=dict(self.tuning.dimensions),
                         user_attrs=trial.user_attrs,
                     )
                 )
@@ -161,7 +165,7 @@ class Search:
     def _new_values(self, known: Sequence[Mapping[str, BaseDistribution]]) -> list[tuple[str, Any]]:
         """Choices and parts of ranges that no earlier space has offered, as (parameter, value)."""
         new: list[tuple[str, Any]] = []
-        for name, dimension in self.dimensions.items():
+        for name, dimension in self.tuning.dimensions.items():
             before = [d[name] for d in known if name in d]
             if isinstance(dimension, CategoricalDistribution):
                 offered = {c for d in before for c in getattr(d, "choices", ())}
@@ -173,7 +177,7 @@ class Search:
         return new
 
 
-def _contains(dimension: BaseDistribution, value: Any) -> bool:
+def _contains(dimension: Dimension, value: Any) -> bool:
     if isinstance(dimension, CategoricalDistribution):
         return value in dimension.choices
-    return isinstance(value, int | float) and dimension.low <= value <= dimension.high  # type: ignore[attr-defined]
+    return isinstance(value, int | float) and dimension.low <= value <= dimension.high

@@ -18,7 +18,7 @@ from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
 from sibcl_ray.search.history import load, names, open_history
 from sibcl_ray.search.history import set_aside as set_histories_aside
-from sibcl_ray.search.methods import METHODS, Choice, Method, constants, dimensions, propose
+from sibcl_ray.search.methods import METHODS, Choice, Method
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.records import FAILED, Record, is_final
@@ -110,15 +110,13 @@ class Ledger:
 
     def search(self, method: Method, budget: int) -> Search:
         """The search of a method at a budget; its family changes with all that changes a trial's value."""
-        study = self.study
-        moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
-        offered, start = dimensions(method, study.space, *moves)
+        study, tuning = self.study, self.study.tuning(method)
         decides = (
             TrialJob.version,
             self.dataset.named(*(SURROGATE, UNLABELLED) * method.pretrains),
             version_of(deciding(study.problem, *LEARNED, "error", "surrogate_loss", *("estimate",) * method.delta)),
             method,
-            constants(method, study.space),
+            tuning.constants,
             study.folds,
             study.unlabelled * method.contrastive,
             study.surrogate * method.pretrains,
@@ -130,9 +128,7 @@ class Ledger:
             trials=study.trials,
             at_once=study.at_once,
             seed=study.seed,
-            start=start,
-            dimensions=offered,
-            propose=partial(propose, method=method, space=study.space, symmetries=moves[0], equivariances=moves[1]),
+            tuning=tuning,
             job=partial(self.trial_job, method, budget),
         )
 
@@ -192,7 +188,7 @@ class Ledger:
 
     def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
         """The work of one cell, with the winner of the search at ``searched`` labels."""
-        choice = winner.scaled(budget / searched).seeded(seed)
+        choice = winner.repeated(budget / searched, seed)
         return CellJob(
             dataset=self.dataset,
             method=method.name,
@@ -309,9 +305,9 @@ class Ledger:
         for search in self.searches():
             history = load(self.storage, search.name)
             trials = history.get_trials(deepcopy=False) if history else ()
-            whole = (t for t in trials if t.params.keys() == search.dimensions.keys())
+            whole = (t for t in trials if t.params.keys() == search.tuning.dimensions.keys())
             cells = (cell.job for cell in self.cells_chosen_by(search) if cell.job)
-            for job in (*(search.job(search.choice(trial)) for trial in whole), *cells):
+            for job in (*(search.job(search.tuning.choice(trial.params)) for trial in whole), *cells):
                 jobs.update({needed.key: needed for needed in job.requires})
                 jobs[job.key] = job
         return list(jobs.values())

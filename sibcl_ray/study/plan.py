@@ -92,12 +92,7 @@ def _label_seconds(dataset: Dataset, count: int, surrogate: bool) -> float | Non
 
 def _pretrainings(study: Study, method: Method, searches: int) -> int:
     """At most so many: the configurations a search can tell apart, then each winner's other seeds."""
-    space, symmetries = study.space, len(study.problem.symmetries)
-    kinds = len(space.architectures) * len(space.epochs) * len(space.pretraining_rates)
-    kinds *= len(space.supervised_batches)
-    if method.contrastive:
-        kinds *= len(space.temperatures) * len(space.contrastive_batches)
-        kinds *= len(space.view_probabilities) ** symmetries
+    kinds = study.tuning(method).pretrainings
     return min(kinds, study.trials * searches) + min(kinds, searches) * (study.seeds - 1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Role
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.search.methods import Method, Space
+from sibcl_ray.search.methods import Method, Space, Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,10 @@ class Study:
     def estimated(self) -> tuple[Role, ...]:
         """The roles of whose labels some method needs estimates."""
         return (TARGET, TEST) if any(method.delta for method in self.methods) else ()
+
+    def tuning(self, method: Method) -> Tuning:
+        """What a search of the method may choose."""
+        return Tuning(method, self.space, tuple(self.problem.symmetries), tuple(self.problem.equivariances))
 
     def search_budget(self, budget: int) -> int:
         """The budget whose search chooses for ``budget``: the largest whose labels are all among its own."""
