@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -88,28 +89,10 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class _Gather(torch.autograd.Function):
-    """All workers' rows; each worker's gradient is the sum of what all ask of its rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Sequence[int]) -> Tensor:
-        ctx.rows, ctx.rank = rows, rank()
-        padded = x.new_zeros(max(rows), *x.shape[1:])  # shares may differ by one, and only equal ones are gathered
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.split(ctx.rows)[ctx.rank], None
-
-
 def gather(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """The rows of all workers, in their order, of which each has so many; gradients flow back to each."""
-    return _Gather.apply(x, rows)
+    """The rows, (batch, dimension), of all workers in their order, so many each; gradients flow back to each."""
+    before, after = sum(rows[: rank()]), sum(rows[rank() + 1 :])
+    return _Sum.apply(F.pad(x, (0, 0, before, after)))
 
 
 class _SyncBatchNorm(_BatchNorm):

@@ -20,10 +20,11 @@ import torch
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
-from sibcl_ray.learning import distributed, networks
+from sibcl_ray.learning import distributed
 from sibcl_ray.learning.checkpoint import Checkpoint
 from sibcl_ray.learning.evaluate import test_errors
-from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
+from sibcl_ray.learning.model import Model
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, pretrain
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 from sibcl_ray.storage.node_cache import read_once
@@ -220,7 +221,7 @@ class _FinetuneJob(Job):
     def requires(self) -> tuple[Job, ...]:
         return (self.pretraining,) if self.pretraining else ()
 
-    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> networks.Network:
+    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> Model:
         weights = self.pretraining.weights() if self.pretraining else None
         return finetune(self.dataset.problem, labelled, self.configuration, weights, device, report)
 
@@ -237,25 +238,16 @@ class TrialJob(_FinetuneJob):
         return f"trial {self.method} at {self.budget} labels"
 
     def compute(self, device: torch.device, report: Report) -> Record:
-        problem = self.dataset.problem
         pool = self.dataset.read(TARGET, self.budget, self.configuration.delta)
-        errors = []
-        for i, (fit, held_out) in enumerate(
-            folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget))
-        ):
-            part, rest = pool.rows(fit), pool.rows(held_out)
-            network = self._finetune(
-                part,
-                device,
-                lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
-            )
-            c = self.configuration
-            assert rest.labels is not None
-            prediction = predict(
-                network, problem, rest.inputs, c.views, device, c.delta,
-                precision=rest.labels.dtype, estimates=rest.estimates,
-            )  # fmt: skip
-            errors.append(problem.error(prediction, rest.labels))
+        seed = named_seed(self.dataset.seed, "folds", self.budget)
+        errors: list[torch.Tensor] = []
+        for fit, held_out in folds(self.budget, self.folds, seed):
+
+            def tell(fraction: float, loss: float, done: int = len(errors)) -> None:
+                report((done + fraction) / self.folds, loss)
+
+            model = self._finetune(pool.rows(fit), device, tell)
+            errors.append(model.errors(pool.rows(held_out)))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
 
@@ -272,9 +264,8 @@ class CellJob(_FinetuneJob):
         return f"cell {self.method} at {self.budget} labels, seed {self.seed}"
 
     def compute(self, device: torch.device, report: Report) -> Record:
-        c = self.configuration
-        network = self._finetune(self.dataset.read(TARGET, self.budget, c.delta), device, report)
-        errors = test_errors(network, self.dataset, self.test, c.views, device, c.delta)
+        labelled = self.dataset.read(TARGET, self.budget, self.configuration.delta)
+        errors = test_errors(self._finetune(labelled, device, report), self.dataset, self.test)
         return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 
 
