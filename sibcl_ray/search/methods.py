@@ -93,7 +93,15 @@ class Space:
         for configuration in (pretraining, Finetuning(architecture=self.architectures[0])):  # they check themselves
             for name, p in PARAMETERS.items():
                 for value in getattr(self, name) if isinstance(configuration, p.of) else ():
-                    replace(configuration, **{p.field: (("symmetry", value),) if p.each else value})
+                    sets: dict[str, Any] = {p.field: (("symmetry", value),) if p.each else value}
+                    replace(configuration, **sets)
+
+
+def _label(value: Any) -> Any:
+    """Identifies a value independently of its place in the space, which may change."""
+    if isinstance(value, int | float):
+        return value
+    return f"{value.encoder.label} {fingerprint(value, value.encoder.version)[:6]}"
 
 
 @dataclass(frozen=True)
@@ -103,13 +111,18 @@ class Parameter:
     name: str  # in a trial
     of: type | UnionType  # the configurations that it is set in
     field: str  # of these
-    only: str = "name"  # the attribute of the methods that choose it; all have a name
+    only: str = ""  # the attribute of the methods that choose it; empty: all with such a configuration
     each: str = ""  # the attribute of `Tuning` with the symmetries that each have one, called NAME_SYMMETRY
     is_range: bool = False  # whether it may lie anywhere between the two values
 
     def is_chosen(self, method: Method) -> bool:
-        """Whether the method's trials choose it."""
-        return bool(getattr(method, self.only)) and (method.pretrains or issubclass(Finetuning, self.of))
+        return (not self.only or getattr(method, self.only)) and (method.pretrains or issubclass(Finetuning, self.of))
+
+    def dimension(self, values: tuple[Any, ...]) -> Dimension:
+        """These values as Optuna knows them."""
+        if self.is_range:
+            return FloatDistribution(values[0], values[1], log=True)
+        return CategoricalDistribution([_label(value) for value in values])
 
 
 # By field of the space, in the order in which a trial chooses: what is proposed depends on it.
@@ -146,13 +159,6 @@ class Choice:
         return Choice(pretraining=pretraining, finetuning=replace(self.finetuning, steps=steps, seed=seed))
 
 
-def _label(value: Any) -> Any:
-    """Identifies a value independently of its place in the space, which may change."""
-    if isinstance(value, int | float):
-        return value
-    return f"{value.encoder.label} {fingerprint(value, value.encoder.version)[:6]}"
-
-
 @dataclass(frozen=True)
 class Tuning:
     """What a search of a method may choose from a space, for a problem with symmetries of these names."""
@@ -177,12 +183,7 @@ class Tuning:
     @cached_property
     def dimensions(self) -> dict[str, Dimension]:
         """What may be chosen, by parameter: also where there is no choice, as there may be one later."""
-        found: dict[str, Dimension] = {}
-        for p, values, names in self._parameters():
-            labels = [_label(value) for value in values]
-            offered = FloatDistribution(*values, log=True) if p.is_range else CategoricalDistribution(labels)
-            found |= dict.fromkeys(names, offered)
-        return found
+        return {name: p.dimension(values) for p, values, names in self._parameters() for name in names}
 
     @property
     def start(self) -> dict[str, Any]:
@@ -191,6 +192,13 @@ class Tuning:
             name: math.sqrt(d.low * d.high) if isinstance(d, FloatDistribution) else d.choices[0]
             for name, d in self.dimensions.items()
         }
+
+    def offers(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether these parameters could be chosen."""
+        return chosen.keys() == self.dimensions.keys() and all(
+            chosen[name] in d.choices if isinstance(d, CategoricalDistribution) else d.low <= chosen[name] <= d.high
+            for name, d in self.dimensions.items()
+        )
 
     def choice(self, chosen: Mapping[str, Any]) -> Choice:
         """The configuration that a trial's parameters stand for."""
