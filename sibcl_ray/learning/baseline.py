@@ -15,10 +15,7 @@ from sibcl_ray.problems.problem import Problem
 
 
 def known(problem: Problem, inputs: Tensor, delta: bool, estimates: Tensor | None = None) -> Tensor:
-    """What the network does not have to learn of the labels: their offset, or the estimate for each input.
-
-    ``estimates`` are those that are stored; without them the problem is asked.
-    """
+    """What the network does not have to learn of labels: their offset, or an estimate of each, stored or asked for."""
     if not delta:
         return torch.from_numpy(problem.offset)
     return _estimates(problem, inputs) if estimates is None else estimates

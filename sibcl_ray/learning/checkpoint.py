@@ -1,26 +1,40 @@
 """The state of a training that is under way, so that another process can go on with it, bit for bit the same."""
 
+import hashlib
 import io
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from sibcl_ray.learning import distributed
+from sibcl_ray.storage.store import Store
 
 EVERY = 60.0  # seconds of work that may be lost
 SHARE = 0.05  # of the time that storing checkpoints may take, where they are slow to store
 
 
-class Checkpoint(Protocol):
-    """Where a training that is under way keeps its state."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training that is under way keeps its state, with its checksum."""
+
+    store: Store
+    name: str
 
     def load(self) -> bytes | None:
         """What was saved last, if it is there and whole."""
+        try:
+            data = self.store.read(self.name)
+        except FileNotFoundError:
+            return None
+        digest, state = data[:32], data[32:]
+        return state if digest == hashlib.sha256(state).digest() else None
 
     def save(self, state: bytes) -> None:
         """Keep this in place of what was saved before."""
+        self.store.write(self.name, hashlib.sha256(state).digest() + state)
 
 
 class Progress:

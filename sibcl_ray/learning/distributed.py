@@ -2,7 +2,7 @@
 
 Every worker draws the same batches and the same views, and keeps its share. BatchNorm and the contrastive loss
 look at all shares; so the mean of the workers' gradients is the gradient of the whole batch, to rounding, however
-many workers there are. That is so inside ``together``: workers of one process group may also do different things.
+many workers there are. That is so inside `process_group`: workers of one may also do different things.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def process_group() -> Iterator[None]:
 
 
 def size() -> int:
-    """How many workers share the work; 1 outside of ``together``."""
+    """How many workers share the work; 1 outside of `process_group`."""
     return dist.get_world_size() if _TOGETHER.get() and dist.is_initialized() else 1
 
 
@@ -92,7 +92,7 @@ class _Sum(torch.autograd.Function):
 def gather(x: Tensor, rows: Sequence[int]) -> Tensor:
     """The rows, (batch, dimension), of all workers in their order, so many each; gradients flow back to each."""
     before, after = sum(rows[: rank()]), sum(rows[rank() + 1 :])
-    return _Sum.apply(F.pad(x, (0, 0, before, after)))
+    return _Sum.apply(F.pad(x, (0, 0, before, after))) if size() > 1 else x
 
 
 class _SyncBatchNorm(_BatchNorm):

@@ -63,7 +63,6 @@ class Model:
         latter: the mean is the network's projection, in the limit, on functions that share them.
 
         Args:
-            inputs: on the CPU.
             estimates: the inputs', where they are known already.
             precision: type of the labels, if not that of their offset or estimates: far from zero float32 would lose
                 what the network has found.

@@ -7,7 +7,7 @@ workers, which changes nothing but rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,21 +36,14 @@ class Diverged(ArithmeticError):
     """The loss became infinite or NaN."""
 
 
-def _silent(fraction: float, loss: float) -> None:
-    pass
-
-
-def _check(configuration: object, positive: tuple[str, ...]) -> None:
+def _check(configuration: object, positive: tuple[str, ...], probabilities: Probabilities) -> None:
     for name in positive:
         value = getattr(configuration, name)
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; it must be positive")
-
-
-def _check_probabilities(*groups: Probabilities) -> None:
-    for name, probability in (pair for group in groups for pair in group):
-        if not 0 <= probability <= 1:
-            raise ValueError(f"the probability of {name} is {probability}; it must lie between 0 and 1")
+    for name, value in probabilities:
+        if not 0 <= value <= 1:
+            raise ValueError(f"the probability of {name} is {value}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +63,8 @@ class Pretraining:
     seed: int = 0  # of weights, order and views
 
     def __post_init__(self) -> None:
-        _check(self, ("temperature", "contrastive_batch", "supervised_batch", "learning_rate", "epochs"))
-        _check_probabilities(self.views, self.augmentation)
+        positive = "temperature", "contrastive_batch", "supervised_batch", "learning_rate", "epochs"
+        _check(self, positive, (*self.views, *self.augmentation))
         if not (self.contrastive or self.surrogate_labels):
             raise ValueError("nothing to pretrain on; ask for contrastive pairs or surrogate labels")
 
@@ -91,8 +84,7 @@ class Finetuning:
     seed: int = 0  # of new weights, order and augmentation
 
     def __post_init__(self) -> None:
-        _check(self, ("learning_rate", "batch", "steps"))
-        _check_probabilities(self.augmentation)
+        _check(self, ("learning_rate", "batch", "steps"), self.augmentation)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
         if self.views < 0:
@@ -105,16 +97,14 @@ def pretrain(
     surrogate: Split,
     configuration: Pretraining,
     device: torch.device | str = "cpu",
-    report: Report = _silent,
+    report: Report = lambda fraction, loss: None,
     checkpoint: Checkpoint | None = None,
 ) -> Weights:
     """Pretrain a network; every worker of a process group calls this with the same arguments.
 
     Args:
-        problem: gives features, symmetries and the surrogate loss.
         unlabelled: inputs without labels, (count, *input_shape).
         surrogate: inputs and labels of the surrogate family.
-        configuration: see `Pretraining`.
         device: where to train; on CUDA in bfloat16 where that is safe.
         report: called after every epoch.
         checkpoint: written between epochs, and where the training begins if there is something. On one worker
@@ -131,24 +121,19 @@ def pretrain(
     network = new_network(problem, c.architecture, c.seed).to(device)
     generator = torch.Generator(device).manual_seed(named_seed("pretrain", c.seed))
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
-    phases: list[tuple[int, int, Loss]] = []  # of an epoch: samples, those of a batch, and the loss
+    phases: list[tuple[list[int], Loss]] = []  # of an epoch: how large its batches are, and their loss
     if c.contrastive:
         pool = torch.cat([unlabelled, surrogate.inputs])
-        phases.append((len(pool), c.contrastive_batch, _contrastive_loss(problem, pool, c, generator)))
+        phases.append((_sizes(len(pool), c.contrastive_batch), _contrastive_loss(problem, pool, c, generator)))
     if c.surrogate_labels:
         fit = _label_loss(problem, surrogate, problem.surrogate_loss, c.augmentation, False, generator)
-        phases.append((len(surrogate.inputs), c.supervised_batch, fit))
-    steps = 0
-    for count, batch, _ in phases:
-        sizes = _sizes(count, batch)
-        if min(sizes) < distributed.size():
-            raise ValueError(f"a batch of {min(sizes)} cannot be shared by {distributed.size()} workers; ask for fewer")
-        steps += c.epochs * len(sizes)
+        phases.append((_sizes(len(surrogate.inputs), c.supervised_batch), fit))
+    steps = c.epochs * sum(len(sizes) for sizes, _ in phases)
     training = _Training(network, c.learning_rate, 0.0, steps, device)
     progress = Progress(checkpoint, {**training.stateful, "views": generator, "order": order}, device)
     for epoch in range(progress.epochs, c.epochs):
-        for count, batch, loss in phases:
-            mean = training.epoch(loss, _batches(count, batch, order))
+        for sizes, loss in phases:
+            mean = training.epoch(loss, _batches(sizes, order))
         progress.maybe_save(epoch + 1)
         report((epoch + 1) / c.epochs, mean)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -160,14 +145,12 @@ def finetune(
     configuration: Finetuning,
     weights: Weights | None = None,
     device: torch.device | str = "cpu",
-    report: Report = _silent,
+    report: Report = lambda fraction, loss: None,
 ) -> Model:
     """Fit a network, pretrained or new, to target labels for a fixed number of steps.
 
     Args:
-        problem: gives features, symmetries and the label loss.
-        labelled: the target labels that may be seen, all of them.
-        configuration: see `Finetuning`.
+        labelled: the target labels that may be seen.
         weights: of a pretrained network of the same architecture; None to start from scratch.
         device, report: as in `pretrain`.
 
@@ -189,9 +172,9 @@ def finetune(
     order = torch.Generator().manual_seed(named_seed("order", c.seed))
     loss = _label_loss(problem, labelled, problem.label_loss, c.augmentation, c.delta, generator)
     training = _Training(network.to(device), c.learning_rate, c.weight_decay, c.steps, device)
-    done = 0
+    sizes, done = _sizes(len(labelled.inputs), c.batch), 0
     while done < c.steps:
-        batches = list(_batches(len(labelled.inputs), c.batch, order))[: c.steps - done]
+        batches = _batches(sizes, order)[: c.steps - done]
         mean = training.epoch(loss, batches)
         done += len(batches)
         report(done / c.steps, mean)
@@ -206,8 +189,8 @@ def _contrastive_loss(problem: Problem, pool: Tensor, c: Pretraining, generator:
         x = inputs[rows]
         views = [distributed.local_shard(augment(x, groups, probabilities, generator)) for _ in range(2)]
         first, second = network(torch.cat([problem.features(v) for v in views]), project=True).chunk(2)
-        shares = distributed.shares(len(rows)) if distributed.size() > 1 else ()
-        return nt_xent(first, second, c.temperature, shares) * distributed.weight(len(rows))
+        shares, weight = distributed.shares(len(rows)), distributed.weight(len(rows))
+        return nt_xent(first, second, c.temperature, shares) * weight
 
     return loss
 
@@ -241,15 +224,17 @@ def _label_loss(
 def _sizes(count: int, batch: int) -> list[int]:
     """Batches of equal size to within one, near to ``batch``, that hold all the data.
 
-    BatchNorm cannot work on a last batch of one, and every worker needs its share of each.
+    BatchNorm cannot work on a last batch of one, and every worker needs its share of each: else ValueError.
     """
     number = max(1, round(count / batch))
-    return [count // number + (i < count % number) for i in range(number)]
+    if (smallest := count // number) < distributed.size():
+        raise ValueError(f"a batch of {smallest} cannot be shared by {distributed.size()} workers; ask for fewer")
+    return [smallest + (i < count % number) for i in range(number)]
 
 
-def _batches(count: int, batch: int, order: torch.Generator) -> Iterator[Tensor]:
+def _batches(sizes: list[int], order: torch.Generator) -> tuple[Tensor, ...]:
     """One epoch of row numbers in random order."""
-    return iter(torch.randperm(count, generator=order).split(_sizes(count, batch)))
+    return torch.randperm(sum(sizes), generator=order).split(sizes)
 
 
 class _Training:
@@ -264,12 +249,8 @@ class _Training:
             self._model = torch.compile(self._model)  # type: ignore[assignment]
         network.train()
         self._optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=True)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimiser,
-            learning_rate,
-            max(steps, 10),  # one step has no room for a warm-up and a descent
-            pct_start=0.15,
-        )
+        steps = max(steps, 10)  # one alone has no room for a warm-up and a descent
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimiser, learning_rate, steps, pct_start=0.15)
         self.stateful = {"network": network, "optimiser": self._optimiser, "schedule": self._schedule}
 
     def epoch(self, loss: Loss, batches: Iterable[Tensor]) -> float:
