@@ -488,7 +488,7 @@ def test_the_first_half_is_asked_for_at_once_and_is_the_same_one_by_one(at_once,
     while searcher.suggest(str(number)) is not None:
         number += 1
     assert number == {1: 4, 2: 4, 3: 6}[at_once] == searcher.at_once
-    history = search.begin(other, [search.tuning.start])
+    history = search.begin(other, [search.start])
     for ordinal in range(4):
         history.sampler = sampler(search, ordinal)
         trial = history.ask()

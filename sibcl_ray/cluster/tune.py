@@ -159,7 +159,7 @@ class BudgetSearcher(Searcher):
         while self._chains[method]:
             search = self._chains[method].popleft()
             best = done.search.best(done.history, STARTS) if done else []
-            done = _Rounds(search, self._storage, [t.params for t in best] or [search.tuning.start])
+            done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
             before = search.note_version(done.history)  # others propose differently from the same seed
             if before and before not in self._warned:
                 self._warned.add(before)

@@ -89,8 +89,10 @@ class Space:
         low, high = self.learning_rates
         if not 0 < low <= high < math.inf:
             raise ValueError(f"learning_rates are {low} to {high}; give a positive range, the smaller first")
-        pretraining = Pretraining(architecture=self.architectures[0], contrastive=True, surrogate_labels=True)
-        for configuration in (pretraining, Finetuning(architecture=self.architectures[0])):  # they check themselves
+        first = self.architectures[0]
+        pretraining = Pretraining(architecture=first, contrastive=True, surrogate_labels=True)
+        finetuning = Finetuning(architecture=first, batch=self.batch, views=self.views)
+        for configuration in (pretraining, finetuning):  # they check themselves
             for name, p in PARAMETERS.items():
                 for value in getattr(self, name) if isinstance(configuration, p.of) else ():
                     sets: dict[str, Any] = {p.field: (("symmetry", value),) if p.each else value}

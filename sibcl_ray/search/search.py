@@ -49,6 +49,11 @@ class Search:
         space = {name: distribution_to_json(d) for name, d in self.tuning.dimensions.items()}
         return f"{self.family}, space {fingerprint(space)[:8]}"
 
+    @property
+    def start(self) -> Mapping[str, Any]:
+        """Parameters of the first trial, if no smaller budget offers better ones."""
+        return self.tuning.start
+
     @staticmethod
     def ended(history: optuna.Study | None) -> list[FrozenTrial]:
         """Trials with a value or a reason. One whose process died has neither, and does not count."""
@@ -121,7 +126,7 @@ class Search:
             trials = [trial for name in relatives for trial in self.ended(load(storage, name))]
             self._take_over(history, trials)
             new = self._new_values([trial.distributions for trial in trials]) if trials else []
-            best = [trial.params for trial in self.best(history)] or [self.tuning.start]
+            best = [trial.params for trial in self.best(history)] or [self.start]
             for name, value in new:
                 history.enqueue_trial({**best[0], name: value}, skip_if_exists=True)
             history.set_user_attr(WANTED, len(self.ended(history)) + len(new))

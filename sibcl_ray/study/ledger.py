@@ -3,7 +3,6 @@
 A record is an entry: a pretraining, a trial or a cell that has come to an end. Searches' histories refer to them.
 """
 
-import io
 import re
 import time
 import uuid
@@ -14,8 +13,6 @@ from itertools import product
 from typing import Any, TypeVar
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
@@ -227,10 +224,7 @@ class Ledger:
     def write_matrix(self, matrix: pd.DataFrame) -> str:
         """Store the matrix as Parquet; the path where it lies."""
         name = f"{self.folder}/matrix.parquet"
-        file = io.BytesIO()
-        table = pa.Table.from_pandas(matrix, schema=MATRIX_SCHEMA, preserve_index=False)
-        pq.write_table(table, file, write_page_checksum=True)
-        self.store.write(name, file.getvalue())
+        self.store.write(name, matrix.to_parquet(index=False, schema=MATRIX_SCHEMA, write_page_checksum=True))
         return self.store.path(name)
 
     def set_aside(self) -> str:
