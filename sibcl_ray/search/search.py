@@ -50,7 +50,7 @@ class Search:
         return f"{self.family}, space {fingerprint(space)[:8]}"
 
     @property
-    def start(self) -> Mapping[str, Any]:
+    def start(self) -> dict[str, Any]:
         """Parameters of the first trial, if no smaller budget offers better ones."""
         return self.tuning.start
 
