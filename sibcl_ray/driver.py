@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
-from sibcl_ray.learning.training import check_takes
+from sibcl_ray.learning.model import check_takes
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves

@@ -13,7 +13,7 @@ from toy import ARCHITECTURE, Moments
 from sibcl_ray.data.dataset import SHARD, SURROGATE, TARGET, TEST, UNLABELLED, Dataset
 from sibcl_ray.learning import checkpoint
 from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob, execute
-from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, predict, pretrain
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, pretrain
 from sibcl_ray.storage.records import ATTEMPTS, DIVERGED, DONE, FAILED
 from sibcl_ray.storage.store import Store, StoreError
 
@@ -391,9 +391,7 @@ def test_a_cell_without_its_pretraining_fails(full):
 
 def test_a_cells_error_is_that_of_its_network_on_the_test_split(full):
     job = cell(full)
-    test = full.read(TEST, 80)
-    network = job._finetune(full.read(TARGET, BUDGET), CPU, lambda fraction, loss: None)
-    errors = full.problem.error(predict(network, full.problem, test.inputs, FINETUNING.views), test.labels)
+    errors = job._finetune(full.read(TARGET, BUDGET), CPU, lambda fraction, loss: None).errors(full.read(TEST, 80))
     record = run(job)
     assert record["error"] == pytest.approx(errors.mean().item(), rel=1e-6)
     assert record["sample_errors"] == pytest.approx(errors.tolist(), rel=1e-5)

@@ -13,7 +13,7 @@ from sibcl_ray.data.dataset import SURROGATE as SURROGATE_ROLE
 from sibcl_ray.data.dataset import TARGET, TEST, Dataset, Split
 from sibcl_ray.learning import baseline
 from sibcl_ray.learning.evaluate import test_errors as errors_of
-from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, predict, pretrain
+from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, pretrain
 from sibcl_ray.problems.tabulated import load
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import Store
@@ -242,16 +242,16 @@ def test_shards_keep_float64_labels(energies):
 def test_what_is_learned_of_energies_is_put_back_in_float64(energies):
     problem, split = energies.problem, energies.read(TARGET, 100)
     c = Finetuning(architecture=ARCHITECTURE, learning_rate=1e-2, steps=200, views=2)
-    network = finetune(problem, split, c)
-    errors = errors_of(network, energies, 30, 2)
+    model = finetune(problem, split, c)
+    errors = errors_of(model, energies, 30)
     assert errors.dtype == np.float64 and len(np.unique(errors)) == 30
     assert errors.mean() < 0.1  # of a deviation of 0.2, and of steps of float32 of 0.008
     held = energies.read(TEST, 30)
-    prediction = predict(network, problem, held.inputs, 2, precision=torch.float64)
+    prediction = model.predict(held.inputs, precision=torch.float64)
     assert torch.equal(torch.from_numpy(errors), problem.error(prediction, held.labels))
     with torch.no_grad():
-        bare = network(problem.features(held.inputs)).double().numpy()
-    assert np.array_equal(predict(network, problem, held.inputs).numpy(), bare + problem.offset)
+        bare = model.network(problem.features(held.inputs)).double().numpy()
+    assert np.array_equal(replace(model, views=0).predict(held.inputs).numpy(), bare + problem.offset)
 
 
 def test_networks_fit_the_difference_that_float64_has(energies):
@@ -260,7 +260,7 @@ def test_networks_fit_the_difference_that_float64_has(energies):
     near = replace(problem, known=(0.0,), precision="float32")
     shifted = Split(split.inputs, (split.labels - torch.from_numpy(problem.offset)).float())
     c = Finetuning(architecture=ARCHITECTURE, steps=20, augmentation=(("point_group", 1.0),))
-    networks = [finetune(p, s, c) for p, s in ((problem, split), (near, shifted))]
+    networks = [finetune(p, s, c).network for p, s in ((problem, split), (near, shifted))]
     assert all(torch.equal(a, b) for a, b in zip(*(n.state_dict().values() for n in networks), strict=True))
     cheap = energies.read(SURROGATE_ROLE, 70)
     p = Pretraining(architecture=ARCHITECTURE, contrastive=False, surrogate_labels=True, epochs=2)
@@ -296,7 +296,7 @@ def test_moved_labels_lose_nothing_to_a_far_offset(kind):
 @pytest.mark.parametrize("offset", [np.float32, np.float64])
 def test_predictions_are_of_the_type_of_labels(labels, offset, energies):
     problem = replace(energies.problem, precision=np.dtype(offset).name)
-    network = finetune(problem, energies.read(TARGET, 20), Finetuning(architecture=ARCHITECTURE, steps=2))
+    model = finetune(problem, energies.read(TARGET, 20), Finetuning(architecture=ARCHITECTURE, steps=2))
     inputs = energies.read(TARGET, 20).inputs
-    assert predict(network, problem, inputs, precision=labels).dtype == labels
-    assert predict(network, problem, inputs).numpy().dtype == offset
+    assert model.predict(inputs, precision=labels).dtype == labels
+    assert model.predict(inputs).numpy().dtype == offset

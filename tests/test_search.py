@@ -4,8 +4,7 @@ import inspect
 import math
 import re
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,12 +12,12 @@ import optuna
 import pytest
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import TrialState
 from toy import ARCHITECTURE
 
 from sibcl_ray.cluster.tune import BudgetSearcher, run_searches, sampler
 from sibcl_ray.search.history import Journal, load, open_history
-from sibcl_ray.search.methods import METHODS, Choice, Space, dimensions, propose
+from sibcl_ray.search.methods import METHODS, Choice, Space, Tuning
 from sibcl_ray.search.search import FIXED, Search
 from sibcl_ray.storage.store import Store
 
@@ -61,21 +60,26 @@ def a_search(budget=25, trials=6, method=METHOD, space=SPACE) -> Search:
         trials=trials,
         at_once=2,
         seed=0,
-        start=dimensions(method, space, SYMMETRIES)[1],
-        dimensions=dimensions(method, space, SYMMETRIES)[0],
-        propose=partial(propose, method=method, space=space, symmetries=SYMMETRIES),
+        tuning=Tuning(method, space, SYMMETRIES),
         job=lambda choice: Job(choice=choice, budget=budget),
     )
 
 
 @pytest.mark.parametrize("method", [METHODS["SL-I"], METHODS["SIB-CL"], METHODS["SL"]], ids=lambda m: m.name)
 def test_equivariances_augment_labels_and_no_contrastive_view(method):
-    offered, first = dimensions(method, SPACE, SYMMETRIES, ("scaling",))
-    assert ("augment_scaling" in offered) == method.invariant
-    assert "view_scaling" not in offered
-    assert ("view_translation" in offered) == method.contrastive
-    choice = propose(FixedTrial(first), method, SPACE, SYMMETRIES, ("scaling",))
+    tuning = Tuning(method, SPACE, SYMMETRIES, ("scaling",))
+    assert ("augment_scaling" in tuning.dimensions) == method.invariant
+    assert "view_scaling" not in tuning.dimensions
+    assert ("view_translation" in tuning.dimensions) == method.contrastive
+    choice = tuning.choice(tuning.start)
     assert [name for name, _ in choice.finetuning.augmentation] == [*SYMMETRIES, "scaling"] * method.invariant
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Space)])
+def test_every_field_of_a_space_is_chosen_from_or_named(name):
+    another = {"architectures": (replace(ARCHITECTURE, projection=5),), "batch": 16, "views": 4}.get(name, (0.25, 0.75))
+    first, second = (Tuning(METHOD, space, SYMMETRIES) for space in (SPACE, replace(SPACE, **{name: another})))
+    assert (first.dimensions, first.constants) != (second.dimensions, second.constants)
 
 
 @pytest.fixture
@@ -139,7 +143,7 @@ def outcomes(searches, storage) -> list:
 
 def test_the_first_trial_takes_the_first_values(storage):
     drive(BudgetSearcher([a_search()], storage, lambda s: None))
-    first = a_search().choice(a_search().ended(load(storage, a_search().name))[0])
+    first = a_search().tuning.choice(a_search().ended(load(storage, a_search().name))[0].params)
     assert first.pretraining.temperature == 0.1
     assert first.finetuning.steps == 5
     assert first.finetuning.learning_rate == pytest.approx((1e-4 * 1e-1) ** 0.5)
@@ -462,13 +466,14 @@ def test_the_winner_is_the_best_and_only_when_all_is_done(storage):
     assert a_search().winner(load(storage, a_search().name)) is None
     drive(BudgetSearcher([a_search()], storage, lambda s: None))
     history = load(storage, a_search().name)
-    assert a_search().winner(history) == a_search().choice(min(history.get_trials(), key=lambda t: t.value))
+    best = min(history.get_trials(), key=lambda t: t.value)
+    assert a_search().winner(history) == a_search().tuning.choice(best.params)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_method_is_offered_only_what_it_uses(method):
-    params = dimensions(method, SPACE, SYMMETRIES)[1]
-    choice = propose(FixedTrial(params), method, SPACE, SYMMETRIES)
+    params = (tuning := Tuning(method, SPACE, SYMMETRIES)).start
+    choice = tuning.choice(params)
     assert ("temperature" in params) == method.contrastive
     assert ("epochs" in params) == method.pretrains == (choice.pretraining is not None)
     assert bool(choice.finetuning.augmentation) == bool(choice.finetuning.views) == method.invariant

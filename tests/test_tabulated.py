@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from toy import ARCHITECTURE
 
 from sibcl_ray.data.dataset import SHARD, TARGET, UNLABELLED, Dataset, Split
-from sibcl_ray.learning.training import Finetuning, finetune, predict
+from sibcl_ray.learning.training import Finetuning, finetune
 from sibcl_ray.problems import tabulated
 from sibcl_ray.problems.tabulated import BadData, declaration, load, statistics, tables
 from sibcl_ray.problems.tabulated.declaration import LOSSES, METRICS, EachChannel
@@ -371,9 +371,8 @@ def test_a_network_learns_from_it(problem):
     (_, sample, labels), (_, held_out, truth) = problem.shards("target", 0, range(2), 50)
     split = Split(torch.from_numpy(sample.inputs), torch.from_numpy(labels))
     c = Finetuning(architecture=ARCHITECTURE, learning_rate=1e-2, steps=150, augmentation=(("translation", 0.5),))
-    network = finetune(problem, split, c)
     truth = torch.from_numpy(truth)
-    error = problem.error(predict(network, problem, torch.from_numpy(held_out.inputs)), truth).mean()
+    error = finetune(problem, split, c).errors(Split(torch.from_numpy(held_out.inputs), truth)).mean()
     guess = problem.error(split.labels.mean(0).expand_as(truth), truth).mean()
     assert error < guess / 2
 

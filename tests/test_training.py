@@ -16,8 +16,9 @@ from toy import ARCHITECTURE, Moments
 from sibcl_ray.data.dataset import Split
 from sibcl_ray.learning import baseline, checkpoint, distributed
 from sibcl_ray.learning.checkpoint import Checkpoint
+from sibcl_ray.learning.model import Model, new_network
 from sibcl_ray.learning.networks import Architecture, InvariantEncoder
-from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, finetune, new_network, predict, pretrain
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, finetune, pretrain
 from sibcl_ray.symmetry import Equivariance, PointGroup, augment
 
 PROBLEM = Moments()
@@ -47,8 +48,12 @@ LABELLED = drawn(40, 3)
 UNSEEN = drawn(200, 4)
 
 
-def error(network, split, **how):
-    return PROBLEM.error(predict(network, PROBLEM, split.inputs, **how), split.labels).mean().item()
+def error(model, split):
+    return model.errors(split).mean().item()
+
+
+def untrained(architecture=ARCHITECTURE):
+    return Model(new_network(PROBLEM, architecture, 0), PROBLEM)
 
 
 def same(first, second):
@@ -80,7 +85,7 @@ def test_a_pretraining_is_a_function_of_its_seed(phase):
 
 def test_a_finetuning_is_a_function_of_its_seed():
     configuration = replace(FINETUNING, steps=20, augmentation=ALL)
-    runs = [finetune(PROBLEM, LABELLED, replace(configuration, seed=s)).state_dict() for s in (1, 1, 2)]
+    runs = [finetune(PROBLEM, LABELLED, replace(configuration, seed=s)).network.state_dict() for s in (1, 1, 2)]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
@@ -125,8 +130,7 @@ def test_contrastive_pretraining_brings_views_of_an_input_together():
 
 
 def test_finetuning_learns_what_generalises():
-    untrained = error(new_network(PROBLEM, ARCHITECTURE, 0), UNSEEN)
-    assert error(finetune(PROBLEM, LABELLED, FINETUNING), UNSEEN) < 0.5 * untrained
+    assert error(finetune(PROBLEM, LABELLED, FINETUNING), UNSEEN) < 0.5 * error(untrained(), UNSEEN)
 
 
 def test_finetuning_can_learn_a_handful_of_labels_by_heart():
@@ -139,9 +143,9 @@ def test_finetuning_can_learn_a_handful_of_labels_by_heart():
 def test_finetuning_starts_from_the_weights_it_is_given():
     weights = pretrain(PROBLEM, UNLABELLED, SURROGATE, PRETRAINING)
     barely = replace(FINETUNING, learning_rate=1e-9, weight_decay=0.0, steps=2)
-    from_weights = dict(finetune(PROBLEM, LABELLED, barely, weights).named_parameters())
+    from_weights = dict(finetune(PROBLEM, LABELLED, barely, weights).network.named_parameters())
     assert all(torch.allclose(from_weights[name], weights[name], atol=1e-6) for name in from_weights)
-    from_scratch = dict(finetune(PROBLEM, LABELLED, barely).named_parameters())
+    from_scratch = dict(finetune(PROBLEM, LABELLED, barely).network.named_parameters())
     assert not all(torch.allclose(from_scratch[name], weights[name], atol=1e-6) for name in from_scratch)
 
 
@@ -160,25 +164,24 @@ def test_divergence_is_said_not_returned():
         pretrain(PROBLEM, UNLABELLED, SURROGATE, replace(PHASES["surrogate"], learning_rate=1e15, epochs=20))
 
 
-def spread_over_views(network, how_many):
+def spread_over_views(model, how_many):
     """Standard deviation of the predictions of one input as it is moved about."""
     generator = torch.Generator().manual_seed(6)
     always = dict(ALL)
     moved = [augment(UNSEEN.inputs[:50], PROBLEM.symmetries, always, generator) for _ in range(8)]
-    predictions = torch.stack([predict(network, PROBLEM, x, views=how_many) for x in moved])
+    predictions = torch.stack([replace(model, views=how_many).predict(x) for x in moved])
     return predictions.std(0).mean().item()
 
 
 def test_predictions_averaged_over_views_are_nearly_invariant():
     """The deviation falls as the root of the number of views."""
-    network = finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=40))
-    single, averaged = spread_over_views(network, 0), spread_over_views(network, 64)
+    model = finetune(PROBLEM, LABELLED, replace(FINETUNING, steps=40))
+    single, averaged = spread_over_views(model, 0), spread_over_views(model, 64)
     assert 1 / 16 < averaged / single < 1 / 4
 
 
 def test_predictions_do_not_depend_on_how_they_are_batched():
-    network = new_network(PROBLEM, ARCHITECTURE, 0)
-    whole, parts = (predict(network, PROBLEM, UNSEEN.inputs, batch=b) for b in (500, 7))
+    whole, parts = (untrained().predict(UNSEEN.inputs, batch=b) for b in (500, 7))
     torch.testing.assert_close(whole, parts)
 
 
@@ -197,9 +200,8 @@ class Offset(Moments):
 def test_networks_learn_the_difference_to_the_offset():
     problem = Offset()
     labelled = Split(LABELLED.inputs, LABELLED.labels + torch.from_numpy(problem.offset))
-    network = finetune(problem, labelled, FINETUNING)
-    moved = predict(network, problem, UNSEEN.inputs) - torch.from_numpy(problem.offset)
-    plain = predict(finetune(PROBLEM, LABELLED, FINETUNING), PROBLEM, UNSEEN.inputs)
+    moved = finetune(problem, labelled, FINETUNING).predict(UNSEEN.inputs) - torch.from_numpy(problem.offset)
+    plain = finetune(PROBLEM, LABELLED, FINETUNING).predict(UNSEEN.inputs)
     torch.testing.assert_close(moved, plain, rtol=1e-2, atol=1e-2)
 
 
@@ -217,12 +219,11 @@ def test_delta_learning_starts_from_the_estimate_and_improves_on_it():
     problem, configuration = Estimated(), replace(FINETUNING, delta=True)
     estimate = torch.from_numpy(problem.estimate(UNSEEN.inputs.numpy()))
     before = problem.error(estimate, UNSEEN.labels).mean()
-    network = finetune(problem, LABELLED, configuration)
-    after = problem.error(predict(network, problem, UNSEEN.inputs, delta=True), UNSEEN.labels).mean()
-    plain = problem.error(predict(finetune(problem, LABELLED, FINETUNING), problem, UNSEEN.inputs), UNSEEN.labels)
-    assert after < 0.5 * before and after < plain.mean()
+    model = finetune(problem, LABELLED, configuration)
+    after, plain = error(model, UNSEEN), error(finetune(problem, LABELLED, FINETUNING), UNSEEN)
+    assert after < 0.5 * before and after < plain
     # Of the labels that may be seen, and no others.
-    assert network.scale.item() == pytest.approx(0.25 * LABELLED.labels.square().mean().sqrt().item(), rel=1e-5)
+    assert model.network.scale.item() == pytest.approx(0.25 * LABELLED.labels.square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_an_input_is_estimated_once(monkeypatch):
@@ -234,8 +235,8 @@ def test_an_input_is_estimated_once(monkeypatch):
 
     monkeypatch.setattr(baseline, "call", counted)
     for _ in range(2):
-        network = finetune(problem, LABELLED, replace(FINETUNING, steps=2, delta=True))
-        predict(network, problem, torch.cat([UNSEEN.inputs, LABELLED.inputs]), delta=True, views=2)
+        model = finetune(problem, LABELLED, replace(FINETUNING, steps=2, delta=True, views=2))
+        model.predict(torch.cat([UNSEEN.inputs, LABELLED.inputs]))
     assert asked == [len(LABELLED.inputs), len(UNSEEN.inputs)]
 
 
@@ -284,8 +285,7 @@ def test_the_invariant_encoder_trains_too():
         encoder=InvariantEncoder(channels=8, dilations=(1, 2), latent=8), predictor=(8,), projector=(8,), projection=4
     )
     configuration = replace(FINETUNING, architecture=architecture, steps=100)
-    network = finetune(PROBLEM, LABELLED, configuration)
-    assert error(network, UNSEEN) < 0.5 * error(new_network(PROBLEM, architecture, 0), UNSEEN)
+    assert error(finetune(PROBLEM, LABELLED, configuration), UNSEEN) < 0.5 * error(untrained(architecture), UNSEEN)
 
 
 SHARED = replace(PRETRAINING, contrastive_batch=45, supervised_batch=14, epochs=2)  # shares that are not equal
@@ -464,12 +464,11 @@ def test_labels_are_moved_with_the_inputs_that_they_are_fitted_to(probability):
 
 def test_predictions_for_turned_inputs_are_turned_back():
     """So their mean over views turns, nearly, as the input does."""
-    problem, network = Quarters(), new_network(Quarters(), ARCHITECTURE, 0)
-    inputs = UNSEEN.inputs[:20]
+    network, inputs = new_network(Quarters(), ARCHITECTURE, 0), UNSEEN.inputs[:20]
 
     def unfaithful(views):
-        plain = predict(network, problem, inputs, views=views)
-        turned = predict(network, problem, torch.rot90(inputs, 1, (1, 2)), views=views)
+        model = Model(network, Quarters(), views)
+        plain, turned = model.predict(inputs), model.predict(torch.rot90(inputs, 1, (1, 2)))
         return (turned - torch.rot90(plain, 1, (1, 2))).abs().mean()
 
     assert unfaithful(views=400) < 0.15 * unfaithful(views=0)
@@ -485,7 +484,7 @@ def test_equivariances_that_never_act_change_nothing():
     """Not a bit of the weights: nothing is drawn for them."""
     never = replace(TURNED, augmentation=(("point_group", 0.0),))
     with_, without = (
-        finetune(problem, QUARTERS, configuration).state_dict()
+        finetune(problem, QUARTERS, configuration).network.state_dict()
         for problem, configuration in ((Quarters(), never), (Still(), replace(TURNED, augmentation=())))
     )
     assert same(with_, without)

@@ -19,7 +19,6 @@ from processes import ROOT
 
 from sibcl_ray.data import sandbox
 from sibcl_ray.data.sandbox import Sandbox
-from sibcl_ray.learning.training import predict
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample
 from sibcl_ray.user_module import loading
 from sibcl_ray.user_module.module import read
@@ -277,7 +276,7 @@ def test_what_it_changes_in_place_is_a_copy(tmp_path):
     from toy import ARCHITECTURE
 
     from sibcl_ray.learning import baseline
-    from sibcl_ray.learning.training import new_network
+    from sibcl_ray.learning.model import Model, new_network
 
     problem = loading.load(
         written(tmp_path, ("    def solve(", IN_PLACE + "\n    def solve("), before("inputs -= 1; inputs += 1"))
@@ -287,8 +286,8 @@ def test_what_it_changes_in_place_is_a_copy(tmp_path):
     problem.features(x)
     problem.label_loss(prediction, label).backward()
     assert problem.error(prediction.detach(), label).tolist() == [2, 2, 2]
-    network = new_network(problem, ARCHITECTURE, 0)
-    first, second = (predict(network, problem, x) for _ in range(2))
+    model = Model(new_network(problem, ARCHITECTURE, 0), problem)
+    first, second = (model.predict(x) for _ in range(2))
     baseline.known(problem, x, delta=True)
     assert torch.equal(first, second) and torch.equal(x, torch.from_numpy(INPUTS))
     assert torch.equal(label, torch.ones(3, 1)) and torch.equal(prediction.grad, torch.full((3, 1), 2.0))

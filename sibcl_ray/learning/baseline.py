@@ -8,19 +8,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sibcl_ray.data.dataset import Split
 from sibcl_ray.data.sandbox import call
 from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import Problem
 
 
 def known(problem: Problem, inputs: Tensor, delta: bool, estimates: Tensor | None = None) -> Tensor:
-    """What the network does not have to learn of the labels: their offset, or the estimate for each input.
-
-    ``estimates`` are those that are stored; without them the problem is asked.
-    """
+    """What the network does not have to learn of labels: their offset, or an estimate of each, stored or asked for."""
     if not delta:
         return torch.from_numpy(problem.offset)
     return _estimates(problem, inputs) if estimates is None else estimates
+
+
+def difference(problem: Problem, labelled: Split, delta: bool) -> Tensor:
+    """What a network has to learn of labels, (count, *label_shape)."""
+    assert labelled.labels is not None
+    return labelled.labels - known(problem, labelled.inputs, delta, labelled.estimates)
 
 
 def moved(difference: Tensor, move: Callable[[Tensor], Tensor], problem: Problem, delta: bool) -> Tensor:

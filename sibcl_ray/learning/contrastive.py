@@ -11,12 +11,6 @@ from torch import Tensor
 from sibcl_ray.learning import distributed
 
 
-def _similarities(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of all rows, (rows of x, rows of y), where autocast would multiply in half precision."""
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ y.T
-
-
 def nt_xent(a: Tensor, b: Tensor, temperature: float, shares: Sequence[int] = ()) -> Tensor:
     """Normalised temperature-scaled cross entropy of two views of one batch (Chen et al., SimCLR, 2020).
 
@@ -25,22 +19,23 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, shares: Sequence[int] = ()
     Args:
         a, b: projections, (batch, dimension); they are normalised here.
         temperature: positive divisor of the cosine similarities.
-        shares: where a batch is spread over the workers of a process group, how many of its pairs each has.
-            Negatives are then taken from all of them. The mean of the workers' losses, and of their
-            gradients, is that of one worker with the whole batch, if each is weighted by its share.
+        shares: how many pairs of the batch each worker of a process group has; negatives are taken from all of them.
+            The mean of the workers' losses, and of their gradients, is that of one worker with the whole batch, if
+            each is weighted by its share.
 
     Returns:
         The mean over this worker's 2·batch rows, a scalar.
     """
-    # Exponentials of similarities over a temperature overflow half precision.
+    # In single precision, also under autocast: exponentials of similarities over a temperature overflow half.
     a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
-    all_a, all_b = (distributed.gather(x, shares) if shares else x for x in (a, b))
+    all_a, all_b = (distributed.gather(x, shares) for x in (a, b))
     first = sum(shares[: distributed.rank()])
     positives = torch.arange(first, first + len(a), device=a.device)
     losses = []
-    for view, same, other in ((a, all_a, all_b), (b, all_b, all_a)):
-        among_same = _similarities(view, same) / temperature
-        among_same.diagonal(first).fill_(-torch.inf)  # a row is no negative of itself
-        logits = torch.cat([_similarities(view, other) / temperature, among_same], dim=1)
-        losses.append(F.cross_entropy(logits, positives))
+    with torch.autocast(a.device.type, enabled=False):
+        for view, same, other in ((a, all_a, all_b), (b, all_b, all_a)):
+            among_same = view @ same.T / temperature
+            among_same.diagonal(first).fill_(-torch.inf)  # a row is no negative of itself
+            logits = torch.cat([view @ other.T / temperature, among_same], dim=1)
+            losses.append(F.cross_entropy(logits, positives))
     return (losses[0] + losses[1]) / 2

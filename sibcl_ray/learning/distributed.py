@@ -2,7 +2,7 @@
 
 Every worker draws the same batches and the same views, and keeps its share. BatchNorm and the contrastive loss
 look at all shares; so the mean of the workers' gradients is the gradient of the whole batch, to rounding, however
-many workers there are. That is so inside ``together``: workers of one process group may also do different things.
+many workers there are. That is so inside `process_group`: workers of one may also do different things.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -32,7 +33,7 @@ def process_group() -> Iterator[None]:
 
 
 def size() -> int:
-    """How many workers share the work; 1 outside of ``together``."""
+    """How many workers share the work; 1 outside of `process_group`."""
     return dist.get_world_size() if _TOGETHER.get() and dist.is_initialized() else 1
 
 
@@ -88,28 +89,10 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class _Gather(torch.autograd.Function):
-    """All workers' rows; each worker's gradient is the sum of what all ask of its rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Sequence[int]) -> Tensor:
-        ctx.rows, ctx.rank = rows, rank()
-        padded = x.new_zeros(max(rows), *x.shape[1:])  # shares may differ by one, and only equal ones are gathered
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.split(ctx.rows)[ctx.rank], None
-
-
 def gather(x: Tensor, rows: Sequence[int]) -> Tensor:
-    """The rows of all workers, in their order, of which each has so many; gradients flow back to each."""
-    return _Gather.apply(x, rows)
+    """The rows, (batch, dimension), of all workers in their order, so many each; gradients flow back to each."""
+    before, after = sum(rows[: rank()]), sum(rows[rank() + 1 :])
+    return _Sum.apply(F.pad(x, (0, 0, before, after))) if size() > 1 else x
 
 
 class _SyncBatchNorm(_BatchNorm):

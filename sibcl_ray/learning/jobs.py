@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from typing import ClassVar
@@ -18,12 +18,13 @@ from typing import ClassVar
 import safetensors.torch
 import torch
 
-from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Split, folds
+from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Role, Split, folds
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
-from sibcl_ray.learning import distributed, networks
+from sibcl_ray.learning import distributed
 from sibcl_ray.learning.checkpoint import Checkpoint
 from sibcl_ray.learning.evaluate import test_errors
-from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, predict, pretrain
+from sibcl_ray.learning.model import Model
+from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, pretrain
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 from sibcl_ray.storage.node_cache import read_once
@@ -31,10 +32,6 @@ from sibcl_ray.storage.records import DIVERGED, DONE, Record, failure, is_final,
 from sibcl_ray.storage.store import Damaged, Store, StoreError
 
 Warn = Callable[[str], None]
-
-
-def _ignore(text: str) -> None:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +51,12 @@ class Job(ABC):
         """Names the result: what is computed, from which data, by which code."""
         return fingerprint(self.kind, self.version, self.about())
 
+    @abstractmethod
     def about(self) -> Record:
-        """All that decides the job's result, as plain values; its pretraining and its data by name."""
-        about = {f.name: getattr(self, f.name) for f in fields(self)}
-        about = {k: v.key if isinstance(v, Job) else v for k, v in about.items()}
-        return describe({**about, **self.decides()})
-
-    def decides(self) -> Record:
-        """The data and the code that the result depends on, by name."""
-        return {"dataset": self.dataset.named(TARGET, SURROGATE, UNLABELLED)}
+        """All that decides the job's result, as plain values."""
 
     @property
     def store(self) -> Store:
-        """Where the result goes."""
         return self.dataset.store
 
     @property
@@ -77,7 +67,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What a person watching reads."""
+        """For display."""
 
     @abstractmethod
     def compute(self, device: torch.device, report: Report) -> Record:
@@ -88,10 +78,9 @@ class Job(ABC):
 
     @property
     def record_name(self) -> str:
-        """The name of the job's record in the store."""
         return f"ledger/{self.kind}/{self.key}.json"
 
-    def last_record(self, warn: Warn = _ignore) -> Record | None:
+    def last_record(self, warn: Warn = lambda text: None) -> Record | None:
         """The job's entry in the ledger, in any state; one that is damaged is set aside."""
         try:
             return self.store.read_record(self.record_name)
@@ -99,10 +88,21 @@ class Job(ABC):
             warn(f"{damage}; it is kept as {self.store.set_aside(self.record_name)} and made again")
             return None
 
-    def record(self, warn: Warn = _ignore) -> Record | None:
+    def record(self, warn: Warn = lambda text: None) -> Record | None:
         """The job's entry in the ledger if it has come to an end that stands."""
         record = self.last_record(warn)
         return record if is_final(record) else None
+
+
+def _about(job: Job, configuration: Pretraining | Finetuning, roles: Iterable[Role], methods: Iterable[str]) -> Record:
+    """What decides a job that reads data of these roles and calls these methods of its problem, besides those of all
+    training, as plain values: its fields, but its pretraining, its data and the code by name."""
+    about = {f.name: getattr(job, f.name) for f in fields(job)}
+    about = {name: value.key if isinstance(value, Job) else value for name, value in about.items()}
+    about["dataset"] = job.dataset.named(*roles)
+    about["problem"] = version_of(deciding(job.dataset.problem, *LEARNED, *methods))
+    about["encoder"] = configuration.architecture.encoder.version
+    return describe(about)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,9 @@ class PretrainJob(Job):
     surrogate: int  # surrogate samples used
     configuration: Pretraining
 
-    def decides(self) -> Record:
-        return {
-            "dataset": self.dataset.named(SURROGATE, *(UNLABELLED,) * self.configuration.contrastive),
-            "problem": version_of(deciding(self.dataset.problem, *LEARNED, "surrogate_loss")),
-            "encoder": self.configuration.architecture.encoder.version,
-        }
+    def about(self) -> Record:
+        roles = (SURROGATE, *(UNLABELLED,) * self.configuration.contrastive)
+        return _about(self, self.configuration, roles, ["surrogate_loss"])
 
     @property
     def title(self) -> str:
@@ -128,33 +125,32 @@ class PretrainJob(Job):
         parts = ["pairs"] * c.contrastive + ["surrogate"] * c.surrogate_labels
         return f"pretrain on {' and '.join(parts)}, seed {c.seed}"
 
+    @property
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.store, f"checkpoints/{self.key}")
+
     def compute(self, device: torch.device, report: Report) -> Record:
         data = self.dataset
-        unlabelled = data.read(UNLABELLED, self.unlabelled).inputs
-        surrogate = data.read(SURROGATE, self.surrogate)
-        checkpoint = StoredCheckpoint(self.store, self._checkpoint)
-        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report, checkpoint)
+        unlabelled, surrogate = data.read(UNLABELLED, self.unlabelled).inputs, data.read(SURROGATE, self.surrogate)
+        weights = pretrain(data.problem, unlabelled, surrogate, self.configuration, device, report, self._checkpoint)
         content = safetensors.torch.save(weights)
         digest = hashlib.sha256(content).hexdigest()
         if distributed.rank() == 0:
             self.store.write(_artefact(digest), content)
         return {"weights": digest}
 
-    @property
-    def _checkpoint(self) -> str:
-        return f"checkpoints/{self.key}"
-
     def clear(self) -> None:
-        self.store.remove(self._checkpoint)
+        self.store.remove(self._checkpoint.name)
 
-    def record(self, warn: Warn = _ignore) -> Record | None:
+    def record(self, warn: Warn = lambda text: None) -> Record | None:
         record = super().record(warn)
         if record and record["state"] == DONE:
+            artefact = _artefact(record["weights"])
             try:
-                _checked(record["weights"], self.store.read(_artefact(record["weights"])))
+                _checked(record["weights"], self.store.read(artefact))
             except (Damaged, FileNotFoundError) as damage:
-                for name in (_artefact(record["weights"]), self.record_name):
-                    self.store.set_aside(name)
+                self.store.set_aside(artefact)
+                self.store.set_aside(self.record_name)
                 warn(f"{damage}; it is set aside and its pretraining is repeated")
                 return None
         return record
@@ -165,25 +161,6 @@ class PretrainJob(Job):
         if record is None:
             raise FileNotFoundError(self.record_name)
         return _weights(self.store, record["weights"])
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint(Checkpoint):
-    """A training's state in a store, with its checksum; one that is damaged counts as none."""
-
-    store: Store
-    name: str
-
-    def load(self) -> bytes | None:
-        try:
-            data = self.store.read(self.name)
-        except FileNotFoundError:
-            return None
-        digest, state = data[:32], data[32:]
-        return state if digest == hashlib.sha256(state).digest() else None
-
-    def save(self, state: bytes) -> None:
-        self.store.write(self.name, hashlib.sha256(state).digest() + state)
 
 
 def _artefact(digest: str) -> str:
@@ -208,19 +185,17 @@ class _FinetuneJob(Job):
     pretraining: PretrainJob | None
     configuration: Finetuning
 
-    def decides(self) -> Record:
-        asked = (*LEARNED, "error", *("estimate",) * self.configuration.delta)
-        return {
-            "dataset": self.dataset.named(TARGET),
-            "problem": version_of(deciding(self.dataset.problem, *asked)),
-            "encoder": self.configuration.architecture.encoder.version,
-        }
+    def about(self) -> Record:
+        return _about(self, self.configuration, [TARGET], ["error", *["estimate"] * self.configuration.delta])
 
     @property
     def requires(self) -> tuple[Job, ...]:
         return (self.pretraining,) if self.pretraining else ()
 
-    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> networks.Network:
+    def _labels(self) -> Split:
+        return self.dataset.read(TARGET, self.budget, self.configuration.delta)
+
+    def _finetune(self, labelled: Split, device: torch.device, report: Report) -> Model:
         weights = self.pretraining.weights() if self.pretraining else None
         return finetune(self.dataset.problem, labelled, self.configuration, weights, device, report)
 
@@ -237,25 +212,12 @@ class TrialJob(_FinetuneJob):
         return f"trial {self.method} at {self.budget} labels"
 
     def compute(self, device: torch.device, report: Report) -> Record:
-        problem = self.dataset.problem
-        pool = self.dataset.read(TARGET, self.budget, self.configuration.delta)
-        errors = []
-        for i, (fit, held_out) in enumerate(
-            folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget))
-        ):
-            part, rest = pool.rows(fit), pool.rows(held_out)
-            network = self._finetune(
-                part,
-                device,
-                lambda done, loss, i=i: report((i + done) / self.folds, loss),  # type: ignore[misc]
+        labels, errors = self._labels(), list[torch.Tensor]()
+        for fit, held_out in folds(self.budget, self.folds, named_seed(self.dataset.seed, "folds", self.budget)):
+            model = self._finetune(
+                labels.rows(fit), device, lambda done, loss: report((len(errors) + done) / self.folds, loss)
             )
-            c = self.configuration
-            assert rest.labels is not None
-            prediction = predict(
-                network, problem, rest.inputs, c.views, device, c.delta,
-                precision=rest.labels.dtype, estimates=rest.estimates,
-            )  # fmt: skip
-            errors.append(problem.error(prediction, rest.labels))
+            errors.append(model.errors(labels.rows(held_out)))
         return {"error": _finite(torch.cat(errors).mean().item())}
 
 
@@ -272,9 +234,8 @@ class CellJob(_FinetuneJob):
         return f"cell {self.method} at {self.budget} labels, seed {self.seed}"
 
     def compute(self, device: torch.device, report: Report) -> Record:
-        c = self.configuration
-        network = self._finetune(self.dataset.read(TARGET, self.budget, c.delta), device, report)
-        errors = test_errors(network, self.dataset, self.test, c.views, device, c.delta)
+        model = self._finetune(self._labels(), device, report)
+        errors = test_errors(model, self.dataset, self.test)
         return {"error": _finite(float(errors.mean())), "sample_errors": [float(f"{e:.6g}") for e in errors]}
 
 
@@ -287,10 +248,8 @@ def _finite(error: float) -> float:
 def execute(job: Job, device: torch.device, report: Report, announce: bool = True) -> Record:
     """Run a job, or find that it has been run; its record is stored before it is returned.
 
-    One that is found cost no time now, and says nothing of old damage.
-
     Only one of several workers of a job has to ``announce`` it. What was found damaged on the way is told in
-    the record's ``remade``.
+    the record's ``remade``. A record that is found has cost no time now, and says nothing of old damage.
 
     Raises:
         StoreError: the storage fails. That says nothing about the job, so there is no record of it.
@@ -308,20 +267,15 @@ def execute(job: Job, device: torch.device, report: Report, announce: bool = Tru
     except StoreError:
         raise
     except Exception as error:  # the ledger must say what happened
-        if _breaks_its_process(error):
-            raise  # the process goes, and another one tries the job again
-        if distributed.size() > 1:
-            raise  # it may be no more than the loss of another worker, of which this one knows nothing
-        before = job.last_record() or {}
-        outcome = {**failure(f"{type(error).__name__}: {error}"), "attempts": before.get("attempts", 0) + 1}
+        # A CUDA error stays with its process, where all later jobs would fail: another process tries this one again.
+        broken = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+        if broken or distributed.size() > 1:  # or it may be no more than the loss of another worker
+            raise
+        attempts = (job.last_record() or {}).get("attempts", 0) + 1
+        outcome = {**failure(f"{type(error).__name__}: {error}"), "attempts": attempts}
     record = timed({**outcome, "remade": remade}, time.monotonic() - began)
     if announce:
         write_record(job, record)
         if is_final(record):
             job.clear()
     return record
-
-
-def _breaks_its_process(error: Exception) -> bool:
-    """Whether every later job of this process would fail as well: a CUDA error stays with it."""
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

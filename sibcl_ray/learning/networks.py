@@ -82,9 +82,8 @@ class ReferenceEncoder:
 class InvariantEncoder:
     """Residual dilated convolutions without downsampling: exactly invariant under periodic translations.
 
-    Circular padding and stride 1 commute with translations; the global mean and standard deviation
-    forget where things are. The dilation stack gives the receptive field that pooling would give
-    (Schurov et al., arXiv 2406.08318).
+    Circular padding and stride 1 commute with translations; the global mean and standard deviation do not depend on
+    places. The dilations give the receptive field that pooling would give (Schurov et al., arXiv 2406.08318).
     """
 
     version: ClassVar[int] = 1  # raise it when what the network computes changes
@@ -100,11 +99,9 @@ class InvariantEncoder:
 
     @property
     def label(self) -> str:
-        """Short name for tables."""
         return f"invariant {self.channels} d{'-'.join(map(str, self.dilations))}"
 
     def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
-        """The encoder for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent)."""
         return _Invariant(self, inputs, dimensions)
 
 

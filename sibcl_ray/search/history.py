@@ -31,11 +31,10 @@ class Journal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offsets = [0]  # of each line read so far
-        if path.exists():
-            return
-        with _doing("made", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        if not path.exists():
+            with _doing("made", path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Operations from the given number on, as far as they are whole."""
@@ -99,16 +98,10 @@ def _operation(line: bytes) -> dict[str, Any] | None:
 
 
 def open_history(store: Store, folder: str, url: str | None, warn: Callable[[str], None] | None = None) -> BaseStorage:
-    """Optuna's storage of a study.
+    """Optuna's storage of a study: the database at ``url``, or else a journal in its folder of a local store.
 
-    Args:
-        store: where the journal is, if it is local. If it is read only nothing is made, a database's tables neither.
-        folder: of the study in the store.
-        url: of a database, instead.
-        warn: given by the one driver that writes, to whom damage that was mended is told.
-
-    Raises:
-        ValueError: there is no such storage, in one line.
+    Of a store that is read only nothing is made, a database's tables neither. ``warn`` is given by the one driver that
+    writes, and told of damage that was mended. ValueError, in one line, where there is no such storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url:

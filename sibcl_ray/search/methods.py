@@ -9,18 +9,19 @@ J. Chem. Theory Comput. 11, 2087 (2015)) the network adds a correction to a chea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from types import UnionType
+from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from sibcl_ray.learning.networks import Architecture
-from sibcl_ray.learning.training import Finetuning, Pretraining, Probabilities
+from sibcl_ray.learning.training import Finetuning, Pretraining
 from sibcl_ray.storage.fingerprint import fingerprint
 
-T = TypeVar("T")
+Dimension = CategoricalDistribution | FloatDistribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,7 @@ class Method:
     @property
     def needs(self) -> dict[str, bool]:
         """What of a problem it uses, as `Problem.missing_requirement` asks."""
-        return {
-            "contrastive": self.contrastive,
-            "surrogate": self.surrogate,
-            "invariant": self.invariant,
-            "delta": self.delta,
-        }
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
 
     @property
     def pretrains(self) -> bool:
@@ -93,22 +89,58 @@ class Space:
         low, high = self.learning_rates
         if not 0 < low <= high < math.inf:
             raise ValueError(f"learning_rates are {low} to {high}; give a positive range, the smaller first")
-        for choice in self._corners():  # the configurations check themselves
-            Pretraining(contrastive=True, surrogate_labels=True, **choice)
+        first = self.architectures[0]
+        pretraining = Pretraining(architecture=first, contrastive=True, surrogate_labels=True)
+        finetuning = Finetuning(architecture=first, batch=self.batch, views=self.views)
+        for configuration in (pretraining, finetuning):  # they check themselves
+            for name, p in PARAMETERS.items():
+                for value in getattr(self, name) if isinstance(configuration, p.of) else ():
+                    sets: dict[str, Any] = {p.field: (("symmetry", value),) if p.each else value}
+                    replace(configuration, **sets)
 
-    def _corners(self) -> Iterable[dict[str, Any]]:
-        """Every value of every field once."""
-        start = {"architecture": self.architectures[0], "epochs": self.epochs[0]}
-        for field, values in (
-            ("epochs", self.epochs),
-            ("learning_rate", self.pretraining_rates),
-            ("temperature", self.temperatures),
-            ("contrastive_batch", self.contrastive_batches),
-            ("supervised_batch", self.supervised_batches),
-            ("views", tuple((("symmetry", p),) for p in self.view_probabilities)),
-            ("augmentation", tuple((("symmetry", p),) for p in self.label_probabilities)),
-        ):
-            yield from ({**start, field: value} for value in values)
+
+def _label(value: Any) -> Any:
+    """Identifies a value independently of its place in the space, which may change."""
+    if isinstance(value, int | float):
+        return value
+    return f"{value.encoder.label} {fingerprint(value, value.encoder.version)[:6]}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a trial chooses from a field of the space."""
+
+    name: str  # in a trial
+    of: type | UnionType  # the configurations that it is set in
+    field: str  # of these
+    only: str = ""  # the attribute of the methods that choose it; empty: all with such a configuration
+    each: str = ""  # the attribute of `Tuning` with the symmetries that each have one, called NAME_SYMMETRY
+    is_range: bool = False  # whether it may lie anywhere between the two values
+
+    def is_chosen(self, method: Method) -> bool:
+        return (not self.only or getattr(method, self.only)) and (method.pretrains or issubclass(Finetuning, self.of))
+
+    def dimension(self, values: tuple[Any, ...]) -> Dimension:
+        """These values as Optuna knows them."""
+        if self.is_range:
+            return FloatDistribution(values[0], values[1], log=True)
+        return CategoricalDistribution([_label(value) for value in values])
+
+
+# By field of the space, in the order in which a trial chooses: what is proposed depends on it.
+PARAMETERS = {
+    "architectures": Parameter("architecture", Pretraining | Finetuning, "architecture"),
+    "label_probabilities": Parameter("augment", Finetuning, "augmentation", only="invariant", each="moving"),
+    "view_probabilities": Parameter("view", Pretraining, "views", only="contrastive", each="symmetries"),
+    "temperatures": Parameter("temperature", Pretraining, "temperature", only="contrastive"),
+    "contrastive_batches": Parameter("contrastive_batch", Pretraining, "contrastive_batch", only="contrastive"),
+    "supervised_batches": Parameter("supervised_batch", Pretraining, "supervised_batch"),
+    "pretraining_rates": Parameter("pretraining_rate", Pretraining, "learning_rate"),
+    "epochs": Parameter("epochs", Pretraining, "epochs"),
+    "learning_rates": Parameter("learning_rate", Finetuning, "learning_rate", is_range=True),
+    "weight_decays": Parameter("weight_decay", Finetuning, "weight_decay"),
+    "steps": Parameter("steps", Finetuning, "steps"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,110 +150,90 @@ class Choice:
     pretraining: Pretraining | None
     finetuning: Finetuning
 
-    def scaled(self, factor: float) -> Choice:
-        """The same choice for ``factor`` times as many labels as it was made with: they take longer to learn.
+    def repeated(self, factor: float, seed: int) -> Choice:
+        """The same choice for ``factor`` times as many labels as it was made with, with all randomness from ``seed``.
 
-        Fine-tuning grows by the root of the factor, for every method alike. The labels of the larger budget
-        have no part in it.
+        More labels take longer to learn: fine-tuning grows by the root of the factor, for every method alike. The
+        labels of the larger budget have no part in it.
         """
-        steps = round(self.finetuning.steps * math.sqrt(factor))
-        return replace(self, finetuning=replace(self.finetuning, steps=steps))
-
-    def seeded(self, seed: int) -> Choice:
-        """The same choice with all randomness from ``seed``."""
         pretraining = replace(self.pretraining, seed=seed) if self.pretraining else None
-        return Choice(pretraining=pretraining, finetuning=replace(self.finetuning, seed=seed))
+        steps = round(self.finetuning.steps * math.sqrt(factor))
+        return Choice(pretraining=pretraining, finetuning=replace(self.finetuning, steps=steps, seed=seed))
 
 
-def _choose(trial: optuna.trial.BaseTrial, name: str, values: tuple[T, ...]) -> T:
-    # Also where there is no choice: a trial says all that it was, should there be a choice later.
-    if isinstance(values[0], (int, float)):
-        return trial.suggest_categorical(name, values)  # type: ignore[arg-type, return-value]
-    by_label = {_label(value): value for value in values}
-    return by_label[trial.suggest_categorical(name, tuple(by_label))]
+@dataclass(frozen=True)
+class Tuning:
+    """What a search of a method may choose from a space, for a problem with symmetries of these names."""
 
+    method: Method
+    space: Space
+    symmetries: tuple[str, ...]
+    equivariances: tuple[str, ...] = ()
 
-def _label(value: Any) -> str:
-    """Identifies a value independently of its place in the space, which may change."""
-    return f"{value.encoder.label} {fingerprint(value, value.encoder.version)[:6]}"
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """What moves the inputs whose labels are fitted."""
+        return self.symmetries + self.equivariances
 
+    def _parameters(self) -> Iterator[tuple[Parameter, tuple[Any, ...], dict[str, str]]]:
+        """What a trial chooses: the parameter, the field's values, and the names in the trial with their symmetries."""
+        for field, p in PARAMETERS.items():
+            if p.is_chosen(self.method):
+                names = {f"{p.name}_{s}": s for s in getattr(self, p.each)} if p.each else {p.name: ""}
+                yield p, getattr(self.space, field), names
 
-def propose(
-    trial: optuna.trial.BaseTrial,
-    method: Method,
-    space: Space,
-    symmetries: Iterable[str],
-    equivariances: Iterable[str] = (),
-) -> Choice:
-    """A configuration from the space, as an Optuna trial suggests it."""
+    @cached_property
+    def dimensions(self) -> dict[str, Dimension]:
+        """What may be chosen, by parameter: also where there is no choice, as there may be one later."""
+        return {name: p.dimension(values) for p, values, names in self._parameters() for name in names}
 
-    def probabilities(prefix: str, values: tuple[float, ...], names: Iterable[str]) -> Probabilities:
-        return tuple((name, _choose(trial, f"{prefix}_{name}", values)) for name in names)
+    @property
+    def start(self) -> dict[str, Any]:
+        """What is tried first when nothing is known: the first of each choice, and the middle of each range."""
+        return {
+            name: math.sqrt(d.low * d.high) if isinstance(d, FloatDistribution) else d.choices[0]
+            for name, d in self.dimensions.items()
+        }
 
-    moving = (*symmetries, *equivariances)
-
-    architecture = _choose(trial, "architecture", space.architectures)
-    augmentation = probabilities("augment", space.label_probabilities, moving) if method.invariant else ()
-    pretraining = None
-    if method.pretrains:
-        contrast: dict[str, Any] = {}
-        if method.contrastive:
-            contrast = {
-                "views": probabilities("view", space.view_probabilities, symmetries),
-                "temperature": _choose(trial, "temperature", space.temperatures),
-                "contrastive_batch": _choose(trial, "contrastive_batch", space.contrastive_batches),
-            }
-        pretraining = Pretraining(
-            architecture=architecture,
-            contrastive=method.contrastive,
-            surrogate_labels=method.surrogate,
-            # Not the probabilities of fine-tuning: every change of these would be another pretraining.
-            augmentation=tuple((s, space.label_probabilities[0]) for s, _ in augmentation) * method.surrogate,
-            supervised_batch=_choose(trial, "supervised_batch", space.supervised_batches),
-            learning_rate=_choose(trial, "pretraining_rate", space.pretraining_rates),
-            epochs=_choose(trial, "epochs", space.epochs),
-            **contrast,
+    def offers(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether these parameters could be chosen."""
+        return chosen.keys() == self.dimensions.keys() and all(
+            chosen[name] in d.choices if isinstance(d, CategoricalDistribution) else d.low <= chosen[name] <= d.high
+            for name, d in self.dimensions.items()
         )
-    finetuning = Finetuning(
-        architecture=architecture,
-        augmentation=augmentation,
-        learning_rate=trial.suggest_float("learning_rate", *space.learning_rates, log=True),
-        weight_decay=_choose(trial, "weight_decay", space.weight_decays),
-        batch=space.batch,
-        views=space.views * method.invariant,
-        delta=method.delta,
-        steps=_choose(trial, "steps", space.steps),
-    )
-    return Choice(pretraining=pretraining, finetuning=finetuning)
 
+    def choice(self, chosen: Mapping[str, Any]) -> Choice:
+        """The configuration that a trial's parameters stand for."""
+        method, sets = self.method, {Pretraining: dict[str, Any](), Finetuning: dict[str, Any]()}
+        for p, values, names in self._parameters():
+            by_label = {_label(value): value for value in values}
+            picked = {s: chosen[name] if p.is_range else by_label[chosen[name]] for name, s in names.items()}
+            for kind in sets:
+                if issubclass(kind, p.of):
+                    sets[kind][p.field] = tuple(picked.items()) if p.each else picked[""]
+        pretraining = None
+        if method.pretrains:
+            # Not the probabilities of fine-tuning: every change of these would be another pretraining.
+            first = tuple((s, self.space.label_probabilities[0]) for s in self.moving)
+            pretraining = Pretraining(
+                contrastive=method.contrastive,
+                surrogate_labels=method.surrogate,
+                augmentation=first * (method.invariant and method.surrogate),
+                **sets[Pretraining],
+            )
+        views = self.space.views * method.invariant
+        finetuning = Finetuning(batch=self.space.batch, views=views, delta=method.delta, **sets[Finetuning])
+        return Choice(pretraining=pretraining, finetuning=finetuning)
 
-class _First(optuna.trial.FixedTrial):
-    """A trial that takes the first of each choice and the middle of each range, and remembers what it was offered."""
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """What of the space decides a trial's value besides its parameters."""
+        method, space = self.method, self.space
+        augments = method.invariant and method.surrogate
+        return space.batch, space.views * method.invariant, space.label_probabilities[0] * augments
 
-    def __init__(self) -> None:
-        super().__init__({})
-        self.taken: dict[str, Any] = {}
-        self.offered: dict[str, BaseDistribution] = {}
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        self.offered[name] = CategoricalDistribution(choices)
-        return self.taken.setdefault(name, choices[0])
-
-    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
-        self.offered[name] = FloatDistribution(low, high, log=True)
-        return self.taken.setdefault(name, math.sqrt(low * high))
-
-
-def dimensions(
-    method: Method, space: Space, symmetries: Iterable[str], equivariances: Iterable[str] = ()
-) -> tuple[dict[str, BaseDistribution], dict[str, Any]]:
-    """What a search of the method may choose, by parameter, and what it tries first when nothing is known."""
-    trial = _First()
-    propose(trial, method, space, symmetries, equivariances)
-    return trial.offered, trial.taken
-
-
-def constants(method: Method, space: Space) -> tuple[Any, ...]:
-    """What of the space decides a trial's value besides its parameters."""
-    augments = method.invariant and method.surrogate
-    return (space.batch, space.views * method.invariant, space.label_probabilities[0] * augments)
+    @property
+    def pretrainings(self) -> int:
+        """How many pretrainings, but for their seeds, trials can choose from."""
+        kinds = (len(values) ** len(names) for p, values, names in self._parameters() if issubclass(Pretraining, p.of))
+        return math.prod(kinds) if self.method.pretrains else 0

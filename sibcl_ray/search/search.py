@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.storages import BaseStorage
-from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.search.history import load, names
-from sibcl_ray.search.methods import Choice
+from sibcl_ray.search.methods import Choice, Tuning
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.records import FAILED
 
@@ -31,8 +31,7 @@ WANTED, RETRIED = "wanted", "retried"  # attributes of a history: trials it need
 class Search:
     """The search of one method at one budget.
 
-    ``propose`` turns an Optuna trial into a configuration, ``job`` a configuration into work. ``family``
-    fixes everything that the value of a trial depends on besides its parameters; ``name`` the space as well.
+    ``family`` fixes everything that the value of a trial depends on besides its parameters; ``name`` the space as well.
     """
 
     family: str
@@ -41,16 +40,19 @@ class Search:
     trials: int
     at_once: int  # trials of a round
     seed: int
-    start: Mapping[str, Any]  # parameters of the first trial, if no smaller budget offers better ones
-    dimensions: Mapping[str, BaseDistribution]  # what may be chosen, by parameter
-    propose: Callable[[optuna.trial.BaseTrial], Choice]
-    job: Callable[[Choice], TrialJob]
+    tuning: Tuning
+    job: Callable[[Choice], TrialJob]  # the work of a configuration
 
     @cached_property
     def name(self) -> str:
         """Of the search's history."""
-        space = {name: distribution_to_json(d) for name, d in self.dimensions.items()}
+        space = {name: distribution_to_json(d) for name, d in self.tuning.dimensions.items()}
         return f"{self.family}, space {fingerprint(space)[:8]}"
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Parameters of the first trial, if no smaller budget offers better ones."""
+        return self.tuning.start
 
     @staticmethod
     def ended(history: optuna.Study | None) -> list[FrozenTrial]:
@@ -75,14 +77,19 @@ class Search:
         complete = [t for t in self.ended(history) if t.value is not None]
         return sorted(complete, key=lambda t: (t.value, t.number))[:count]
 
-    def choice(self, trial: FrozenTrial) -> Choice:
-        """The configuration of a finished trial."""
-        return self.propose(FixedTrial(trial.params))
+    def propose(self, trial: optuna.Trial) -> Choice:
+        """The configuration of a trial under way, which chooses what it has not chosen yet."""
+        for name, d in self.tuning.dimensions.items():
+            if isinstance(d, CategoricalDistribution):
+                trial.suggest_categorical(name, d.choices)
+            else:
+                trial.suggest_float(name, d.low, d.high, log=True)
+        return self.tuning.choice(trial.params)
 
     def winner(self, history: optuna.Study | None) -> Choice | None:
         """The configuration that the search chose; None while it goes on, or if every trial failed."""
         best = self.best(history)
-        return self.choice(best[0]) if best and not self.missing(history) else None
+        return self.tuning.choice(best[0].params) if best and not self.missing(history) else None
 
     def failure(self, history: optuna.Study | None) -> str:
         """Why a search that has ended has no winner: the reason of its first trial."""
@@ -104,24 +111,24 @@ class Search:
     def begin(self, storage: BaseStorage, starts: Iterable[Mapping[str, Any]]) -> optuna.Study:
         """The history, resumed or new.
 
-        Trials that were running when a driver died stay so, for the next driver. A new history of a space that has
-        changed takes over the trials which lie in it, and tries every new value at least once, with the best of
-        the others.
+        Trials that a driver left running stay so, for the next. A new history of a space that has changed takes over
+        the trials which lie in it, and tries every new value at least once, with the best of the others.
         """
         if (history := load(storage, self.name)) is None:
             history = optuna.create_study(storage=storage, study_name=self.name)
             history.set_user_attr(OPTUNA, [optuna.__version__])
         for trial in history.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # One that was cut off while it was asked for is proposed anew, and the same, from the same seed.
-            if trial.params.keys() != self.dimensions.keys() and FIXED not in trial.system_attrs:
+            if trial.params.keys() != self.tuning.dimensions.keys() and FIXED not in trial.system_attrs:
                 history.tell(trial.number, state=TrialState.FAIL)
         if WANTED not in history.user_attrs:
             relatives = [n for n in names(storage) if n.startswith(f"{self.family}, space ") and n != self.name]
-            known = self._take_over(history, [optuna.load_study(study_name=n, storage=storage) for n in relatives])
-            new = self._new_values(known) if known else []
-            best = self.best(history)
+            trials = [trial for name in relatives for trial in self.ended(load(storage, name))]
+            self._take_over(history, trials)
+            new = self._new_values([trial.distributions for trial in trials]) if trials else []
+            best = [trial.params for trial in self.best(history)] or [self.start]
             for name, value in new:
-                history.enqueue_trial({**(best[0].params if best else self.start), name: value}, skip_if_exists=True)
+                history.enqueue_trial({**best[0], name: value}, skip_if_exists=True)
             history.set_user_attr(WANTED, len(self.ended(history)) + len(new))
         for start in starts:
             history.enqueue_trial(dict(start), skip_if_exists=True)
@@ -135,45 +142,28 @@ class Search:
         history.set_user_attr(OPTUNA, [*used, optuna.__version__])
         return used[-1]
 
-    def _take_over(
-        self, history: optuna.Study, relatives: Sequence[optuna.Study]
-    ) -> list[Mapping[str, BaseDistribution]]:
-        """Copy the relatives' trials that lie in this space; the dimensions that they were chosen from."""
+    def _take_over(self, history: optuna.Study, trials: Iterable[FrozenTrial]) -> None:
+        """Copy those that lie in this space."""
+        dimensions: dict[str, BaseDistribution] = {**self.tuning.dimensions}
         there = [t.params for t in history.get_trials(deepcopy=False)]
-        trials = [trial for relative in relatives for trial in self.ended(relative)]
-        for trial in trials:
-            fits = trial.params.keys() == self.dimensions.keys() and all(
-                _contains(d, trial.params[name]) for name, d in self.dimensions.items()
-            )
-            if fits and trial.params not in there:
-                there.append(trial.params)
+        for t in trials:
+            if self.tuning.offers(t.params) and t.params not in there:
+                there.append(t.params)
                 history.add_trial(
                     create_trial(
-                        state=trial.state,
-                        value=trial.value,
-                        params=trial.params,
-                        distributions=dict(self.dimensions),
-                        user_attrs=trial.user_attrs,
+                        state=t.state, value=t.value, params=t.params, distributions=dimensions, user_attrs=t.user_attrs
                     )
                 )
-        return [trial.distributions for trial in trials]
 
     def _new_values(self, known: Sequence[Mapping[str, BaseDistribution]]) -> list[tuple[str, Any]]:
         """Choices and parts of ranges that no earlier space has offered, as (parameter, value)."""
         new: list[tuple[str, Any]] = []
-        for name, dimension in self.dimensions.items():
-            before = [d[name] for d in known if name in d]
-            if isinstance(dimension, CategoricalDistribution):
-                offered = {c for d in before for c in getattr(d, "choices", ())}
-                new += [(name, choice) for choice in dimension.choices if choice not in offered]
-            elif before and isinstance(dimension, FloatDistribution):
-                low, high = min(d.low for d in before), max(d.high for d in before)  # type: ignore[attr-defined]
-                parts = ((dimension.low, min(low, dimension.high)), (max(high, dimension.low), dimension.high))
-                new += [(name, math.sqrt(a * b)) for a, b in parts if a < b]
+        for name, d in self.tuning.dimensions.items():
+            before: list[Any] = [dimensions[name] for dimensions in known if name in dimensions]
+            if isinstance(d, CategoricalDistribution):
+                offered = {choice for b in before for choice in getattr(b, "choices", ())}
+                new += [(name, choice) for choice in d.choices if choice not in offered]
+            elif before:
+                parts = (d.low, min(d.high, *(b.low for b in before))), (max(d.low, *(b.high for b in before)), d.high)
+                new += [(name, math.sqrt(low * high)) for low, high in parts if low < high]
         return new
-
-
-def _contains(dimension: BaseDistribution, value: Any) -> bool:
-    if isinstance(dimension, CategoricalDistribution):
-        return value in dimension.choices
-    return isinstance(value, int | float) and dimension.low <= value <= dimension.high  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -18,15 +19,16 @@ from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
 from sibcl_ray.search.history import load, names, open_history
 from sibcl_ray.search.history import set_aside as set_histories_aside
-from sibcl_ray.search.methods import METHODS, Choice, Method, constants, dimensions, propose
+from sibcl_ray.search.methods import METHODS, Choice, Method
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.records import FAILED, Record, is_final
 from sibcl_ray.storage.store import Damaged, Store
-from sibcl_ray.study.matrix import MATRIX_SCHEMA, MISSING, Cell, encode, outcome, plain_row, worth
+from sibcl_ray.study.matrix import MATRIX_SCHEMA, MISSING, Cell, outcome, plain_row, worth
 from sibcl_ray.study.study import Study
 
 CHOSEN = "chosen"  # the folder of records of cells that searches have chosen
+Fit = TypeVar("Fit", TrialJob, CellJob)
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,9 @@ class Missing:
 
 
 class Ledger:
-    """What a store holds of a study.
+    """What a store holds of a study; histories of searches are in the database at ``search_storage``, if one is given.
 
-    Args:
-        study: what is wanted.
-        store: where results are.
-        search_storage: a database URL for the searches' histories; None for a journal file in the store.
-        warn: is told of what was damaged and set aside.
+    ``warn`` is told of what was damaged and set aside.
     """
 
     def __init__(
@@ -88,37 +86,33 @@ class Ledger:
 
     def pretraining(self, choice: Choice) -> PretrainJob | None:
         """The pretraining that a configuration starts from."""
-        if choice.pretraining is None:
+        if (c := choice.pretraining) is None:
             return None
-        return PretrainJob(
-            dataset=self.dataset,
-            unlabelled=self.study.unlabelled,
-            surrogate=self.study.surrogate,
-            configuration=choice.pretraining,
-        )
+        unlabelled, surrogate = self.study.unlabelled, self.study.surrogate
+        return PretrainJob(dataset=self.dataset, unlabelled=unlabelled, surrogate=surrogate, configuration=c)
 
     def trial_job(self, method: Method, budget: int, choice: Choice) -> TrialJob:
-        """The work of one trial."""
-        return TrialJob(
-            dataset=self.dataset,
-            method=method.name,
-            budget=budget,
-            pretraining=self.pretraining(choice),
-            configuration=choice.finetuning,
-            folds=self.study.folds,
-        )
+        return self._job(TrialJob, method, budget, choice, folds=self.study.folds)
+
+    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
+        """The work of one cell, with the winner of the search at ``searched`` labels."""
+        choice = winner.repeated(budget / searched, seed)
+        return self._job(CellJob, method, budget, choice, seed=seed, test=self.study.test)
+
+    def _job(self, kind: type[Fit], method: Method, budget: int, choice: Choice, **more: Any) -> Fit:
+        pretraining = self.pretraining(choice)
+        shared: dict[str, Any] = {"dataset": self.dataset, "method": method.name, "budget": budget}
+        return kind(**shared, pretraining=pretraining, configuration=choice.finetuning, **more)
 
     def search(self, method: Method, budget: int) -> Search:
         """The search of a method at a budget; its family changes with all that changes a trial's value."""
-        study = self.study
-        moves = tuple(study.problem.symmetries), tuple(study.problem.equivariances)
-        offered, start = dimensions(method, study.space, *moves)
+        study, tuning = self.study, self.study.tuning(method)
         decides = (
             TrialJob.version,
             self.dataset.named(*(SURROGATE, UNLABELLED) * method.pretrains),
             version_of(deciding(study.problem, *LEARNED, "error", "surrogate_loss", *("estimate",) * method.delta)),
             method,
-            constants(method, study.space),
+            tuning.constants,
             study.folds,
             study.unlabelled * method.contrastive,
             study.surrogate * method.pretrains,
@@ -130,9 +124,7 @@ class Ledger:
             trials=study.trials,
             at_once=study.at_once,
             seed=study.seed,
-            start=start,
-            dimensions=offered,
-            propose=partial(propose, method=method, space=study.space, symmetries=moves[0], equivariances=moves[1]),
+            tuning=tuning,
             job=partial(self.trial_job, method, budget),
         )
 
@@ -149,20 +141,12 @@ class Ledger:
         open_ = [c for c in cells if c.state == MISSING and not (c.job and is_final(records.get(c.job.record_name)))]
         if not (trials or open_):
             return Missing([], 0, 0)
-        sizes = self.study.sizes
-        estimated = {role: sizes[role] for role in self.study.estimated}
-        return Missing(
-            self.dataset.missing(sizes, self.warn), trials, len(open_), self.dataset.missing_estimates(estimated)
-        )
+        shards = self.dataset.missing(self.study.sizes, self.warn)
+        return Missing(shards, trials, len(open_), self.dataset.missing_estimates(self.study.estimated))
 
     def cells(self) -> list[Cell]:
         """All cells of the study, by method, budget and seed."""
-        return [
-            cell
-            for method in self.study.methods
-            for search_budget in dict.fromkeys(map(self.study.search_budget, self.study.budgets))
-            for cell in self.cells_chosen_by(self.search(method, search_budget))
-        ]
+        return [cell for search in self.searches() for cell in self.cells_chosen_by(search)]
 
     def cells_chosen_by(self, search: Search) -> list[Cell]:
         """The cells that wait for the winner of a search."""
@@ -172,36 +156,15 @@ class Ledger:
         winner = search.winner(history)
         failed = not (winner or search.missing(history))
         reason = search.failure(history) if failed else "" if winner else "its search is not finished"
-        method = next(m for m in self.study.methods if m.name == search.method)
-        cells = [
-            Cell(
-                method,
-                budget,
-                seed,
-                search.trials,
-                self.cell_job(method, budget, seed, winner, search.budget) if winner else None,
-                FAILED if failed else MISSING,
-                reason,
-            )
-            for budget in self.study.budgets_chosen_at(search.budget)
-            for seed in range(self.study.seeds)
-        ]
+        state, method = FAILED if failed else MISSING, search.tuning.method
+        cells = []
+        budgets = [b for b in self.study.budgets if self.study.search_budget(b) == search.budget]
+        for budget, seed in product(budgets, range(self.study.seeds)):
+            job = self.cell_job(method, budget, seed, winner, search.budget) if winner else None
+            cells.append(Cell(method, budget, seed, search.trials, job, state, reason))
         if winner:
             self._chosen[search.name] = cells
         return cells
-
-    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
-        """The work of one cell, with the winner of the search at ``searched`` labels."""
-        choice = winner.scaled(budget / searched).seeded(seed)
-        return CellJob(
-            dataset=self.dataset,
-            method=method.name,
-            budget=budget,
-            pretraining=self.pretraining(choice),
-            configuration=choice.finetuning,
-            seed=seed,
-            test=self.study.test,
-        )
 
     @property
     def _labels(self) -> str:
@@ -211,11 +174,7 @@ class Ledger:
 
     def note(self, search: Search) -> None:
         """Keep which cells a search has chosen, so that they are shown even if the study no longer asks for them."""
-        rows = [
-            plain_row(self.study, cell) | {"record": cell.job.record_name}
-            for cell in self.cells_chosen_by(search)
-            if cell.job
-        ]
+        rows = [plain_row(self.study, cell) for cell in self.cells_chosen_by(search) if cell.job]
         if rows and not self.store.read_only:
             name = f"{self.folder}/{CHOSEN}/{fingerprint(self._labels, rows)}.json"
             if not self.store.exists(name):
@@ -226,22 +185,20 @@ class Ledger:
 
         All that was ever done for the study is in it. Where a cell was done twice, that of the longest search is.
         """
-        rows = [plain_row(self.study, c) | {"record": c.job and c.job.record_name} for c in self.cells()]
+        rows = [plain_row(self.study, cell) for cell in self.cells()]
         noted = self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}"))
         for record in noted.values():
             if not isinstance(record, Damaged) and record["labels"] == self._labels:
                 rows += record["rows"]
         records = self._named({row["record"] for row in rows if row["record"]})
         best: dict[tuple, dict[str, Any]] = {}
-        for row in rows:
-            row |= outcome(records.get(row.pop("record") or "", {}), row)
-            key = row["method"], row["budget"], row["seed"]
-            if key not in best or worth(row) > worth(best[key]):
-                best[key] = row
+        rows = [row | outcome(records.get(row["record"], {}), row) for row in rows]
+        for row in sorted(rows, key=worth, reverse=True):
+            best.setdefault((row["method"], row["budget"], row["seed"]), row)
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
         order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
-        ordered = sorted(best.values(), key=lambda row: (order.index(row["method"]), row["budget"], row["seed"]))
-        return pd.DataFrame([row | {"labels": mixed} for row in ordered], columns=MATRIX_SCHEMA.names)
+        keys = sorted(best, key=lambda key: (order.index(key[0]), *key[1:]))
+        return pd.DataFrame([best[key] | {"labels": mixed} for key in keys], columns=MATRIX_SCHEMA.names)
 
     def asked(self, matrix: pd.DataFrame) -> pd.DataFrame:
         """The rows that the study asks for now."""
@@ -253,12 +210,9 @@ class Ledger:
         """All trials of the study that came to an end, one row each."""
         columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
         rows = []
-        searched = re.compile(
-            rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
-        )
-        for name in names(self.storage):
-            if not (search := searched.fullmatch(name)):
-                continue
+        searched = rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
+        for search in filter(None, (re.fullmatch(searched, name) for name in names(self.storage))):
+            name = search[0]
             for number, trial in enumerate(Search.ended(load(self.storage, name))):
                 state = "complete" if trial.value is not None else "failed"
                 value = float("nan") if trial.value is None else trial.value
@@ -270,14 +224,11 @@ class Ledger:
     def write_matrix(self, matrix: pd.DataFrame) -> str:
         """Store the matrix as Parquet; the path where it lies."""
         name = f"{self.folder}/matrix.parquet"
-        self.store.write(name, encode(matrix))
+        self.store.write(name, matrix.to_parquet(index=False, schema=MATRIX_SCHEMA, write_page_checksum=True))
         return self.store.path(name)
 
     def set_aside(self) -> str:
-        """Move the study's results, but not its data, into a folder of their own; where that is.
-
-        Pretrained weights stay where they are, and are found again by a pretraining with the same result.
-        """
+        """Move the study's results, but not its data and pretrained weights, into a folder of their own; its path."""
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         folder = f"aside/{stamp}"
         begun = [name for name in names(self.storage) if name.startswith(f"{self.study.name}, ")]
@@ -309,9 +260,8 @@ class Ledger:
         for search in self.searches():
             history = load(self.storage, search.name)
             trials = history.get_trials(deepcopy=False) if history else ()
-            whole = (t for t in trials if t.params.keys() == search.dimensions.keys())
+            whole = (t for t in trials if t.params.keys() == search.tuning.dimensions.keys())
             cells = (cell.job for cell in self.cells_chosen_by(search) if cell.job)
-            for job in (*(search.job(search.choice(trial)) for trial in whole), *cells):
-                jobs.update({needed.key: needed for needed in job.requires})
-                jobs[job.key] = job
+            for job in (*(search.job(search.tuning.choice(trial.params)) for trial in whole), *cells):
+                jobs |= {needed.key: needed for needed in (*job.requires, job)}
         return list(jobs.values())

@@ -1,14 +1,11 @@
-"""The learning-curve matrix: one row for each cell, and its file."""
+"""The learning-curve matrix: one row for each cell."""
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sibcl_ray.learning.jobs import CellJob
 from sibcl_ray.search.methods import Method
@@ -54,14 +51,11 @@ MATRIX_SCHEMA = pa.schema(
 
 
 def plain_row(study: Study, cell: Cell) -> dict[str, Any]:
-    """A row of the matrix, as far as it is known before the cell is done."""
+    """A row of the matrix, as far as it is known before the cell is done, and the name of the cell's record."""
     chosen = None
     if cell.job:
-        pretraining = cell.job.pretraining
-        chosen = {
-            "pretraining": describe(pretraining.configuration) if pretraining else None,
-            "finetuning": describe(cell.job.configuration),
-        }
+        pretraining = cell.job.pretraining and cell.job.pretraining.configuration
+        chosen = describe({"pretraining": pretraining, "finetuning": cell.job.configuration})
     return {
         "problem": study.problem.name,
         "method": cell.method.name,
@@ -73,6 +67,7 @@ def plain_row(study: Study, cell: Cell) -> dict[str, Any]:
         "reason": cell.reason,
         "trials": cell.trials,
         "configuration": json.dumps(chosen),
+        "record": cell.job and cell.job.record_name,
     }
 
 
@@ -92,11 +87,3 @@ def outcome(record: Record, row: dict[str, Any]) -> dict[str, Any]:
 def worth(row: dict[str, Any]) -> tuple[bool, bool, int]:
     """Orders rows of one cell: finished ones come last, and those of longer searches."""
     return row["state"] == DONE, row["state"] != MISSING, row["trials"]
-
-
-def encode(matrix: pd.DataFrame) -> bytes:
-    """The matrix as a Parquet file."""
-    buffer = io.BytesIO()
-    table = pa.Table.from_pandas(matrix, schema=MATRIX_SCHEMA, preserve_index=False)
-    pq.write_table(table, buffer, write_page_checksum=True)
-    return buffer.getvalue()

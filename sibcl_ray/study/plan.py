@@ -6,10 +6,10 @@ A label may be a day of work, so nothing here computes one.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
-import numpy as np
 import torch
 
 from sibcl_ray.data.dataset import Dataset, Split
@@ -49,33 +49,31 @@ def plan(study: Study, dataset: Dataset, lacking: Missing) -> Plan:
     labels = Counter[bool]()  # by whether they are the surrogate's
     for shard in lacking.shards:
         labels[shard.role.surrogate] += shard.role.labelled * dataset.size(shard.role)
-    fit = _mean(_step(problem, a, space.batch) for a in space.architectures)
-    steps = _mean(space.steps)
+    fit = fmean(_step(problem, a, space.batch) for a in space.architectures)
+    steps = fmean(space.steps)
     searches = len({study.search_budget(b) for b in study.budgets})
-    counts = {m: _pretrainings(study, m, searches) for m in study.methods if m.pretrains}
-    contrast = _mean(_contrast(problem, a, min(space.contrastive_batches)) for a in space.architectures)
-    per_pretraining = {
-        m: _mean(space.epochs)
-        * (
-            m.contrastive * contrast * (study.unlabelled + study.surrogate)
-            + m.surrogate * fit / space.batch * study.surrogate
-        )
-        for m in counts
-    }
+    contrast = fmean(_contrast(problem, a, min(space.contrastive_batches)) for a in space.architectures)
+    pretrainings, pretraining_seconds = 0, 0.0
+    for m in study.methods:
+        count = _pretrainings(study, m, searches)
+        epoch = m.contrastive * contrast * (study.unlabelled + study.surrogate)
+        epoch += m.surrogate * fit / space.batch * study.surrogate
+        pretrainings += count
+        pretraining_seconds += count * fmean(space.epochs) * epoch
     # A search or cell already done needs no pretraining either; what is left bounds it.
     all_of_it = len(study.methods) * (searches * study.trials + len(study.budgets) * study.seeds)
     pending = min(1.0, (lacking.trials + lacking.cells) / max(1, all_of_it))
     return Plan(
         cells=lacking.cells,
         trials=lacking.trials,
-        pretrainings=math.ceil(pending * sum(counts.values())),
+        pretrainings=math.ceil(pending * pretrainings),
         target_labels=labels[False],
         surrogate_labels=labels[True],
         target_seconds=_label_seconds(dataset, labels[False], surrogate=False),
         surrogate_seconds=_label_seconds(dataset, labels[True], surrogate=True),
-        pretraining_seconds=pending * sum(counts[m] * per_pretraining[m] for m in counts),
+        pretraining_seconds=pending * pretraining_seconds,
         trial_seconds=lacking.trials * study.folds * steps * fit,
-        cell_seconds=lacking.cells * steps * fit * _mean(math.sqrt(b / study.search_budget(b)) for b in study.budgets),
+        cell_seconds=lacking.cells * steps * fit * fmean(math.sqrt(b / study.search_budget(b)) for b in study.budgets),
     )
 
 
@@ -92,12 +90,7 @@ def _label_seconds(dataset: Dataset, count: int, surrogate: bool) -> float | Non
 
 def _pretrainings(study: Study, method: Method, searches: int) -> int:
     """At most so many: the configurations a search can tell apart, then each winner's other seeds."""
-    space, symmetries = study.space, len(study.problem.symmetries)
-    kinds = len(space.architectures) * len(space.epochs) * len(space.pretraining_rates)
-    kinds *= len(space.supervised_batches)
-    if method.contrastive:
-        kinds *= len(space.temperatures) * len(space.contrastive_batches)
-        kinds *= len(space.view_probabilities) ** symmetries
+    kinds = study.tuning(method).pretrainings
     return min(kinds, study.trials * searches) + min(kinds, searches) * (study.seeds - 1)
 
 
@@ -129,7 +122,3 @@ def _seconds(work: Callable[[], object]) -> float:
         return time.perf_counter() - start
     finally:
         torch.set_num_threads(threads)
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Role
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.search.methods import Method, Space
+from sibcl_ray.search.methods import Method, Space, Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,6 @@ class Study:
                 f"budget {max(self.budgets)} is larger than the pool of {self.pool} target labels; "
                 f"ask for at most {self.pool}, or for a larger scale"
             )
-
         for m in self.methods:
             if what := self.problem.missing_requirement(**m.needs):
                 raise ValueError(f"{m.name} needs {what}; or leave {m.name} out")
@@ -60,14 +59,14 @@ class Study:
         return {TARGET: max(self.budgets), TEST: self.test, SURROGATE: self.surrogate, UNLABELLED: self.unlabelled}
 
     @property
-    def estimated(self) -> tuple[Role, ...]:
-        """The roles of whose labels some method needs estimates."""
-        return (TARGET, TEST) if any(method.delta for method in self.methods) else ()
+    def estimated(self) -> dict[Role, int]:
+        """The samples of whose labels some method needs estimates."""
+        return {TARGET: max(self.budgets), TEST: self.test} if any(m.delta for m in self.methods) else {}
+
+    def tuning(self, method: Method) -> Tuning:
+        """What a search of the method may choose."""
+        return Tuning(method, self.space, tuple(self.problem.symmetries), tuple(self.problem.equivariances))
 
     def search_budget(self, budget: int) -> int:
         """The budget whose search chooses for ``budget``: the largest whose labels are all among its own."""
         return max((s for s in self.searched if s <= budget), default=budget)
-
-    def budgets_chosen_at(self, search_budget: int) -> list[int]:
-        """The budgets that use the winner of a search."""
-        return [b for b in self.budgets if self.search_budget(b) == search_budget]
