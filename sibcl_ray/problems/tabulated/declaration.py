@@ -2,13 +2,13 @@
 
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from sibcl_ray.messages import nearest
@@ -18,6 +18,8 @@ from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations
 
 FILE = "problem.toml"
 LARGEST_FILE = 2**20  # bytes; what is larger is not a description
+SURROGATE_MEAN = "surrogate mean"
+NO_UNITS = "not given"
 
 
 # What can be declared
@@ -46,10 +48,6 @@ METRICS = {
 LOSSES = {loss.__name__: loss for loss in (losses.absolute, losses.squared, losses.log_absolute)}
 
 
-SURROGATE_MEAN = "surrogate mean"
-NO_UNITS = "not given"
-
-
 @dataclass(frozen=True)
 class EachChannel(Group):
     """A group of grids that acts alike on every channel of ``x``, (batch, channels, n, n)."""
@@ -76,19 +74,11 @@ class EachChannel(Group):
         return self.group.act(g.repeat_interleave(x.shape[1], 0), x.flatten(0, 1)).view(x.shape)
 
 
-@dataclass(frozen=True)
-class Symmetry:
-    """A transformation that can be declared to leave labels unchanged, and what it asks of inputs."""
-
-    said: Any  # the type of what is said of it; falsy where it is not a symmetry
-    expected: str
-    group: Callable[[int, Any], Group]  # of the side in pixels and of what was said
-    square: bool = False  # acts on as many pixels along both axes
-    periodic: bool = False  # acts on inputs without a boundary
+# The tables: of each key its type, what it is if it is not given, and what should have come
 
 
-def _ascending(interval: tuple[float, float] | Literal[False]) -> tuple[float, float] | Literal[False]:
-    if interval and not interval[0] < interval[1]:
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if not interval[0] < interval[1]:
         raise ValueError
     return interval
 
@@ -99,7 +89,7 @@ def _printable(text: str) -> str:
     return text
 
 
-def _one_of(known: Mapping[str, Any] | tuple[str, ...], **default: Any) -> Any:
+def _one_of(known: Iterable[str], **default: Any) -> Any:
     return Field(pattern=f"^({'|'.join(known)})$", description=f"one of {', '.join(map(repr, known))}", **default)
 
 
@@ -107,60 +97,39 @@ Text = Annotated[str, AfterValidator(_printable)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
 Positive = Annotated[float, Field(ge=1e-30, lt=1e30)]
+Interval = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ascending)]  # of a list
 _LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,))
+_TEXT = "text in quotes"
 _FLAG = "true or false"
-_INTERVAL = Annotated[
-    Literal[False] | tuple[Positive, Positive],
-    AfterValidator(_ascending),
-    BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
-]
-
-SYMMETRIES = {  # in the order in which they are applied
-    "translation": Symmetry(bool, _FLAG, lambda side, _: Translations(side), square=True, periodic=True),
-    "point_group": Symmetry(bool, _FLAG, lambda side, _: PointGroup(2), square=True),
-    "scaling": Symmetry(
-        _INTERVAL, "[smallest, largest] value of an input, both positive", lambda side, interval: Scaling(*interval)
-    ),
-}
-
-
-# What was declared
 
 
 class _Table(BaseModel):
-    """A table: of each key its type and what it is if it is not given; ``description`` is what should have come."""
-
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _Head(_Table):
-    name: str = Field(
-        pattern="^[a-z0-9][a-z0-9_-]{0,59}$",
-        description='a short name of small letters, digits and hyphens, such as "alloy-gap"',
-    )
 
 
 class Part(_Table):
     """Where inputs are stored."""
 
-    file: Text = Field(description="text in quotes")
-    inputs: Text = Field(description="text in quotes")
+    file: Text = Field(description=_TEXT)
+    inputs: Text = Field(description=_TEXT)
 
 
 class Labelled(Part):
     """Where inputs and their labels are stored."""
 
-    labels: Text = Field(description="text in quotes")
+    labels: Text = Field(description=_TEXT)
 
 
-class _Target(Labelled):
+class Target(Labelled):
+    """Where what is learned from is stored, and how many of its rows are set apart for the test."""
+
     test: Count | None = Field(default=None, description="a whole number, 1 or more")
 
 
 class Input(_Table):
     """What inputs are. Features are (input − offset) / scale; by mean and deviation where neither is given."""
 
-    units: Text = Field(default=NO_UNITS, description="text in quotes")
+    units: Text = Field(default=NO_UNITS, description=_TEXT)
     periodic: bool = Field(default=False, description=_FLAG)
     # of a row that is stored flat
     shape: Annotated[tuple[Count, ...], Field(min_length=1), _LISTED] | None = Field(
@@ -179,7 +148,7 @@ class Input(_Table):
 class Label(_Table):
     """What labels are, how they are fitted and judged. Networks learn (label − offset) / scale."""
 
-    units: Text = Field(default=NO_UNITS, description="text in quotes")
+    units: Text = Field(default=NO_UNITS, description=_TEXT)
     loss: str = _one_of(LOSSES, default="absolute")
     surrogate_loss: str | None = _one_of(LOSSES, default=None)  # the same loss where not given
     metric: str = _one_of(METRICS, default="relative")
@@ -189,28 +158,76 @@ class Label(_Table):
     scale: Positive = Field(default=1.0, description="a positive number, less than 1e30")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Declaration:
+class Symmetry(_Table):
+    """What leaves labels unchanged, in the order in which it is applied."""
+
+    translation: bool = Field(default=False, description=_FLAG)
+    point_group: bool = Field(default=False, description=_FLAG)
+    scaling: Literal[False] | Interval = Field(
+        default=False, description="[smallest, largest] value of an input, both positive"
+    )
+
+
+class Declaration(_Table):
     """A whole ``problem.toml``."""
 
-    name: str
-    parts: Mapping[str, Part]  # by role
-    drawn: int  # rows of the target set apart for the test; 0 where the test has arrays of its own
-    input: Input
-    label: Label
-    symmetry: Mapping[str, Any]  # what was said of each
+    name: str = Field(
+        pattern="^[a-z0-9][a-z0-9_-]{0,59}$",
+        description='a short name of small letters, digits and hyphens, such as "alloy-gap"',
+    )
+    target: Target
+    test: Labelled | None = None
+    surrogate: Labelled | None = None
+    unlabelled: Part | None = None
+    input: Input = Input()
+    label: Label = Label()
+    symmetry: Symmetry = Symmetry()
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Where arrays are, by role."""
+        said = {"target": self.target, "test": self.test, "surrogate": self.surrogate, "unlabelled": self.unlabelled}
+        return {role: part for role, part in said.items() if part}
+
+    @property
+    def drawn(self) -> int:
+        """Rows of the target set apart for the test; 0 where the test has arrays of its own."""
+        return self.target.test or 0
+
+    def groups(self, grid: tuple[int, ...]) -> dict[str, Group]:
+        """The symmetries of images (*grid), in the order in which they are applied; BadData where it cannot be."""
+        groups: dict[str, Group] = {}
+        if self.symmetry.translation:
+            _require_square("translation", grid)
+            if not self.input.periodic:
+                raise BadData(
+                    f"{FILE}: translation in [symmetry] needs inputs without a boundary; give periodic = true in "
+                    "[input] if they repeat along both axes, and leave it out if not"
+                )
+            groups["translation"] = Translations(grid[-1])
+        if self.symmetry.point_group:
+            _require_square("point_group", grid)
+            groups["point_group"] = PointGroup(2)
+        if len(grid) == 3:
+            groups = {name: EachChannel(group) for name, group in groups.items()}
+        if self.symmetry.scaling:
+            groups["scaling"] = Scaling(*self.symmetry.scaling)
+        return groups
 
 
-_SYMMETRY_KEYS: Any = {name: (s.said, Field(default=None, description=s.expected)) for name, s in SYMMETRIES.items()}
 _TABLES: dict[str, type[_Table]] = {
-    "target": _Target,
-    "test": Labelled,
-    "surrogate": Labelled,
-    "unlabelled": Part,
-    "input": Input,
-    "label": Label,
-    "symmetry": create_model("Symmetries", __base__=_Table, **_SYMMETRY_KEYS),
+    name: (get_args(field.annotation) or (field.annotation,))[0]  # of an optional one its type
+    for name, field in Declaration.model_fields.items()
+    if name != "name"
 }
+
+
+def _require_square(name: str, grid: tuple[int, ...]) -> None:
+    if grid[-2] != grid[-1]:
+        raise BadData(
+            f"{FILE}: {name} in [symmetry] needs square images, and inputs have shape {grid}; leave it out, or cut or "
+            'resample them; or, if an axis is of channels, mend channels = "first" or "last"'
+        )
 
 
 def read(folder: Path) -> Declaration:
@@ -224,10 +241,8 @@ def read(folder: Path) -> Declaration:
             raise BadData(f"{str(folder)!r} is no folder; give one that holds {FILE} and the arrays it names")
     path = find(folder, FILE)
     with readable(FILE):
-        if path.stat().st_size > LARGEST_FILE:
-            raise BadData(
-                f"{FILE} has {path.stat().st_size:,} bytes; it should be a few lines that describe the arrays"
-            )
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise BadData(f"{FILE} has {size:,} bytes; it should be a few lines that describe the arrays")
         content = path.read_bytes()
     return parse(content)
 
@@ -235,29 +250,19 @@ def read(folder: Path) -> Declaration:
 def parse(content: bytes) -> Declaration:
     """The description in the bytes of a file."""
     raw = _toml(content)
-    name = _table(_Head, "", {key: raw[key] for key in ("name",) if key in raw}).name
-    if unknown := [key for key in raw if key not in ("name", *_TABLES)]:
-        raise BadData(f"{FILE}: {_shown(unknown[0])} is not known; {nearest(unknown[0], ('name', *_TABLES))}")
-    said: dict[str, Any] = {table: _table(_TABLES[table], table, raw[table]) for table in _TABLES if table in raw}
-    if "target" not in said:
-        raise BadData(f"{FILE} has no [target]; say in it which file, inputs and labels are learned from")
-    drawn, label = said["target"].test, said.get("label", Label())
-    if (drawn is None) == ("test" not in said):
-        came = "neither test in [target] nor" if drawn is None else "both test in [target] and"
+    try:
+        declared = Declaration.model_validate(raw)
+    except ValidationError as error:
+        raise BadData(f"{FILE}{_fault(raw, error)}") from None
+    if (declared.target.test is None) == (declared.test is None):
+        came = "neither test in [target] nor" if declared.test is None else "both test in [target] and"
         raise BadData(
             f"{FILE} has {came} a table [test]; give either test = 200 in [target], for as many of its rows, "
             "or arrays of their own in [test]"
         )
-    if label.offset == SURROGATE_MEAN and "surrogate" not in said:
+    if declared.label.offset == SURROGATE_MEAN and declared.surrogate is None:
         raise BadData(f"{FILE}: the label's offset is {SURROGATE_MEAN!r}, but there is no [surrogate]; give a number")
-    return Declaration(
-        name=name,
-        parts={role: said[role] for role in ("target", "test", "surrogate", "unlabelled") if role in said},
-        drawn=drawn or 0,
-        input=said.get("input", Input()),
-        label=label,
-        symmetry={name: value for name, value in said.get("symmetry", ()) if value},
-    )
+    return declared
 
 
 def _toml(content: bytes) -> dict[str, Any]:
@@ -275,19 +280,23 @@ def _toml(content: bytes) -> dict[str, Any]:
         raise BadData(f"{FILE} has a number of thousands of digits, or endless brackets; mend it") from None
 
 
-def _table(model: type[_Table], table: str, raw: Any) -> Any:
-    """What a table says."""
-    if not isinstance(raw, dict):
-        raise BadData(f"{FILE}: {table} is {_shown(raw)}; make it a table, [{table}], with the keys below")
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    key, keys = str(first["loc"][0]), model.model_fields
-    if key not in keys:
-        raise BadData(f"{FILE}: [{table}] has {_shown(key)}, which is not known; {nearest(key, keys)}")
-    came = f"is {_shown(raw[key])}" if key in raw else "is missing"
-    raise BadData(f"{FILE}: {key}{f' in [{table}]' if table else ''} {came}; give {keys[key].description}")
+def _fault(raw: dict[str, Any], error: ValidationError) -> str:
+    """The first fault: of the name, an unknown table, in a table; at last that there is no target."""
+    found = [fault["loc"] for fault in error.errors(include_url=False, include_context=False, include_input=False)]
+    first = min(found, key=lambda loc: 0 if loc[0] not in _TABLES else 1 if loc[0] in raw else 2)
+    table, *keys = map(str, first)
+    if table in _TABLES and table not in raw:
+        return f" has no [{table}]; say in it which file, inputs and labels are learned from"
+    if table in _TABLES and not keys:
+        return f": {table} is {_shown(raw[table])}; make it a table, [{table}], with the keys below"
+    model, said = (_TABLES[table], raw[table]) if keys else (Declaration, raw)
+    key, where = (keys[0], f" in [{table}]") if keys else (table, "")
+    known = model.model_fields
+    if key not in known:
+        what = f"[{table}] has {_shown(key)}, which" if keys else _shown(key)
+        return f": {what} is not known; {nearest(key, known)}"
+    came = f"is {_shown(said[key])}" if key in said else "is missing"
+    return f": {key}{where} {came}; give {known[key].description}"
 
 
 def _shown(value: Any) -> str:

@@ -88,7 +88,10 @@ def refuse_unusable(title: str, file: Any, data: Any) -> None:
         rows = f"for {data.shape[0]:,} rows, of which some" if data.shape else "for a number, which"
         raise BadData(f"{title} was made {rows} were never written; write them, or fewer")
     for code, name in _filters_needed(data):
-        raise BadData(f"{title} is compressed by HDF5's filter {code} ({name}), {_advice_on_filter(code)}")
+        advice = "install its plug-in, or write the file again where it is (h5repack -f GZIP=4)"
+        if code in PLUGINS:
+            advice = "pip install hdf5plugin"
+        raise BadData(f"{title} is compressed by HDF5's filter {code} ({name}), which is missing here: {advice}")
 
 
 def _unwritten(data: Any) -> bool:
@@ -100,12 +103,7 @@ def _unwritten(data: Any) -> bool:
 
 # What is in it
 
-_MATLABS_NUMBERS = (
-    "double",
-    "single",
-    "logical",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
+_MATLABS_NUMBERS = ("double", "single", "logical", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 
 
 def _require_numbers(title: str, data: Any) -> None:
@@ -174,12 +172,6 @@ def _is_applied(data: Any, position: int) -> bool:
     """Whether any chunk went through the filter, which is left out where it gains nothing."""
     masks = (data.id.get_chunk_info(chunk).filter_mask for chunk in range(data.id.get_num_chunks()))
     return any(not mask >> position & 1 for mask in masks)
-
-
-def _advice_on_filter(code: int) -> str:
-    if code in PLUGINS:
-        return "which is missing here: pip install hdf5plugin"
-    return "which is missing here: install its plug-in, or write the file again where it is (h5repack -f GZIP=4)"
 
 
 # Who wrote it
