@@ -102,7 +102,7 @@ def test_the_reference_says_all_there_is_to_say():
     for table, model in declaration._TABLES.items():
         assert set(said[table]) >= set(model.model_fields), table
     declared = declaration.parse(toml.encode())
-    assert declared.drawn == 200 and declared.parts["unlabelled"].file == "more.parquet"
+    assert declared.target.test == 200 and declared.parts["unlabelled"].file == "more.parquet"
     assert list(declared.groups((32, 32))) == ["translation", "point_group", "scaling"]
     assert declared.label.offset == "surrogate mean" and declared.input.shape == (32, 32)
 

@@ -11,11 +11,7 @@ from sibcl_ray.problems.tabulated.tables import BadData, Stored
 
 
 def arranged(declared: Input, inputs: Stored) -> Stored:
-    """The same array with an image for a row, (n, m) pixels or (channels, n, m).
-
-    Raises:
-        BadData: networks take no rows of this shape.
-    """
+    """The same with an image for a row, (n, m) pixels or (channels, n, m); BadData if networks take no such rows."""
     shape = declared.shape or inputs.shape
     if math.prod(shape) != math.prod(inputs.shape):
         advice = f"; {_COLUMNS}" if not inputs.shape else _hint(inputs) or "; mend one of them"
@@ -94,14 +90,12 @@ def _hint(*arrays: Stored | None) -> str:
 
 
 def require_pairs(inputs: Stored, labels: Stored | None, note: Callable[[str], None]) -> None:
-    """BadData where inputs and labels have not the same number of rows, or have so in reverse as well.
-
-    ``note`` is told where that may be so.
-    """
+    """BadData where inputs and labels have not as many rows, or have so in reverse as well; a note where they may."""
     if labels is not None and labels.rows != inputs.rows:
+        name = labels.title.partition(", array ")[2].rstrip(",")
         transposed = ". Are its rows along the last axis? Then transpose it" if labels.rows in inputs.shape[-1:] else ""
         raise BadData(
-            f"{inputs.title} has {inputs.rows:,} rows and {labels.name!r} has {labels.rows:,}; each input needs one "
+            f"{inputs.title} has {inputs.rows:,} rows and {name} has {labels.rows:,}; each input needs one "
             f"label, row by row{_hint(inputs, labels) or transposed}"
         )
     # Rows might as well be along the last axis, with labels that are stored like the inputs or are not.

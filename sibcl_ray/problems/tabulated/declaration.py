@@ -25,25 +25,13 @@ NO_UNITS = "not given"
 # What can be declared
 
 
-@dataclass(frozen=True)
-class Metric:
-    """An error of each sample, (batch,), of predictions and labels (batch, numbers), and the labels it cannot judge."""
-
-    error: Callable[[Tensor, Tensor], Tensor]
-    undefined: Callable[[Tensor], Tensor]  # of labels (batch, numbers) a mask (batch,)
-    relative: bool  # a fraction, for any unit of the label
-
-
-def _never(label: Tensor) -> Tensor:
-    return torch.zeros(len(label), dtype=torch.bool)
-
-
-METRICS = {
-    "relative": Metric(lambda p, t: (p - t).abs().sum(1) / t.abs().sum(1), lambda t: t.abs().sum(1) == 0, True),
-    "mean_relative": Metric(lambda p, t: ((p - t) / t).abs().mean(1), lambda t: (t == 0).any(1), True),
-    "absolute": Metric(lambda p, t: (p - t).abs().mean(1), _never, False),
-    "root_mean_square": Metric(lambda p, t: (p - t).square().mean(1).sqrt(), _never, False),
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of predictions and labels (batch, numbers): (batch,)
+    "relative": lambda p, t: (p - t).abs().sum(1) / t.abs().sum(1),
+    "mean_relative": lambda p, t: ((p - t) / t).abs().mean(1),
+    "absolute": lambda p, t: (p - t).abs().mean(1),
+    "root_mean_square": lambda p, t: (p - t).square().mean(1).sqrt(),
 }
+RELATIVE = ("relative", "mean_relative")  # metrics that are fractions, for any unit of the label
 
 LOSSES = {loss.__name__: loss for loss in (losses.absolute, losses.squared, losses.log_absolute)}
 
@@ -89,18 +77,17 @@ def _printable(text: str) -> str:
     return text
 
 
-def _one_of(known: Iterable[str], **default: Any) -> Any:
-    return Field(pattern=f"^({'|'.join(known)})$", description=f"one of {', '.join(map(repr, known))}", **default)
+def _one_of(known: Iterable[str]) -> Any:
+    return Field(pattern=f"^({'|'.join(known)})$", description=f"one of {', '.join(map(repr, known))}")
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Count = Annotated[int, Field(gt=0, lt=2**31)]
-Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
-Positive = Annotated[float, Field(ge=1e-30, lt=1e30)]
-Interval = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ascending)]  # of a list
 _LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,))
-_TEXT = "text in quotes"
-_FLAG = "true or false"
+Text = Annotated[str, AfterValidator(_printable), Field(description="text in quotes")]
+Flag = Annotated[bool, Field(description="true or false")]
+Count = Annotated[int, Field(gt=0, lt=2**31, description="a whole number, 1 or more")]
+Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
+Positive = Annotated[float, Field(ge=1e-30, lt=1e30, description="a positive number, less than 1e30")]
+Interval = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ascending)]  # of a list
 
 
 class _Table(BaseModel):
@@ -110,59 +97,59 @@ class _Table(BaseModel):
 class Part(_Table):
     """Where inputs are stored."""
 
-    file: Text = Field(description=_TEXT)
-    inputs: Text = Field(description=_TEXT)
+    file: Text
+    inputs: Text
 
 
 class Labelled(Part):
     """Where inputs and their labels are stored."""
 
-    labels: Text = Field(description=_TEXT)
+    labels: Text
 
 
 class Target(Labelled):
-    """Where what is learned from is stored, and how many of its rows are set apart for the test."""
+    """Where what is learned from is stored."""
 
-    test: Count | None = Field(default=None, description="a whole number, 1 or more")
+    test: Count = 0  # rows that are set apart for the test; 0 where it has arrays of its own
 
 
 class Input(_Table):
     """What inputs are. Features are (input − offset) / scale; by mean and deviation where neither is given."""
 
-    units: Text = Field(default=NO_UNITS, description=_TEXT)
-    periodic: bool = Field(default=False, description=_FLAG)
+    units: Text = NO_UNITS
+    periodic: Flag = False
     # of a row that is stored flat
-    shape: Annotated[tuple[Count, ...], Field(min_length=1), _LISTED] | None = Field(
-        default=None, description="a list of whole numbers, such as [32, 32]"
+    shape: Annotated[tuple[Count, ...], _LISTED] = Field(
+        default=(), min_length=1, description="a list of whole numbers, such as [32, 32]"
     )
-    channels: str = _one_of(("none", "first", "last"), default="none")  # which axis is no direction in space
+    channels: Annotated[str, _one_of(("none", "first", "last"))] = "none"  # which axis is no direction in space
     # one number, or one a channel
-    offset: Annotated[tuple[Number, ...], Field(min_length=1), _LISTED] | None = Field(
-        default=None, description="a finite number, or a list of one for each channel"
+    offset: Annotated[tuple[Number, ...], _LISTED] = Field(
+        default=(), min_length=1, description="a finite number, or a list of one for each channel"
     )
-    scale: Annotated[tuple[Positive, ...], Field(min_length=1), _LISTED] | None = Field(
-        default=None, description="a positive number, or a list of one for each channel"
+    scale: Annotated[tuple[Positive, ...], _LISTED] = Field(
+        default=(), min_length=1, description="a positive number, or a list of one for each channel"
     )
 
 
 class Label(_Table):
     """What labels are, how they are fitted and judged. Networks learn (label − offset) / scale."""
 
-    units: Text = Field(default=NO_UNITS, description=_TEXT)
-    loss: str = _one_of(LOSSES, default="absolute")
-    surrogate_loss: str | None = _one_of(LOSSES, default=None)  # the same loss where not given
-    metric: str = _one_of(METRICS, default="relative")
+    units: Text = NO_UNITS
+    loss: Annotated[str, _one_of(LOSSES)] = "absolute"
+    surrogate_loss: Annotated[str, _one_of(LOSSES)] = ""  # the same loss where not given
+    metric: Annotated[str, _one_of(METRICS)] = "relative"
     offset: Number | Literal["surrogate mean"] = Field(
         default=0.0, description=f"a finite number, or {SURROGATE_MEAN!r}"
     )
-    scale: Positive = Field(default=1.0, description="a positive number, less than 1e30")
+    scale: Positive = 1.0
 
 
 class Symmetry(_Table):
     """What leaves labels unchanged, in the order in which it is applied."""
 
-    translation: bool = Field(default=False, description=_FLAG)
-    point_group: bool = Field(default=False, description=_FLAG)
+    translation: Flag = False
+    point_group: Flag = False
     scaling: Literal[False] | Interval = Field(
         default=False, description="[smallest, largest] value of an input, both positive"
     )
@@ -186,13 +173,8 @@ class Declaration(_Table):
     @property
     def parts(self) -> dict[str, Part]:
         """Where arrays are, by role."""
-        said = {"target": self.target, "test": self.test, "surrogate": self.surrogate, "unlabelled": self.unlabelled}
-        return {role: part for role, part in said.items() if part}
-
-    @property
-    def drawn(self) -> int:
-        """Rows of the target set apart for the test; 0 where the test has arrays of its own."""
-        return self.target.test or 0
+        roles = ("target", "test", "surrogate", "unlabelled")
+        return {role: part for role in roles if (part := getattr(self, role))}
 
     def groups(self, grid: tuple[int, ...]) -> dict[str, Group]:
         """The symmetries of images (*grid), in the order in which they are applied; BadData where it cannot be."""
@@ -231,11 +213,7 @@ def _require_square(name: str, grid: tuple[int, ...]) -> None:
 
 
 def read(folder: Path) -> Declaration:
-    """The description in a folder.
-
-    Raises:
-        BadData: there is none, or it is not TOML, has unknown keys or unfit values, or says too little.
-    """
+    """The description in a folder; BadData where it is not TOML, has unknown keys or unfit values, or too few."""
     with readable(repr(str(folder))):
         if not folder.is_dir():
             raise BadData(f"{str(folder)!r} is no folder; give one that holds {FILE} and the arrays it names")
@@ -254,7 +232,7 @@ def parse(content: bytes) -> Declaration:
         declared = Declaration.model_validate(raw)
     except ValidationError as error:
         raise BadData(f"{FILE}{_fault(raw, error)}") from None
-    if (declared.target.test is None) == (declared.test is None):
+    if bool(declared.target.test) == bool(declared.test):
         came = "neither test in [target] nor" if declared.test is None else "both test in [target] and"
         raise BadData(
             f"{FILE} has {came} a table [test]; give either test = 200 in [target], for as many of its rows, "

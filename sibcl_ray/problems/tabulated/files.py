@@ -12,22 +12,19 @@ from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, readable
 # ``open_array(path, name, title)``.
 FORMATS: dict[str, ModuleType] = {".npz": npz, ".h5": hdf5, ".hdf5": hdf5, ".parquet": parquet}
 _BEGINNINGS = {b"PK\x03\x04": npz, b"PAR1": parquet}
-
-_OLD_NETCDF = "is netCDF of version 3; nccopy -k nc4 makes version 4 of it, which is read"
-_PICKLE = "is a pickle, which is never opened; store its arrays by np.savez"
-_PAGE = "is a web page; download the file itself"
+_PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _OTHERS = {  # what else a file may begin with, and what it is then
-    b"MATLAB 5.0": "is MATLAB's of version 5; save it there with '-v7.3', or np.savez what scipy.io.loadmat reads",
-    **dict.fromkeys((b"CDF\x01", b"CDF\x02", b"CDF\x05"), _OLD_NETCDF),
-    b"\x93NUMPY": "is a single array of np.save; store it by np.savez, under a name",
-    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), _PICKLE),
-    b"ARROW1": "is Arrow's or Feather's; write Parquet",
-    b"PARE": "is encrypted; write Parquet that is not",
-    b"\x1f\x8b": "is compressed by gzip; gunzip it",
-    b"BZh": "is compressed by bzip2; bunzip2 it",
-    b"\xfd7zXZ": "is compressed by xz; unxz it",
-    b"version https://git-lfs": "is a pointer of Git LFS and not the file itself, which git lfs pull fetches",
-    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html", b"<?xml"), _PAGE),
+    (b"MATLAB 5.0",): "is MATLAB's of version 5; save it there with '-v7.3', or np.savez what scipy.io.loadmat reads",
+    (b"CDF\x01", b"CDF\x02", b"CDF\x05"): "is netCDF of version 3; nccopy -k nc4 makes version 4 of it, which is read",
+    (b"\x93NUMPY",): "is a single array of np.save; store it by np.savez, under a name",
+    _PICKLES: "is a pickle, which is never opened; store its arrays by np.savez",
+    (b"ARROW1",): "is Arrow's or Feather's; write Parquet",
+    (b"PARE",): "is encrypted; write Parquet that is not",
+    (b"\x1f\x8b",): "is compressed by gzip; gunzip it",
+    (b"BZh",): "is compressed by bzip2; bunzip2 it",
+    (b"\xfd7zXZ",): "is compressed by xz; unxz it",
+    (b"version https://git-lfs",): "is a pointer of Git LFS and not the file itself, which git lfs pull fetches",
+    (b"<!DOCTYPE", b"<!doctype", b"<html", b"<?xml"): "is a web page; download the file itself",
 }
 
 
@@ -40,8 +37,8 @@ def _format(path: Path, file: str) -> ModuleType:
             return kind
     if hdf5.is_hdf5(path):
         return hdf5
-    for beginning, what in _OTHERS.items():
-        if head.startswith(beginning):
+    for beginnings, what in _OTHERS.items():
+        if head.startswith(beginnings):
             raise BadData(f"{file!r} {what}")
     if not head:
         raise BadData(f"{file!r} is empty; copy or write it again")
@@ -56,8 +53,7 @@ def _format(path: Path, file: str) -> ModuleType:
 def open_part(folder: Path, part: Part) -> tuple[Stored, Stored | None]:
     """Inputs and, if there are some, labels from a file in ``folder``; or, with a star, from the datasets it numbers.
 
-    Raises:
-        BadData: the file or an array is missing, damaged, empty, or holds anything but real numbers.
+    BadData where one is missing, damaged, empty, or holds anything but real numbers.
     """
     file, path = part.file, find(folder, part.file)
     names = [part.inputs, part.labels] if isinstance(part, Labelled) else [part.inputs]

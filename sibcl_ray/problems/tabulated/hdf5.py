@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +157,9 @@ def _filters_needed(data: Any) -> Iterator[tuple[int, str]]:
     pipeline = data.id.get_create_plist()
     for position in range(pipeline.get_nfilters()):
         code, _, _, name = pipeline.get_filter(position)
-        if h5py.h5z.filter_avail(code) or not _is_applied(data, position):
+        masks = (data.id.get_chunk_info(chunk).filter_mask for chunk in range(data.id.get_num_chunks()))
+        # It is left out of chunks where it gains nothing.
+        if h5py.h5z.filter_avail(code) or all(mask >> position & 1 for mask in masks):
             continue
         with suppress(ImportError):
             import hdf5plugin  # noqa: F401  registers its filters
@@ -166,12 +167,6 @@ def _filters_needed(data: Any) -> Iterator[tuple[int, str]]:
             if h5py.h5z.filter_avail(code):
                 continue
         yield code, PLUGINS.get(code) or name.decode(errors="replace") or "of no known name"
-
-
-def _is_applied(data: Any, position: int) -> bool:
-    """Whether any chunk went through the filter, which is left out where it gains nothing."""
-    masks = (data.id.get_chunk_info(chunk).filter_mask for chunk in range(data.id.get_num_chunks()))
-    return any(not mask >> position & 1 for mask in masks)
 
 
 # Who wrote it
@@ -184,6 +179,6 @@ def _writer(path: Path, data: Any) -> str:
     """Who wrote a dataset with its axes in reverse; empty where nothing says so."""
     with path.open("rb") as file:
         head = file.read(64)
-    by_head = (who for beginning, who in _BEGINNINGS.items() if head.startswith(beginning))
-    by_mark = (who for mark, who in _MARKS.items() if mark in data.attrs or mark in data.parent.attrs)
-    return next(chain(by_head, by_mark), "")
+    by_head = [who for beginning, who in _BEGINNINGS.items() if head.startswith(beginning)]
+    by_mark = [who for mark, who in _MARKS.items() if mark in data.attrs or mark in data.parent.attrs]
+    return [*by_head, *by_mark, ""][0]

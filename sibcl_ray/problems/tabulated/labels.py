@@ -26,11 +26,12 @@ def over_scale(raw: np.ndarray, scale: float) -> np.ndarray:
 
 
 def judged(metric: str) -> Rule:
-    """What a label may not be if it is to be judged by a metric."""
+    """What a label may not be if it is to be judged by a metric, in which it has no error of 0 then."""
 
     def undefined(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return METRICS[metric].undefined(torch.from_numpy(values.astype(np.float32))).numpy()
+            label = torch.from_numpy(values.astype(np.float32))
+        return METRICS[metric](label, label).isnan().numpy()
 
     return Rule(
         undefined,
@@ -66,7 +67,9 @@ def refuse_immoderate(label: Label, labels: Mapping[str, Survey], offset: np.nda
     """BadData where networks cannot learn the labels of a role; ``offset`` is the known one, over the scale."""
     for role, found in labels.items():
         title = found.stored.title
-        if found.stored.rows > 1 and _is_constant(found):
+        # By no more than the rounding of the numbers that they are stored as labels do not differ.
+        least = max(found.resolution, 4 * np.finfo(np.float64).eps) * np.abs(found.mean)
+        if found.stored.rows > 1 and (found.rounding.apart <= least).all():
             raise BadData(f"{title} is the same in all rows; there is nothing to learn")
         size, deviation = _learned(found, offset)
         if not _fits(role, size, deviation):
@@ -91,12 +94,6 @@ def _fits(role: str, size: float, deviation: float, faint: float = FAINT) -> boo
 
 def _size(values: np.ndarray) -> float:
     return math.sqrt(np.square(values).mean())
-
-
-def _is_constant(found: Survey) -> bool:
-    """Whether labels differ by no more than the rounding of the numbers that they are stored as."""
-    least = max(found.resolution, 4 * np.finfo(np.float64).eps)
-    return bool((found.rounding.apart <= least * np.abs(found.mean)).all())
 
 
 def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> str:

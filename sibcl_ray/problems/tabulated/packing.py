@@ -5,7 +5,6 @@ Values are stored less ``add_offset`` and over ``scale_factor``; some stand for 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,39 +18,17 @@ _MISSING = ("_FillValue", "missing_value", *_ALIKE)
 _PACKED = ("scale_factor", "add_offset")
 _VALID = ("valid_range", "valid_min", "valid_max")
 
-Absent = tuple[
-    str, Callable[[np.ndarray, np.ndarray], np.ndarray]
-]  # what says so; of stored and unpacked values a mask
+# A reason for which values count as missing: what says so, a test of values and a limit, and whether it is of the
+# unpacked values instead of the stored ones.
+Absent = tuple[str, Callable[[np.ndarray, Any], np.ndarray], Any, bool]
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How to read the numbers of a dataset."""
+def packing(title: str, data: Any) -> Callable[[np.ndarray, dict[str, None]], np.ndarray]:
+    """How to read the numbers of a dataset; BadData where an attribute that should be a number is none.
 
-    stored: np.dtype  # as which the bytes are to be understood
-    scale: float | None  # None where numbers are stored as they are
-    offset: float
-    absent: tuple[Absent, ...]  # reasons for which values count as missing
-
-    def __call__(self, raw: np.ndarray, missing: dict[str, None]) -> np.ndarray:
-        """The numbers themselves, float64 where they were packed, and NaN where one is missing.
-
-        ``missing`` is told by what it was.
-        """
-        raw = raw.view(self.stored)
-        values = raw if self.scale is None else raw.astype(np.float64) * self.scale + self.offset
-        for reason, is_absent in self.absent:
-            if (mask := is_absent(raw, values)).any():
-                missing[reason] = None
-                values = np.where(mask, np.nan, values)
-        return values
-
-
-def packing(title: str, data: Any) -> Packing:
-    """What a dataset says of its numbers.
-
-    Raises:
-        BadData: an attribute that should be a number is none.
+    Returns:
+        A function from stored numbers to those that are meant: float64 where they were packed, and NaN where one is
+        missing. Its second argument is told by what it was.
     """
     attributes, own = data.attrs, data.dtype.base
     there = set(attributes)  # in one look, as there may be a dataset for every sample
@@ -62,13 +39,25 @@ def packing(title: str, data: Any) -> Packing:
     stored = _signed(own, attributes["_Unsigned"]) if "_Unsigned" in there else own
     alike = {name: _as(given, own, stored) for name, given in numbers.items()}
     packed = {name: _one(title, name, numbers[name]) for name in _PACKED if name in numbers}
-    absent = [(f"{name} = {_shown(numbers[name])}", _among(alike[name])) for name in _MISSING if name in numbers]
+    absent: list[Absent] = [
+        (f"{name} = {_shown(numbers[name])}", np.isin, alike[name], False) for name in _MISSING if name in numbers
+    ]
     fill = None if absent else _fill(data)
     absent += _limits(numbers, alike, unpacked=bool(packed) and stored.kind in "iu")
     if fill is not None:
-        absent.append((f"its HDF5 fill value {_shown(fill)}", _among(_as(fill, own, stored))))
-    scale = packed.get("scale_factor", 1.0) if packed else None
-    return Packing(stored, scale, packed.get("add_offset", 0.0), tuple(absent))
+        absent.append((f"its HDF5 fill value {_shown(fill)}", np.isin, _as(fill, own, stored), False))
+
+    def unpacked(raw: np.ndarray, missing: dict[str, None]) -> np.ndarray:
+        values = raw = raw.view(stored)
+        if packed:
+            values = raw.astype(np.float64) * packed.get("scale_factor", 1.0) + packed.get("add_offset", 0.0)
+        for says, is_absent, limit, of_unpacked in absent:
+            if (mask := is_absent(values if of_unpacked else raw, limit)).any():
+                missing[says] = None
+                values = np.where(mask, np.nan, values)
+        return values
+
+    return unpacked
 
 
 def _signed(own: np.dtype, unsigned: Any) -> np.dtype:
@@ -103,10 +92,6 @@ def _as(given: np.ndarray, own: np.dtype, stored: np.dtype) -> np.ndarray:
     return given.astype(own).view(stored) if stored != own and given.dtype.kind in "iu" else given
 
 
-def _among(given: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda raw, values: np.isin(raw, given)
-
-
 def _limits(numbers: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray], unpacked: bool) -> Iterator[Absent]:
     """Reasons by the range in which values are valid.
 
@@ -118,11 +103,7 @@ def _limits(numbers: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray], 
         if source in numbers:
             of_unpacked = unpacked and numbers[source].dtype.kind == "f"
             limit = (numbers if of_unpacked else alike)[source][place]
-            yield f"{source} = {_shown(numbers[source])}", _beyond(outside, limit, of_unpacked)
-
-
-def _beyond(outside: Callable, limit: Any, unpacked: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda raw, values: outside(values if unpacked else raw, limit)
+            yield f"{source} = {_shown(numbers[source])}", outside, limit, of_unpacked
 
 
 def _fill(data: Any) -> np.ndarray | None:

@@ -4,6 +4,7 @@ The star stands for the number of a sample. Rows are ordered by it; numbers may 
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,7 @@ def _opened(path: Path) -> Any:
 
 
 def open_numbered(path: Path, names: Sequence[str], titles: Sequence[str]) -> list[Stored]:
-    """The arrays ``names`` of an HDF5 file, with the rows whose number all of them have.
-
-    Raises:
-        BadData: no number has all of the names, or the first row is none.
-    """
+    """The arrays ``names`` of an HDF5 file, with the rows whose number all of them have; BadData if there is none."""
     with _opened(path) as file:
         found = [_numbers(file, name, title) for name, title in zip(names, titles, strict=True)]
         common = sorted(set.intersection(*map(set, found)))
@@ -52,7 +49,7 @@ def open_numbered(path: Path, names: Sequence[str], titles: Sequence[str]) -> li
 def _numbers(file: Any, name: str, title: str) -> dict[int, str]:
     """The paths of the datasets, by number."""
     before, _, after = name.partition(STAR)
-    if STAR in after or not (before.endswith("/") or not before) or not (after.startswith("/") or not after):
+    if not re.fullmatch(r"([^*]*/)?\*(/[^*]*)?", name):
         raise BadData(f"{title} should have one star, in the place of a number, such as 'shapes/*/bandgap_1'")
     group = file.get(before.rstrip("/") or "/")
     if not hasattr(group, "keys"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.problems.tabulated.arrangement import arranged, as_float32
-from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS, NO_UNITS, Declaration
+from sibcl_ray.problems.tabulated.declaration import FILE, LOSSES, METRICS, NO_UNITS, RELATIVE, Declaration
 from sibcl_ray.problems.tabulated.files import open_part
 from sibcl_ray.problems.tabulated.labels import over_scale
 from sibcl_ray.problems.tabulated.tables import BadData, find, readable
@@ -39,8 +39,7 @@ class Source:
     def take(self, role: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Inputs (count, *grid), float32, and labels (count, numbers) over their scale, float64, of these rows.
 
-        Raises:
-            BadData: the files are not there, or are not those that were checked.
+        BadData where the files are not there, or are not those that were checked.
         """
         for file, stamp in self.files.items():
             if stamp_of(self.folder, file) != stamp:
@@ -116,12 +115,12 @@ class Tabulated(Problem):
         return LOSSES[self.cheap_loss](prediction, label)
 
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
-        return METRICS[self.metric].error(prediction.flatten(1) * self.scale, label.flatten(1) * self.scale)
+        return METRICS[self.metric](prediction.flatten(1) * self.scale, label.flatten(1) * self.scale)
 
     @property
     def error_units(self) -> str:  # type: ignore[override]  # a class's elsewhere
         """The label's own unit; the metric's name where none was given."""
-        if METRICS[self.metric].relative:
+        if self.metric in RELATIVE:
             return FRACTION
         units = self.label_units.removesuffix(divided(self.scale))
         return self.metric.replace("_", " ") if units == NO_UNITS else units
@@ -129,19 +128,14 @@ class Tabulated(Problem):
     @property
     def available(self) -> dict[str, int]:
         """Samples there are of each role, "target", "test", "surrogate" and "unlabelled"; 0 where none were given."""
-        rows = self._rows
-        return {**dict.fromkeys(("surrogate", "unlabelled"), 0), "test": self.drawn, **rows} | {
-            "target": rows["target"] - self.drawn
-        }
+        rows = {"surrogate": 0, "unlabelled": 0, "test": self.drawn} | self._rows
+        return rows | {"target": rows["target"] - self.drawn}
 
     def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
-        have = self.available
+        labelled, unlabelled = self.available["surrogate"], self.available["unlabelled"]
         needs = (
-            (surrogate and not have["surrogate"], "surrogate labels; give [surrogate]"),
-            (
-                contrastive and not have["surrogate"] + have["unlabelled"],
-                "inputs without labels; give [unlabelled] or [surrogate]",
-            ),
+            (surrogate and not labelled, "surrogate labels; give [surrogate]"),
+            (contrastive and not labelled + unlabelled, "inputs without labels; give [unlabelled] or [surrogate]"),
             ((contrastive or invariant) and not self.groups, "a symmetry; give [symmetry]"),
             (delta, "a cheap solver that can be asked about every input, which arrays are not"),
         )
@@ -203,11 +197,9 @@ class Tabulated(Problem):
 
     def _order(self, role: str, seed: int) -> np.ndarray:
         """The row numbers of a role, in their order. A drawn test comes first, so that no budget moves it."""
-        if not self.available[role]:
-            return np.zeros(0, int)
         if role == "test" and self.drawn:
             return _shuffled(seed, "target", self._rows["target"])[: self.drawn]
-        return _shuffled(seed, role, self._rows[role])[self.drawn if role == "target" else 0 :]
+        return _shuffled(seed, role, self._rows.get(role, 0))[self.drawn if role == "target" else 0 :]
 
     def sample(self, count: int, rng: np.random.Generator) -> Sample:
         raise BadData(f"{self.name} has the inputs of its arrays and can draw no others")

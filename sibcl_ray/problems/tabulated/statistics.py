@@ -12,9 +12,6 @@ from sibcl_ray.symmetry.orbits import NUMBERS, Orbits, repeated, twins
 EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to here have a number of their own
 
 
-# What may not be in a row
-
-
 @dataclass(frozen=True)
 class Rule:
     """What may not be in a row."""
@@ -34,7 +31,7 @@ def _not_finite(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _too_large(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
     fits = np.abs(_flat(values)) <= np.finfo(np.float32).max
-    return np.asarray(np.isfinite(_flat(raw)).all(1) & ~fits.all(1))
+    return ~_not_finite(raw, values) & ~fits.all(1)
 
 
 # Numbers that stand for none: of numpy's masked arrays and climate models, of netCDF, and the largest of float32.
@@ -49,12 +46,11 @@ def _marks(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
         return np.asarray(np.isin(size, np.array(MARKS, raw.dtype)).any(1))
 
 
+_AGAIN = "compute these rows again, or remove them"
 FINITE = (
-    Rule(_not_finite, "NaN or infinity", "compute these rows again, or remove them"),
+    Rule(_not_finite, "NaN or infinity", _AGAIN),
     Rule(_too_large, "numbers too large for float32", "store them in a larger unit"),
-    Rule(
-        _marks, "1e+20, 9.96921e+36 or the like, which mark missing values,", "compute these rows again, or remove them"
-    ),
+    Rule(_marks, "1e+20, 9.96921e+36 or the like, which mark missing values,", _AGAIN),
 )
 
 
@@ -73,11 +69,8 @@ def distinct(exact: type[np.floating]) -> Rule:
     )
 
 
-# What is in an array
-
-
 class Survey:
-    """What an array holds as it is converted, from one pass through it.
+    """What an array holds as it is converted, from one pass through it; BadData if it is damaged or breaks a rule.
 
     Args:
         stored: the array.
@@ -92,9 +85,6 @@ class Survey:
         mean: of each entry over all rows, float64 (*shape).
         resolution: the relative distance of neighbouring numbers as they are stored.
         rounding: what float32 would make of the numbers.
-
-    Raises:
-        BadData: the file is damaged, or rows break a rule.
     """
 
     def __init__(
@@ -119,7 +109,8 @@ class Survey:
             self._add(first, values)
             self.rounding.add(values if values.dtype == np.float64 else raw)
             if orbits:
-                hashes.append(_hashes(values))
+                digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values)
+                hashes.append(np.frombuffer(b"".join(digests), np.uint64))
                 forms.append(orbits.forms(values))
         for rule, rows in broken.items():
             if len(found := np.concatenate(rows)):
@@ -148,11 +139,6 @@ class Survey:
     def square_about(self, point: np.ndarray | float) -> np.ndarray:
         """The mean square distance of each entry from ``point``, (*shape)."""
         return self._squares / self.stored.rows + (self.mean - point) ** 2
-
-
-def _hashes(values: np.ndarray) -> np.ndarray:
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values)
-    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 class Rounding:

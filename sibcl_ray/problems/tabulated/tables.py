@@ -27,11 +27,7 @@ class BadData(BadProblem):
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """An array in a file. Its first axis are rows; ``shape`` is that of one row.
-
-    Raises:
-        BadData: the shape is that of no data.
-    """
+    """An array in a file. Its first axis are rows; ``shape`` is that of one row."""
 
     title: str  # the file and the array's name, for messages
     rows: int
@@ -48,11 +44,6 @@ class Stored:
             raise BadData(f"{self.title} is empty, of shape {self.whole_shape}; there is nothing to learn from it")
         if math.prod(self.shape) > LARGEST_ROW:
             raise BadData(f"{self.title} has rows of shape {self.shape}; no network here takes so many values")
-
-    @property
-    def name(self) -> str:
-        """The array's name alone."""
-        return self.title.partition(", array ")[2].strip(",'")
 
     @property
     def whole_shape(self) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
             Content(role, found.stored.rows, found.digest, labels[role].digest if role in labels else None)
             for role, found in inputs.items()
         ),
-        drawn=declared.drawn,
+        drawn=declared.target.test,
         grid=grid,
         outputs=outputs or (1,),
         groups=groups,
@@ -85,10 +85,11 @@ def _opened(folder: Path, declared: Declaration, note: Callable[[str], None]) ->
     images = {role: arranged(declared.input, inputs) for role, (inputs, _) in stored.items()}
     require_common_shape({labels: labels.shape for _, labels in stored.values() if labels}, "labels")
     require_common_shape({inputs: images[role].shape for role, (inputs, _) in stored.items()}, "inputs")
-    if (target := images["target"]).rows <= declared.drawn:
+    target, drawn = images["target"], declared.target.test
+    if target.rows <= drawn:
         raise BadData(
-            f"{target.title} has {target.rows:,} rows, of which test = {declared.drawn:,} in [target] leaves none to "
-            "learn from; ask for fewer"
+            f"{target.title} has {target.rows:,} rows, of which test = {drawn:,} in [target] leaves none to learn "
+            "from; ask for fewer"
         )
     return {role: (images[role], labels) for role, (_, labels) in stored.items()}
 
@@ -109,7 +110,7 @@ def _surveys(
             labels[role] = Survey(given, scaled, [distinct(np.float64), *judge])
     for found in inputs.values():
         _refuse_blurred(found)
-    _refuse_leaks(inputs, declared.drawn)
+    _refuse_leaks(inputs, declared.target.test)
     return inputs, labels
 
 
@@ -180,7 +181,7 @@ def _each(key: str, values: tuple[float, ...], channels: int) -> tuple[float, ..
         raise BadData(
             f"{declaration.FILE}: {key} in [input] has {len(values)} numbers for {channels} channels; give one each"
         )
-    return values if len(values) == channels else values * channels
+    return values * (channels // len(values))
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
