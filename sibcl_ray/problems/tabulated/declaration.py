@@ -22,9 +22,6 @@ SURROGATE_MEAN = "surrogate mean"
 NO_UNITS = "not given"
 
 
-# What can be declared
-
-
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of predictions and labels (batch, numbers): (batch,)
     "relative": lambda p, t: (p - t).abs().sum(1) / t.abs().sum(1),
     "mean_relative": lambda p, t: ((p - t) / t).abs().mean(1),

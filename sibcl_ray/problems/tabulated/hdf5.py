@@ -42,7 +42,7 @@ def names(path: Path, wanted: str) -> Iterable[str]:
 
     def visit(name: str, item: Any) -> None:
         if hasattr(item, "dtype") and not name.startswith("#"):  # where MATLAB keeps what others refer to
-            found[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see numbered
+            found[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see per_sample
 
     with opened(path) as file:
         with suppress(KeyError):  # also of a link that leads nowhere
@@ -100,8 +100,6 @@ def _unwritten(data: Any) -> bool:
     return data.id.get_storage_size() < data.size * data.dtype.itemsize
 
 
-# What is in it
-
 _MATLABS_NUMBERS = ("double", "single", "logical", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 
 
@@ -127,8 +125,6 @@ def _require_numbers(title: str, data: Any) -> None:
         raise BadData(f"{title} holds {COMPLEX}")
     require_numbers(title, dtype.base)
 
-
-# How it is compressed
 
 PLUGINS = {  # filters that the package hdf5plugin brings
     307: "bzip2",
@@ -168,8 +164,6 @@ def _filters_needed(data: Any) -> Iterator[tuple[int, str]]:
                 continue
         yield code, PLUGINS.get(code) or name.decode(errors="replace") or "of no known name"
 
-
-# Who wrote it
 
 _BEGINNINGS = {b"MATLAB 7.3": "MATLAB", b"HDF5-based Julia": "Julia"}  # of a file that its writer marks
 _MARKS = {"MATLAB_class": "MATLAB", "rhdf5-NA.OK": "R", "OCTAVE_NEW_FORMAT": "Octave"}  # attributes

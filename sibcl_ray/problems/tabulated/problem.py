@@ -146,11 +146,7 @@ class Tabulated(Problem):
     ) -> Iterator[tuple[int, Sample, np.ndarray | None]]:
         """Parts of a role's samples, all from one pass through its arrays; they must fit in memory together.
 
-        Args:
-            role: a key of `available`.
-            seed: of the study. The order of a role's rows depends on the seed and on the data alone.
-            indices: the numbers of the wanted parts.
-            size: samples of a part; part i has those from ``size * i``, the last may have fewer.
+        Part i has those from ``size * i``; the last may have fewer. Their order depends on the seed and the data alone.
 
         Returns:
             For each part its number, its inputs, with their row numbers in the user's file as the parameter
