@@ -39,6 +39,7 @@ from sibcl_ray.problems.tabulated.declaration import LOSSES, METRICS, EachChanne
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import Store
 from sibcl_ray.symmetry import PointGroup, Translations
+from sibcl_ray.symmetry.orbits import Orbits
 
 
 @pytest.fixture
@@ -101,8 +102,8 @@ def test_the_reference_says_all_there_is_to_say():
     for table, model in declaration._TABLES.items():
         assert set(said[table]) >= set(model.model_fields), table
     declared = declaration.parse(toml.encode())
-    assert declared.drawn == 200 and declared.parts["unlabelled"].file == "more.parquet"
-    assert list(declared.symmetry) == ["translation", "point_group", "scaling"]
+    assert declared.target.test == 200 and declared.parts["unlabelled"].file == "more.parquet"
+    assert list(declared.groups((32, 32))) == ["translation", "point_group", "scaling"]
     assert declared.label.offset == "surrogate mean" and declared.input.shape == (32, 32)
 
 
@@ -416,12 +417,12 @@ def test_moments_are_those_of_the_whole_however_it_is_cut(seed, count, step, off
     def read():
         yield from (values[first : first + step] for first in range(0, count, step))
 
-    found = statistics.survey(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], hash_rows=True)
+    found = statistics.Survey(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], Orbits((), (2, 3)))
     exact = values.astype(np.float64)
     assert np.allclose(found.mean, exact.mean(0), rtol=1e-12)
     assert np.allclose(found.square_about(found.mean), exact.var(0), rtol=1e-6, atol=1e-12)
     assert np.allclose(found.square_about(1.5), np.square(exact - 1.5).mean(0), rtol=1e-9)
-    assert len(np.unique(found.rows)) == count == found.count
+    assert len(np.unique(found.hashes)) == count == found.stored.rows
 
 
 def test_a_file_that_ends_too_soon_is_found():

@@ -1,8 +1,8 @@
 """Which axes of stored arrays are what: rows, pixels and channels."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,35 +10,8 @@ from sibcl_ray.problems.tabulated.declaration import Input
 from sibcl_ray.problems.tabulated.tables import BadData, Stored
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """How a row becomes an image, (n, m) pixels or (channels, n, m)."""
-
-    shape: tuple[int, ...]  # of a row
-    channels_last: bool
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Shape of the image."""
-        return (self.shape[-1], *self.shape[:-1]) if self.channels_last else self.shape
-
-    def place(self, raw: np.ndarray) -> np.ndarray:
-        """Raw rows as images, (rows, *grid)."""
-        rows = raw.reshape(len(raw), *self.shape)
-        return np.moveaxis(rows, -1, 1) if self.channels_last else rows
-
-    def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """The same as float32. Zeros lose their sign, so that equal inputs have equal bytes."""
-        with np.errstate(all="ignore"):  # what becomes infinite is refused by name
-            return np.ascontiguousarray(self.place(raw), np.float32) + np.float32(0)
-
-
-def arrangement(declared: Input, inputs: Stored) -> Arrangement:
-    """How rows of ``inputs`` become images.
-
-    Raises:
-        BadData: networks take no rows of this shape.
-    """
+def arranged(declared: Input, inputs: Stored) -> Stored:
+    """The same with an image for a row, (n, m) pixels or (channels, n, m); BadData if networks take no such rows."""
     shape = declared.shape or inputs.shape
     if math.prod(shape) != math.prod(inputs.shape):
         advice = f"; {_COLUMNS}" if not inputs.shape else _hint(inputs) or "; mend one of them"
@@ -49,7 +22,18 @@ def arrangement(declared: Input, inputs: Stored) -> Arrangement:
     channels = declared.channels != "none"
     if len(shape) != 2 + channels:
         raise BadData(f"{inputs.title} has rows of shape {shape}; {_advice_on_axes(shape, channels)}")
-    return Arrangement(shape, declared.channels == "last")
+    source = -1 if declared.channels == "last" else 1  # of the first axis of an image
+
+    def read() -> Iterator[np.ndarray]:
+        return (np.moveaxis(block.reshape(len(block), *shape), source, 1) for block in inputs.read())
+
+    return replace(inputs, shape=(shape[-1], *shape[:-1]) if source < 0 else shape, read=read)
+
+
+def as_float32(images: np.ndarray) -> np.ndarray:
+    """Numbers as networks see them. Zeros lose their sign, so that equal inputs have equal bytes."""
+    with np.errstate(all="ignore"):  # what becomes infinite is refused by name
+        return np.ascontiguousarray(images, np.float32) + np.float32(0)
 
 
 _COLUMNS = (
@@ -72,16 +56,15 @@ def _advice_on_axes(shape: tuple[int, ...], channels: bool) -> str:
     return f"networks take 2D images and no inputs with {len(shape)} axes"
 
 
-def common_shape(arrays: Sequence[Stored], shape: Callable[[Stored], tuple[int, ...]], what: str) -> tuple[int, ...]:
-    """The shape that all arrays have; BadData where they differ."""
-    first, *others = arrays
-    for other in others:
-        if shape(other) != shape(first):
+def require_common_shape(shapes: Mapping[Stored, tuple[int, ...]], what: str) -> None:
+    """BadData where arrays have rows of different shapes."""
+    (first, shape), *others = shapes.items()
+    for other, its in others:
+        if its != shape:
             raise BadData(
-                f"{other.title} has {what} of shape {shape(other)} and {first.title} has {shape(first)}; "
-                f"they must be of one shape{_hint(other) or _hint(first)}"
+                f"{other.title} has {what} of shape {its} and {first.title} has {shape}; they must be of one shape"
+                f"{_hint(other, first)}"
             )
-    return shape(first)
 
 
 # The order of axes. Where the first index runs fastest, as in MATLAB, an array of samples by height by width comes out
@@ -95,40 +78,32 @@ _REVERSED = {  # of what writes axes in the other order, how to write them so th
 }
 
 
-def _hint(stored: Stored) -> str:
-    """Where the file's writer is known to reverse axes: that it does, and what to do."""
-    if stored.writer not in _REVERSED or not stored.shape:
-        return ""
-    return (
-        f"; {stored.writer} wrote this file, and its axes come in reverse, here {(stored.rows, *stored.shape)}: rows "
-        f"must be first, so write {_REVERSED[stored.writer]} there, or np.savez the .T of each array"
-    )
+def _hint(*arrays: Stored | None) -> str:
+    """Where the writer of one is known to reverse axes: that it does, and what to do."""
+    for stored in arrays:
+        if stored and stored.shape and stored.writer in _REVERSED:
+            return (
+                f"; {stored.writer} wrote this file, and its axes come in reverse, here {stored.whole_shape}: rows "
+                f"must be first, so write {_REVERSED[stored.writer]} there, or np.savez the .T of each array"
+            )
+    return ""
 
 
-def require_pairs(inputs: Stored, labels: Stored | None) -> None:
-    """BadData where inputs and labels have not the same number of rows, or have so in reverse as well."""
+def require_pairs(inputs: Stored, labels: Stored | None, note: Callable[[str], None]) -> None:
+    """BadData where inputs and labels have not as many rows, or have so in reverse as well; a note where they may."""
     if labels is not None and labels.rows != inputs.rows:
+        name = labels.title.partition(", array ")[2].rstrip(",")
         transposed = ". Are its rows along the last axis? Then transpose it" if labels.rows in inputs.shape[-1:] else ""
         raise BadData(
-            f"{inputs.title} has {inputs.rows:,} rows and {labels.name!r} has {labels.rows:,}; each input needs one "
-            f"label, row by row{_hint(inputs) or _hint(labels) or transposed}"
+            f"{inputs.title} has {inputs.rows:,} rows and {name} has {labels.rows:,}; each input needs one "
+            f"label, row by row{_hint(inputs, labels) or transposed}"
         )
-    if hint := _fit_in_reverse(inputs, labels) and (_hint(inputs) or (labels and _hint(labels))):
+    # Rows might as well be along the last axis, with labels that are stored like the inputs or are not.
+    fit_in_reverse = inputs.shape and inputs.shape[-1] in (inputs.rows, *(labels.shape[-1:] if labels else ()))
+    if fit_in_reverse and (hint := _hint(inputs, labels)):
         raise BadData(f"{inputs.title} may have its rows along the first or the last axis{hint}")
-
-
-def doubt(inputs: Stored, labels: Stored | None) -> str:
-    """What may be wrong with the order of axes though everything fits; empty if nothing is."""
-    if inputs.writer != "" or not _fit_in_reverse(inputs, labels):
-        return ""
-    return (
-        f"{inputs.title.rstrip(',')} of shape {(inputs.rows, *inputs.shape)} is read with rows along its first axis, "
-        "and they might as well be along the last: if MATLAB, Julia, Fortran or R wrote it, transpose it"
-    )
-
-
-def _fit_in_reverse(inputs: Stored, labels: Stored | None) -> bool:
-    """Whether rows might as well be along the last axis, with labels that are stored like them or are not."""
-    if not inputs.shape:
-        return False
-    return inputs.shape[-1] in (inputs.rows, *(labels.shape[-1:] if labels else ()))
+    if fit_in_reverse and not inputs.writer:
+        note(
+            f"{inputs.title.rstrip(',')} of shape {inputs.whole_shape} is read with rows along its first axis, and "
+            "they might as well be along the last: if MATLAB, Julia, Fortran or R wrote it, transpose it"
+        )

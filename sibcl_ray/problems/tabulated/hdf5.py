@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def names(path: Path, wanted: str) -> Iterable[str]:
 
     def visit(name: str, item: Any) -> None:
         if hasattr(item, "dtype") and not name.startswith("#"):  # where MATLAB keeps what others refer to
-            found[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see numbered
+            found[re.sub(r"(^|/)\d+(?=/|$)", r"\1*", name, count=1)] = None  # see per_sample
 
     with opened(path) as file:
         with suppress(KeyError):  # also of a link that leads nowhere
@@ -88,7 +87,10 @@ def refuse_unusable(title: str, file: Any, data: Any) -> None:
         rows = f"for {data.shape[0]:,} rows, of which some" if data.shape else "for a number, which"
         raise BadData(f"{title} was made {rows} were never written; write them, or fewer")
     for code, name in _filters_needed(data):
-        raise BadData(f"{title} is compressed by HDF5's filter {code} ({name}), {_advice_on_filter(code)}")
+        advice = "install its plug-in, or write the file again where it is (h5repack -f GZIP=4)"
+        if code in PLUGINS:
+            advice = "pip install hdf5plugin"
+        raise BadData(f"{title} is compressed by HDF5's filter {code} ({name}), which is missing here: {advice}")
 
 
 def _unwritten(data: Any) -> bool:
@@ -98,14 +100,7 @@ def _unwritten(data: Any) -> bool:
     return data.id.get_storage_size() < data.size * data.dtype.itemsize
 
 
-# What is in it
-
-_MATLABS_NUMBERS = (
-    "double",
-    "single",
-    "logical",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
+_MATLABS_NUMBERS = ("double", "single", "logical", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 
 
 def _require_numbers(title: str, data: Any) -> None:
@@ -130,8 +125,6 @@ def _require_numbers(title: str, data: Any) -> None:
         raise BadData(f"{title} holds {COMPLEX}")
     require_numbers(title, dtype.base)
 
-
-# How it is compressed
 
 PLUGINS = {  # filters that the package hdf5plugin brings
     307: "bzip2",
@@ -160,7 +153,9 @@ def _filters_needed(data: Any) -> Iterator[tuple[int, str]]:
     pipeline = data.id.get_create_plist()
     for position in range(pipeline.get_nfilters()):
         code, _, _, name = pipeline.get_filter(position)
-        if h5py.h5z.filter_avail(code) or not _is_applied(data, position):
+        masks = (data.id.get_chunk_info(chunk).filter_mask for chunk in range(data.id.get_num_chunks()))
+        # It is left out of chunks where it gains nothing.
+        if h5py.h5z.filter_avail(code) or all(mask >> position & 1 for mask in masks):
             continue
         with suppress(ImportError):
             import hdf5plugin  # noqa: F401  registers its filters
@@ -170,20 +165,6 @@ def _filters_needed(data: Any) -> Iterator[tuple[int, str]]:
         yield code, PLUGINS.get(code) or name.decode(errors="replace") or "of no known name"
 
 
-def _is_applied(data: Any, position: int) -> bool:
-    """Whether any chunk went through the filter, which is left out where it gains nothing."""
-    masks = (data.id.get_chunk_info(chunk).filter_mask for chunk in range(data.id.get_num_chunks()))
-    return any(not mask >> position & 1 for mask in masks)
-
-
-def _advice_on_filter(code: int) -> str:
-    if code in PLUGINS:
-        return "which is missing here: pip install hdf5plugin"
-    return "which is missing here: install its plug-in, or write the file again where it is (h5repack -f GZIP=4)"
-
-
-# Who wrote it
-
 _BEGINNINGS = {b"MATLAB 7.3": "MATLAB", b"HDF5-based Julia": "Julia"}  # of a file that its writer marks
 _MARKS = {"MATLAB_class": "MATLAB", "rhdf5-NA.OK": "R", "OCTAVE_NEW_FORMAT": "Octave"}  # attributes
 
@@ -192,6 +173,6 @@ def _writer(path: Path, data: Any) -> str:
     """Who wrote a dataset with its axes in reverse; empty where nothing says so."""
     with path.open("rb") as file:
         head = file.read(64)
-    by_head = (who for beginning, who in _BEGINNINGS.items() if head.startswith(beginning))
-    by_mark = (who for mark, who in _MARKS.items() if mark in data.attrs or mark in data.parent.attrs)
-    return next(chain(by_head, by_mark), "")
+    by_head = [who for beginning, who in _BEGINNINGS.items() if head.startswith(beginning)]
+    by_mark = [who for mark, who in _MARKS.items() if mark in data.attrs or mark in data.parent.attrs]
+    return [*by_head, *by_mark, ""][0]

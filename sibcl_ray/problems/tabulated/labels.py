@@ -5,13 +5,12 @@ Networks learn (label − offset) / scale in float32, which should be of order o
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sibcl_ray.problems.problem import FAINT, learnable
-from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label, Metric
+from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label
 from sibcl_ray.problems.tabulated.statistics import Rule, Survey
 from sibcl_ray.problems.tabulated.tables import BadData
 
@@ -26,17 +25,17 @@ def over_scale(raw: np.ndarray, scale: float) -> np.ndarray:
         return raw.reshape(len(raw), -1).astype(np.float64) / scale
 
 
-def judged(name: str) -> Rule:
-    """What a label may not be if it is to be judged by a metric."""
-    metric: Metric = METRICS[name]
+def judged(metric: str) -> Rule:
+    """What a label may not be if it is to be judged by a metric, in which it has no error of 0 then."""
 
     def undefined(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            return metric.undefined(torch.from_numpy(values.astype(np.float32))).numpy()
+            label = torch.from_numpy(values.astype(np.float32))
+        return METRICS[metric](label, label).isnan().numpy()
 
     return Rule(
         undefined,
-        f"zeros, which metric = {name!r} would divide by,",
+        f"zeros, which metric = {metric!r} would divide by,",
         'give metric = "absolute" in [label], or remove these rows',
     )
 
@@ -45,7 +44,17 @@ def known(label: Label, labels: Mapping[str, Survey], entries: int) -> tuple[flo
     """The offset over the scale, entry by entry."""
     if label.offset != SURROGATE_MEAN:
         return (float(label.offset) / label.scale,) * entries
-    return _rounded_mean(labels["surrogate"])
+    surrogate = labels["surrogate"]
+    return tuple(_rounded(*moments) for moments in zip(surrogate.mean, surrogate.deviation, strict=True))
+
+
+def _rounded(mean: float, deviation: float) -> float:
+    """A mean, so that the rounding of another processor does not name another problem.
+
+    To nine digits, or, where these are too few beside the deviation, to a thousandth of that.
+    """
+    digits = math.ceil(math.log10(abs(mean) / deviation)) + 4 if mean and deviation else 0
+    return float(f"{mean:.{min(15, max(9, digits))}g}")
 
 
 def precision(labels: Mapping[str, Survey]) -> str:
@@ -57,42 +66,34 @@ def precision(labels: Mapping[str, Survey]) -> str:
 def refuse_immoderate(label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> None:
     """BadData where networks cannot learn the labels of a role; ``offset`` is the known one, over the scale."""
     for role, found in labels.items():
-        if found.count > 1 and _is_constant(found):
-            raise BadData(f"{found.title} is the same in all rows; there is nothing to learn")
-        learned = _Learned.of(found, offset, 1.0)
-        if not learned.fits(role):
+        title = found.stored.title
+        # By no more than the rounding of the numbers that they are stored as labels do not differ.
+        least = max(found.resolution, 4 * np.finfo(np.float64).eps) * np.abs(found.mean)
+        if found.stored.rows > 1 and (found.rounding.apart <= least).all():
+            raise BadData(f"{title} is the same in all rows; there is nothing to learn")
+        size, deviation = _learned(found, offset)
+        if not _fits(role, size, deviation):
             raise BadData(
-                f"{found.title} less the offset and over the scale is {learned.size:.2g} in root mean square and "
-                f"deviates by {learned.deviation:.2g}, and networks learn numbers of order one; "
-                f"{_advice(role, label, labels, offset)}"
+                f"{title} less the offset and over the scale is {size:.2g} in root mean square and deviates by "
+                f"{deviation:.2g}, and networks learn numbers of order one; {_advice(role, label, labels, offset)}"
             )
 
 
-@dataclass(frozen=True)
-class _Learned:
-    """What networks would learn of labels."""
+def _learned(found: Survey, offset: np.ndarray | float, scale: float = 1.0) -> tuple[float, float]:
+    """Root mean square, and deviation from sample to sample, of what networks would learn of labels.
 
-    size: float  # root mean square
-    deviation: float  # from sample to sample
+    With an offset and a scale in units of the present scale.
+    """
+    return math.sqrt(found.square_about(offset).mean()) / scale, _size(found.deviation) / scale
 
-    @staticmethod
-    def of(found: Survey, offset: np.ndarray | float, scale: float) -> "_Learned":
-        """With an offset and a scale in units of the present scale."""
-        return _Learned(math.sqrt(found.square_about(offset).mean()) / scale, _size(found.deviation) / scale)
 
-    def fits(self, role: str, faint: float = FAINT) -> bool:
-        """Whether the labels of a role are of order one and, where they are learned from, vary by enough."""
-        return learnable(self.size, self.deviation if role in LEARNED else math.inf, faint)
+def _fits(role: str, size: float, deviation: float, faint: float = FAINT) -> bool:
+    """Whether the labels of a role are of order one and, where they are learned from, vary by enough."""
+    return learnable(size, deviation if role in LEARNED else math.inf, faint)
 
 
 def _size(values: np.ndarray) -> float:
     return math.sqrt(np.square(values).mean())
-
-
-def _is_constant(found: Survey) -> bool:
-    """Whether labels differ by no more than the rounding of the numbers that they are stored as."""
-    least = max(found.resolution, 4 * np.finfo(np.float64).eps)
-    return bool((found.rounding.apart <= least * np.abs(found.mean)).all())
 
 
 def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> str:
@@ -100,20 +101,18 @@ def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.nd
     unit = "" if role == "target" else "is it in the unit of [target]? if so "
     for faint in (PLAIN, FAINT):
         for new, scale, text in _choices(labels[role], label, offset):
-            if all(_Learned.of(found, new, scale).fits(other, faint) for other, found in labels.items()):
+            if all(_fits(other, *_learned(found, new, scale), faint) for other, found in labels.items()):
                 return f"{unit}give {text} in [label]"
     return f"{unit}no offset and scale suit all labels: store each array less an offset of its own, and in one unit"
 
 
 def _choices(found: Survey, label: Label, offset: np.ndarray) -> Iterator[tuple[np.ndarray | float, float, str]]:
     """Offsets and scales in units of the present scale, the least change first, and how to declare them."""
-    learned = _Learned.of(found, offset, 1.0)
-    by_size, by_deviation = (_power(value * label.scale) for value in (learned.size, learned.deviation))
-    near = _near(float(found.mean.mean()) * label.scale, learned.deviation * label.scale)
-    centre = near / label.scale
-    yield offset, by_size / label.scale, f"scale = {by_size:g}"
-    yield centre, 1.0, f"offset = {near!r}"
-    yield centre, by_deviation / label.scale, f"offset = {near!r} and scale = {by_deviation:g}"
+    size, deviation = (value * label.scale for value in _learned(found, offset))
+    near = _near(float(found.mean.mean()) * label.scale, deviation)
+    yield offset, _power(size) / label.scale, f"scale = {_power(size):g}"
+    yield near / label.scale, 1.0, f"offset = {near!r}"
+    yield near / label.scale, _power(deviation) / label.scale, f"offset = {near!r} and scale = {_power(deviation):g}"
 
 
 def _power(value: float) -> float:
@@ -124,16 +123,3 @@ def _power(value: float) -> float:
 def _near(mean: float, deviation: float) -> float:
     """A number with few digits that is less than a deviation from the mean."""
     return round(mean, -math.floor(math.log10(deviation))) if deviation > 0 else mean
-
-
-def _rounded_mean(found: Survey) -> tuple[float, ...]:
-    """Each entry's mean, so that the rounding of another processor does not name another problem.
-
-    To nine digits, or, where these are too few beside the deviation, to a thousandth of that.
-    """
-    return tuple(_rounded(mean, deviation) for mean, deviation in zip(found.mean, found.deviation, strict=True))
-
-
-def _rounded(mean: float, deviation: float) -> float:
-    digits = math.ceil(math.log10(abs(mean) / deviation)) + 4 if mean and deviation else 0
-    return float(f"{mean:.{min(15, max(9, digits))}g}")

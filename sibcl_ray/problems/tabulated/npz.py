@@ -2,9 +2,9 @@
 
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +17,14 @@ def names(path: Path, wanted: str) -> Iterable[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-_HEADERS: dict[Any, Callable[[BinaryIO], tuple]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,  # type: ignore[dict-item]
-    (2, 0): np.lib.format.read_array_header_2_0,  # type: ignore[dict-item]
-}
-
-
 def _header(file: Any, title: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and type."""
     version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"npy version {version} holds no plain numbers")
     try:
-        return _HEADERS[version](file)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
     except ValueError as error:
         described = str(error).partition("valid dtype descriptor: ")[2]
         if not described:
@@ -37,13 +33,15 @@ def _header(file: Any, title: str) -> tuple[tuple[int, ...], bool, np.dtype]:
             f"{title} holds values of type {described[:40]}, which numpy does not know; store float8, bfloat16 and the "
             "like as float32"
         ) from None
+    raise ValueError(f"npy version {version} holds no plain numbers")
 
 
 def open_array(path: Path, name: str, title: str) -> Stored:
     """An array of a file."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
         shape, by_columns, dtype = _header(file, title)
-        size = archive.getinfo(f"{name}.npy").file_size - file.tell()
+        start = file.tell()
+        size = archive.getinfo(f"{name}.npy").file_size - start
     require_numbers(title, dtype)
     rows, row = axes(title, shape)
     row_bytes = math.prod(row) * dtype.itemsize
@@ -54,7 +52,7 @@ def open_array(path: Path, name: str, title: str) -> Stored:
         # Rows of an array in Fortran order are scattered over all of it: it is read whole.
         at_once = rows if by_columns else rows_at_once(row_bytes)
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            _header(file, title)
+            file.read(start)
             for first in range(0, rows, at_once):
                 count = min(at_once, rows - first)
                 flat = np.frombuffer(file.read(count * row_bytes), dtype)

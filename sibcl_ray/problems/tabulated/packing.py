@@ -4,8 +4,7 @@ Values are stored less ``add_offset`` and over ``scale_factor``; some stand for 
 (https://cfconventions.org, sections 2.5 and 8.1; NetCDF Users' Guide, appendix A).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,62 +18,46 @@ _MISSING = ("_FillValue", "missing_value", *_ALIKE)
 _PACKED = ("scale_factor", "add_offset")
 _VALID = ("valid_range", "valid_min", "valid_max")
 
-
-@dataclass(frozen=True)
-class _Absent:
-    """A reason for which values count as missing."""
-
-    says: str
-    of: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of stored and of unpacked values a mask
+# A reason for which values count as missing: what says so, a test of values and a limit, and whether it is of the
+# unpacked values instead of the stored ones.
+Absent = tuple[str, Callable[[np.ndarray, Any], np.ndarray], Any, bool]
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How to read the numbers of a dataset."""
+def packing(title: str, data: Any) -> Callable[[np.ndarray, dict[str, None]], np.ndarray]:
+    """How to read the numbers of a dataset; BadData where an attribute that should be a number is none.
 
-    stored: np.dtype  # as which the bytes are to be understood
-    scale: float | None  # None where numbers are stored as they are
-    offset: float
-    absent: tuple[_Absent, ...]
-
-    def __call__(self, raw: np.ndarray, missing: dict[str, None]) -> np.ndarray:
-        """The numbers themselves, float64 where they were packed, and NaN where one is missing.
-
-        ``missing`` is told by what it was.
-        """
-        raw = raw.view(self.stored)
-        values = raw if self.scale is None else raw.astype(np.float64) * self.scale + self.offset
-        for reason in self.absent:
-            if (mask := reason.of(raw, values)).any():
-                missing[reason.says] = None
-                values = np.where(mask, np.nan, values)
-        return values
-
-
-def packing(title: str, data: Any) -> Packing:
-    """What a dataset says of its numbers.
-
-    Raises:
-        BadData: an attribute that should be a number is none.
+    Returns:
+        A function from stored numbers to those that are meant: float64 where they were packed, and NaN where one is
+        missing. Its second argument is told by what it was.
     """
     attributes, own = data.attrs, data.dtype.base
     there = set(attributes)  # in one look, as there may be a dataset for every sample
-    said = {name: np.asarray(attributes[name]) for name in (*_MISSING, *_PACKED, *_VALID) if name in there}
+    numbers = {}
+    for name in (*_MISSING, *_PACKED, *_VALID):
+        if name in there and (_is_number(given := np.asarray(attributes[name])) or name not in _ALIKE):
+            numbers[name] = _checked(title, name, given)
     stored = _signed(own, attributes["_Unsigned"]) if "_Unsigned" in there else own
-    numbers = {
-        name: _numbers(title, name, given) for name, given in said.items() if name not in _ALIKE or _is_number(given)
-    }
+    alike = {name: _as(given, own, stored) for name, given in numbers.items()}
     packed = {name: _one(title, name, numbers[name]) for name in _PACKED if name in numbers}
-    absent = [
-        _Absent(f"{name} = {_shown(given)}", _among(_as(given, own, stored)))
-        for name, given in numbers.items()
-        if name in _MISSING
+    absent: list[Absent] = [
+        (f"{name} = {_shown(numbers[name])}", np.isin, alike[name], False) for name in _MISSING if name in numbers
     ]
-    absent += _limits(numbers, own, stored, bool(packed))
-    if (fill := _fill(data)) is not None and not any(name in numbers for name in _MISSING):
-        absent.append(_Absent(f"its HDF5 fill value {_shown(fill)}", _among(_as(fill, own, stored))))
-    scale = packed.get("scale_factor", 1.0) if packed else None
-    return Packing(stored, scale, packed.get("add_offset", 0.0), tuple(absent))
+    fill = None if absent else _fill(data)
+    absent += _limits(numbers, alike, unpacked=bool(packed) and stored.kind in "iu")
+    if fill is not None:
+        absent.append((f"its HDF5 fill value {_shown(fill)}", np.isin, _as(fill, own, stored), False))
+
+    def unpacked(raw: np.ndarray, missing: dict[str, None]) -> np.ndarray:
+        values = raw = raw.view(stored)
+        if packed:
+            values = raw.astype(np.float64) * packed.get("scale_factor", 1.0) + packed.get("add_offset", 0.0)
+        for says, is_absent, limit, of_unpacked in absent:
+            if (mask := is_absent(values if of_unpacked else raw, limit)).any():
+                missing[says] = None
+                values = np.where(mask, np.nan, values)
+        return values
+
+    return unpacked
 
 
 def _signed(own: np.dtype, unsigned: Any) -> np.dtype:
@@ -88,7 +71,7 @@ def _is_number(given: np.ndarray) -> bool:
     return given.dtype.kind in "biuf" and given.size > 0
 
 
-def _numbers(title: str, name: str, given: np.ndarray) -> np.ndarray:
+def _checked(title: str, name: str, given: np.ndarray) -> np.ndarray:
     wanted = "two numbers" if name == "valid_range" else "a number"
     if not _is_number(given) or (name == "valid_range" and given.size != 2):
         raise BadData(f"{title} has the attribute {name} = {str(given)[:40]}; make it {wanted}, or remove it")
@@ -109,32 +92,18 @@ def _as(given: np.ndarray, own: np.dtype, stored: np.dtype) -> np.ndarray:
     return given.astype(own).view(stored) if stored != own and given.dtype.kind in "iu" else given
 
 
-def _among(given: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda raw, values: np.isin(raw, given)
-
-
-def _limits(numbers: Mapping[str, np.ndarray], own: np.dtype, stored: np.dtype, packed: bool) -> list[_Absent]:
+def _limits(numbers: Mapping[str, np.ndarray], alike: Mapping[str, np.ndarray], unpacked: bool) -> Iterator[Absent]:
     """Reasons by the range in which values are valid.
 
     It is that of the stored numbers, unless only the unpacked ones can be meant, as it is of floats and they of
     integers.
     """
-    given = dict(numbers)
-    if "valid_range" in given:
-        given["valid_min"], given["valid_max"] = np.split(given["valid_range"], 2)
-    reasons = []
-    for name, outside in (("valid_min", np.less), ("valid_max", np.greater)):
-        if name not in given:
-            continue
-        source = "valid_range" if "valid_range" in numbers else name
-        unpacked = packed and stored.kind in "iu" and given[name].dtype.kind == "f"
-        limit = (given[name] if unpacked else _as(given[name], own, stored))[0]
-        reasons.append(_Absent(f"{source} = {_shown(numbers[source])}", _beyond(outside, limit, unpacked)))
-    return reasons
-
-
-def _beyond(outside: Callable, limit: Any, unpacked: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda raw, values: outside(values if unpacked else raw, limit)
+    for place, (name, outside) in enumerate((("valid_min", np.less), ("valid_max", np.greater))):
+        source, place = ("valid_range", place) if "valid_range" in numbers else (name, 0)
+        if source in numbers:
+            of_unpacked = unpacked and numbers[source].dtype.kind == "f"
+            limit = (numbers if of_unpacked else alike)[source][place]
+            yield f"{source} = {_shown(numbers[source])}", outside, limit, of_unpacked
 
 
 def _fill(data: Any) -> np.ndarray | None:

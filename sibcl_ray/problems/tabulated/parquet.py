@@ -46,13 +46,7 @@ def open_array(path: Path, name: str, title: str) -> Stored:
     return Stored(title, rows, row, read)
 
 
-_LISTS = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _IMAGES = (
@@ -72,7 +66,7 @@ def _dense(column: pa.Array, title: str, start: int, each: int = 1) -> np.ndarra
         )
     if isinstance(column.type, pa.BaseExtensionType):
         return _tensors(column.type, _dense(column.storage, title, start, each), title)
-    if any(is_list(column.type) for is_list in _LISTS):
+    if isinstance(column.type, _LISTS):
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
         if len(odd := np.flatnonzero(lengths != lengths[:1])):
             raise BadData(

@@ -4,7 +4,8 @@ The star stands for the number of a sample. Rows are ordered by it; numbers may 
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,10 @@ import numpy as np
 from sibcl_ray.messages import nearest
 from sibcl_ray.problems.tabulated import hdf5
 from sibcl_ray.problems.tabulated.packing import packing
-from sibcl_ray.problems.tabulated.tables import BadData, Stored, find, readable, rows_at_once, usable
+from sibcl_ray.problems.tabulated.tables import BadData, Stored, rows_at_once
 
 STAR = "*"
 CACHE = 2**20  # bytes in which HDF5 keeps what it knows of datasets; by itself it takes more with every one
-
-
-def is_numbered(folder: Path, file: str, name: str) -> bool:
-    """Whether an array is spread over numbered datasets. In the names of other kinds of files a star is a letter."""
-    if STAR not in name:
-        return False
-    path = find(folder, file)
-    with readable(repr(file)):
-        return hdf5.is_hdf5(path)
 
 
 def _opened(path: Path) -> Any:
@@ -37,37 +29,27 @@ def _opened(path: Path) -> Any:
     return file
 
 
-def open_numbered(folder: Path, file: str, names: tuple[str, ...]) -> list[Stored]:
-    """The arrays ``names`` of an HDF5 file in ``folder``, with the rows whose number all of them have.
-
-    Raises:
-        BadData: the file is missing or damaged, no number has all of the names, or the first row is none.
-    """
-    path = find(folder, file)
-    titles = [f"{file!r}, array {name!r}," for name in names]
-    with readable(repr(file)), _opened(path) as opened:
-        found = [_numbers(opened, name, title) for name, title in zip(names, titles, strict=True)]
+def open_numbered(path: Path, names: Sequence[str], titles: Sequence[str]) -> list[Stored]:
+    """The arrays ``names`` of an HDF5 file, with the rows whose number all of them have; BadData if there is none."""
+    with _opened(path) as file:
+        found = [_numbers(file, name, title) for name, title in zip(names, titles, strict=True)]
         common = sorted(set.intersection(*map(set, found)))
         if not common:
+            first, last = (f"{min(table)} to {max(table)}" for table in (found[0], found[-1]))
             raise BadData(
-                f"{titles[0]} and {names[-1]!r} have no number in common: they have {_some(found[0])} and "
-                f"{_some(found[-1])}; each input needs its label"
+                f"{titles[0]} and {names[-1]!r} have no number in common: they have {first} and {last}; each input "
+                "needs its label"
             )
-        numbers = np.array(common)
         return [
-            usable(_open(path, opened, title, [table[number] for number in common], numbers))
+            _open(path, file, title, [table[number] for number in common], np.array(common))
             for title, table in zip(titles, found, strict=True)
         ]
-
-
-def _some(table: dict[int, str]) -> str:
-    return f"{min(table)} to {max(table)}"
 
 
 def _numbers(file: Any, name: str, title: str) -> dict[int, str]:
     """The paths of the datasets, by number."""
     before, _, after = name.partition(STAR)
-    if STAR in after or not (before.endswith("/") or not before) or not (after.startswith("/") or not after):
+    if not re.fullmatch(r"([^*]*/)?\*(/[^*]*)?", name):
         raise BadData(f"{title} should have one star, in the place of a number, such as 'shapes/*/bandgap_1'")
     group = file.get(before.rstrip("/") or "/")
     if not hasattr(group, "keys"):
@@ -97,9 +79,9 @@ def _advice(file: Any, before: str) -> str:
     return "name a group in which datasets are numbered"
 
 
-def _open(path: Path, opened: Any, title: str, paths: list[str], numbers: np.ndarray) -> Stored:
+def _open(path: Path, opened: Any, title: str, datasets: list[str], numbers: np.ndarray) -> Stored:
     missing: dict[str, None] = {}
-    shape = hdf5.shape_of(opened[paths[0]])
+    shape = hdf5.shape_of(opened[datasets[0]])
     at_once = rows_at_once(8 * math.prod(shape))
 
     def row(file: Any, name: str) -> np.ndarray:  # one type, though a 0 may be stored as an integer
@@ -107,14 +89,14 @@ def _open(path: Path, opened: Any, title: str, paths: list[str], numbers: np.nda
         hdf5.refuse_unusable(what, file, data)
         if (came := hdf5.shape_of(data)) != shape:
             raise BadData(
-                f"{title} has shape {came} in {name!r}, and {shape} in {paths[0]!r}; all must be of one shape"
+                f"{title} has shape {came} in {name!r}, and {shape} in {datasets[0]!r}; all must be of one shape"
             )
         return np.asarray(packing(what, data)(np.asarray(data[()]), missing), np.float64)
 
     def read() -> Iterator[np.ndarray]:
         with _opened(path) as file:
-            for start in range(0, len(paths), at_once):
-                yield np.stack([row(file, name) for name in paths[start : start + at_once]])
+            for start in range(0, len(datasets), at_once):
+                yield np.stack([row(file, name) for name in datasets[start : start + at_once]])
 
-    row(opened, paths[0])
-    return Stored(title, len(paths), shape, read, numbers, missing=missing)
+    row(opened, datasets[0])
+    return Stored(title, len(datasets), shape, read, numbers, missing=missing)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,120 +10,15 @@ from sibcl_ray.problems.tabulated.tables import BadData, Stored
 from sibcl_ray.symmetry.orbits import NUMBERS, Orbits, repeated, twins
 
 EXACT = {np.float32: 2**24, np.float64: 2**53}  # integers up to here have a number of their own
-NAMED = 5  # rows that a message names
 
 
 @dataclass(frozen=True)
 class Rule:
     """What may not be in a row."""
 
-    bad: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of raw rows and of these as float32 a mask (rows,)
+    bad: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of raw rows and of these as converted a mask (rows,)
     says: str
     advice: str
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What an array holds, as it was converted.
-
-    ``digest`` names its content, ``rows`` a 64-bit hash of each row where that was asked for: among ten million
-    rows two agree by chance with a probability of 3e-6. ``forms``, where they were asked for, say which rows are equal
-    under the declared symmetry; see `orbits.forms`. ``mean`` is that of each entry over all rows, float64 (*shape).
-    ``resolution`` is the relative distance of neighbouring numbers as they are stored.
-    """
-
-    title: str
-    count: int
-    digest: str
-    rows: np.ndarray
-    mean: np.ndarray
-    _square: np.ndarray = field(repr=False)
-    resolution: float
-    rounding: "Rounding"
-    numbers: np.ndarray | None = None  # see Stored
-    forms: np.ndarray = field(default_factory=lambda: np.zeros((0, NUMBERS)), repr=False)
-    likeness: str = ""  # see Orbits
-
-    def named(self, row: int) -> str:
-        """A row by its number, or by the one that the file gives it."""
-        return f"{row if self.numbers is None else self.numbers[row]:,}"
-
-    @property
-    def deviation(self) -> np.ndarray:
-        """Of each entry, (*shape)."""
-        return np.sqrt(self._square)
-
-    def square_about(self, point: np.ndarray | float) -> np.ndarray:
-        """The mean square distance of each entry from ``point``, (*shape)."""
-        return self._square + (self.mean - point) ** 2
-
-
-def survey(
-    stored: Stored,
-    convert: Callable[[np.ndarray], np.ndarray],
-    rules: Sequence[Rule],
-    hash_rows: bool,
-    orbits: Orbits | None = None,
-) -> Survey:
-    """Read an array once, from end to end.
-
-    Args:
-        stored: the array.
-        convert: from raw rows to the numbers that will be used.
-        rules: what no row may have, besides what is not finite.
-        hash_rows: hash each row, to tell equal ones.
-        orbits: the declared symmetry, to find rows that it makes equal.
-
-    Raises:
-        BadData: the file is damaged, or rows break a rule.
-    """
-    digest, hashes, moments, rounding = hashlib.sha256(), [], _Moments(), Rounding()
-    forms = [np.zeros((0, NUMBERS))]
-    broken: dict[Rule, list[np.ndarray]] = {rule: [] for rule in (*FINITE, *rules)}
-    for first, raw in stored.blocks():
-        with np.errstate(all="ignore"):  # what becomes infinite is found below
-            values = convert(raw)
-        for rule, rows in broken.items():
-            rows.append(first + np.flatnonzero(rule.bad(raw, values)))
-        if any(len(rows[-1]) for rows in broken.values()):
-            continue  # the pass goes on only to count
-        digest.update(values.tobytes())
-        moments.add(values)
-        rounding.add(values if values.dtype == np.float64 else raw)
-        if hash_rows:
-            hashes.append(_hashes(values))
-        if orbits:
-            forms.append(orbits.forms(values))
-    for rule, rows in broken.items():
-        if len(found := np.concatenate([np.zeros(0, int), *rows])):
-            says = rule.says if rule is not FINITE[0] or not stored.missing else _absent(stored)
-            raise BadData(f"{stored.title} has {says} in {some(found, stored.rows, stored.numbers)}; {rule.advice}")
-    return Survey(
-        title=stored.title,
-        count=stored.rows,
-        digest=digest.hexdigest()[:16],
-        rows=np.concatenate([np.zeros(0, np.uint64), *hashes]),
-        mean=moments.mean,
-        _square=moments.square / stored.rows,
-        resolution=float(np.finfo(raw.dtype).eps) if raw.dtype.kind == "f" else 0.0,
-        rounding=rounding,
-        numbers=stored.numbers,
-        forms=np.concatenate(forms),
-        likeness=orbits.likeness if orbits else "",
-    )
-
-
-def some(rows: np.ndarray, count: int, numbers: np.ndarray | None = None) -> str:
-    """The first of some row numbers, and how many there are; by the numbers that the file gives them, if it does."""
-    named = rows if numbers is None else numbers[rows]
-    listed = ", ".join(f"{row:,}" for row in named[:NAMED]) + (", …" if len(rows) > NAMED else "")
-    how = "rows (counted from 0" if numbers is None else "datasets (numbers"
-    return f"{len(rows):,} of {count:,} {how}: {listed})"
-
-
-def _absent(stored: Stored) -> str:
-    """That values are missing, and what in the file says so."""
-    return f"missing values (by {', '.join(stored.missing)})"
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:
@@ -136,7 +31,11 @@ def _not_finite(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _too_large(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
     fits = np.abs(_flat(values)) <= np.finfo(np.float32).max
-    return np.asarray(np.isfinite(_flat(raw)).all(1) & ~fits.all(1))
+    return ~_not_finite(raw, values) & ~fits.all(1)
+
+
+# Numbers that stand for none: of numpy's masked arrays and climate models, of netCDF, and the largest of float32.
+MARKS = (1e20, 9.969209968386869e36, float(np.finfo(np.float32).max))
 
 
 def _marks(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -147,15 +46,11 @@ def _marks(raw: np.ndarray, values: np.ndarray) -> np.ndarray:
         return np.asarray(np.isin(size, np.array(MARKS, raw.dtype)).any(1))
 
 
-# Numbers that stand for none: of numpy's masked arrays and climate models, of netCDF, and the largest of float32.
-MARKS = (1e20, 9.969209968386869e36, float(np.finfo(np.float32).max))
-
+_AGAIN = "compute these rows again, or remove them"
 FINITE = (
-    Rule(_not_finite, "NaN or infinity", "compute these rows again, or remove them"),
+    Rule(_not_finite, "NaN or infinity", _AGAIN),
     Rule(_too_large, "numbers too large for float32", "store them in a larger unit"),
-    Rule(
-        _marks, "1e+20, 9.96921e+36 or the like, which mark missing values,", "compute these rows again, or remove them"
-    ),
+    Rule(_marks, "1e+20, 9.96921e+36 or the like, which mark missing values,", _AGAIN),
 )
 
 
@@ -174,25 +69,76 @@ def distinct(exact: type[np.floating]) -> Rule:
     )
 
 
-def _hashes(values: np.ndarray) -> np.ndarray:
-    digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values)
-    return np.frombuffer(b"".join(digests), np.uint64)
+class Survey:
+    """What an array holds as it is converted, from one pass through it; BadData if it is damaged or breaks a rule.
 
+    Args:
+        stored: the array.
+        convert: from raw rows to the numbers that will be used.
+        rules: what no row may have, besides what is not finite.
+        orbits: the declared symmetry, if rows are to be compared.
 
-class _Moments:
-    """Mean, and sum of squares about it, of each entry of rows that come in blocks (Chan et al., 1979)."""
+    Attributes:
+        digest: of all numbers.
+        hashes: 64 bits of each row: among ten million rows two agree by chance with a probability of 3e-6.
+        forms: of each row, to find those that are equal under the symmetry; see `Orbits`.
+        mean: of each entry over all rows, float64 (*shape).
+        resolution: the relative distance of neighbouring numbers as they are stored.
+        rounding: what float32 would make of the numbers.
+    """
 
-    def __init__(self) -> None:
-        self.count, self.mean, self.square = 0, np.zeros(()), np.zeros(())
+    def __init__(
+        self,
+        stored: Stored,
+        convert: Callable[[np.ndarray], np.ndarray],
+        rules: Sequence[Rule],
+        orbits: Orbits | None = None,
+    ) -> None:
+        self.stored, self.likeness = stored, orbits.likeness if orbits else ""
+        self.mean, self._squares, self.rounding = np.zeros(()), np.zeros(()), Rounding()
+        digest, hashes, forms = hashlib.sha256(), [np.zeros(0, np.uint64)], [np.zeros((0, NUMBERS))]
+        broken: dict[Rule, list[np.ndarray]] = {rule: [] for rule in (*FINITE, *rules)}
+        for first, raw in stored.blocks():
+            with np.errstate(all="ignore"):  # what becomes infinite is found below
+                values = convert(raw)
+            for rule, rows in broken.items():
+                rows.append(first + np.flatnonzero(rule.bad(raw, values)))
+            if any(len(rows[-1]) for rows in broken.values()):
+                continue  # the pass goes on only to count
+            digest.update(values.tobytes())
+            self._add(first, values)
+            self.rounding.add(values if values.dtype == np.float64 else raw)
+            if orbits:
+                digests = (hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in values)
+                hashes.append(np.frombuffer(b"".join(digests), np.uint64))
+                forms.append(orbits.forms(values))
+        for rule, rows in broken.items():
+            if len(found := np.concatenate(rows)):
+                says = rule.says
+                if rule is FINITE[0] and stored.missing:
+                    says = f"missing values (by {', '.join(stored.missing)})"
+                raise BadData(f"{stored.title} has {says} in {stored.some(found)}; {rule.advice}")
+        self.digest = digest.hexdigest()[:16]
+        self.hashes, self.forms = np.concatenate(hashes), np.concatenate(forms)
+        self.resolution = float(np.finfo(raw.dtype).eps) if raw.dtype.kind == "f" else 0.0
 
-    def add(self, rows: np.ndarray) -> None:
-        count, mean = len(rows), rows.mean(0, dtype=np.float64)
-        square = np.square(rows - mean).sum(0)
-        share = count / (self.count + count)
+    def _add(self, count: int, rows: np.ndarray) -> None:
+        """Take the rows that follow ``count`` others into the moments (Chan et al., 1979)."""
+        mean = rows.mean(0, dtype=np.float64)
+        squares = np.square(rows - mean).sum(0)
+        share = len(rows) / (count + len(rows))
         apart = mean - self.mean
-        self.square = self.square + square + apart**2 * self.count * share
+        self._squares = self._squares + squares + apart**2 * count * share
         self.mean = self.mean + apart * share
-        self.count += count
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Of each entry, (*shape)."""
+        return np.sqrt(self._squares / self.stored.rows)
+
+    def square_about(self, point: np.ndarray | float) -> np.ndarray:
+        """The mean square distance of each entry from ``point``, (*shape)."""
+        return self._squares / self.stored.rows + (self.mean - point) ** 2
 
 
 class Rounding:
@@ -216,31 +162,31 @@ class Rounding:
         self.apart = np.maximum(self.apart, np.abs(rows - self._first).max(0))
 
 
+# Rows that are equal, as they are or under the declared symmetry
+
+
 def refuse_repeated(survey: Survey, why: str) -> None:
-    """BadData where rows of an array are equal, as they are or under the declared symmetry."""
+    """BadData where rows of an array are equal."""
     pairs = repeated(survey.forms)
     if len(pairs):
-        apart = np.flatnonzero(survey.rows[pairs[:, 0]] != survey.rows[pairs[:, 1]])
-        first, second = pairs[apart[0] if len(apart) else 0]
-        rows = "rows" if survey.numbers is None else "numbers"
-        which = some(pairs[:, 1], survey.count, survey.numbers)
-        likeness = f" {survey.likeness}" if len(apart) else ""
+        moved = pairs[survey.hashes[pairs[:, 0]] != survey.hashes[pairs[:, 1]]]
+        named = survey.stored.named(*(moved if len(moved) else pairs)[0])
+        likeness = f" {survey.likeness}" if len(moved) else ""
         raise BadData(
-            f"{survey.title} has the same input more than once: {which} repeat another, and {rows} "
-            f"{survey.named(first)} and {survey.named(second)} are equal{likeness}; {why}"
+            f"{survey.stored.title} has the same input more than once: {survey.stored.some(pairs[:, 1])} repeat "
+            f"another, and {named} are equal{likeness}; {why}"
         )
 
 
 def refuse_shared(survey: Survey, other: Survey, why: str) -> None:
-    """BadData where rows of one array are among those of another, as they are or under the declared symmetry."""
+    """BadData where rows of one array are among those of another."""
     twin = twins(survey.forms, other.forms)
     if len(shared := np.flatnonzero(twin >= 0)):
-        apart = shared[survey.rows[shared] != other.rows[twin[shared]]]
-        row = apart[0] if len(apart) else shared[0]
-        theirs = f"{'row' if other.numbers is None else 'number'} {other.named(twin[row])}"
-        ours = f"{'row' if survey.numbers is None else 'number'} {survey.named(row)}"
-        equal = f"{theirs} is equal to {ours} {survey.likeness}" if len(apart) else f"the first of them is {theirs}"
+        moved = shared[survey.hashes[shared] != other.hashes[twin[shared]]]
+        row = (moved if len(moved) else shared)[0]
+        theirs, ours = other.stored.named(twin[row]), survey.stored.named(row)
+        equal = f"{theirs} is equal to {ours} {survey.likeness}" if len(moved) else f"the first of them is {theirs}"
         raise BadData(
-            f"{survey.title} shares {some(shared, survey.count, survey.numbers)} with {other.title.rstrip(',')}, where "
+            f"{survey.stored.title} shares {survey.stored.some(shared)} with {other.stored.title.rstrip(',')}, where "
             f"{equal}; {why}"
         )

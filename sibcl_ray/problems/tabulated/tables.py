@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -18,13 +18,14 @@ from sibcl_ray.problems.problem import BadProblem
 
 BLOCK = 4 * 2**20  # bytes of a block, about
 LARGEST_ROW = 2**24  # values; what is larger is no image but a mistake, and would not fit in a block
+NAMED = 5  # rows that a message names
 
 
 class BadData(BadProblem):
     """Arrays that cannot be used, or what is said of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stored:
     """An array in a file. Its first axis are rows; ``shape`` is that of one row."""
 
@@ -32,16 +33,35 @@ class Stored:
     rows: int
     shape: tuple[int, ...]
     read: Callable[[], Iterator[np.ndarray]]  # blocks of consecutive rows, (some, *shape)
-    numbers: np.ndarray | None = field(default=None, compare=False)  # of the rows, where the file has given them some
+    numbers: np.ndarray | None = None  # of the rows, where the file has given them some
     # Whose order of axes it has: "" where it is not known, else "numpy" or a name that stands for the reversed one.
-    writer: str = field(default="numpy", compare=False)
+    writer: str = "numpy"
     # Filled while it is read: what the file says of values that are missing, which are NaN in the blocks.
-    missing: dict[str, None] = field(default_factory=dict, compare=False)
+    missing: dict[str, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.rows or 0 in self.shape:
+            raise BadData(f"{self.title} is empty, of shape {self.whole_shape}; there is nothing to learn from it")
+        if math.prod(self.shape) > LARGEST_ROW:
+            raise BadData(f"{self.title} has rows of shape {self.shape}; no network here takes so many values")
 
     @property
-    def name(self) -> str:
-        """The array's name alone."""
-        return self.title.partition(", array ")[2].strip(",'")
+    def whole_shape(self) -> tuple[int, ...]:
+        """With the rows."""
+        return (self.rows, *self.shape)
+
+    def named(self, *rows: int) -> str:
+        """Rows by their numbers, or by those that the file gives them."""
+        kind, numbers = ("row", rows) if self.numbers is None else ("number", self.numbers[list(rows)])
+        return f"{kind}{'s' * (len(rows) > 1)} {' and '.join(f'{number:,}' for number in numbers)}"
+
+    def some(self, rows: np.ndarray) -> str:
+        """The first of some rows, and how many there are."""
+        how, numbers = "rows (counted from 0", rows
+        if self.numbers is not None:
+            how, numbers = "datasets (numbers", self.numbers[rows]
+        listed = ", ".join(f"{number:,}" for number in numbers[:NAMED]) + (", …" if len(rows) > NAMED else "")
+        return f"{len(rows):,} of {self.rows:,} {how}: {listed})"
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Blocks of rows, each with the number of its first row; BadData where the file ends too soon."""
@@ -67,10 +87,11 @@ class Stored:
         raise BadData(f"{self.title} has {self.rows:,} rows, and row {ascending[-1]:,} was asked for")
 
 
-# What a system's error means, by its number and by a word of its text; all others may be damage.
 _LOCKED = "is open for writing elsewhere; wait until that program has closed it, or copy it and name the copy"
 _UNLOCKABLE = "lies where files cannot be locked; set HDF5_USE_FILE_LOCKING=FALSE, or copy it to a local disk"
-_DISK = "lies on a disk or server that fails; copy it elsewhere, or try again"
+_NO_MEMORY = "needs more memory than there is; is it whole? if so, store it in smaller chunks or row groups"
+_CODEC = "is compressed in a way that is not read here; write it with zstd, gzip or snappy"
+# What a system's error means, by its number and by a word of its text; all others may be damage.
 _CAUSES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     ((errno.EACCES, errno.EPERM), "", "may not be read by you; change its permissions, or those of its folder"),
     ((errno.EAGAIN, errno.EDEADLK), "lock", f"{_LOCKED} (HDF5_USE_FILE_LOCKING=FALSE reads it all the same)"),
@@ -78,15 +99,15 @@ _CAUSES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     ((), "already open for write", f"{_LOCKED}; if that program has died, h5clear -s mends the file"),
     ((errno.EISDIR,), "", "is a folder; give the name of a file"),
     ((errno.ENOENT,), "", "is no longer there; start again once it is"),
-    ((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), "", _DISK),
-    ((errno.EMFILE, errno.ENFILE), "", "is one open file too many; raise the limit, ulimit -n"),
     (
-        (errno.ENOMEM,),
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
         "",
-        "needs more memory than there is; is it whole? if so, store it in smaller chunks or row groups",
+        "lies on a disk or server that fails; copy it elsewhere, or try again",
     ),
+    ((errno.EMFILE, errno.ENFILE), "", "is one open file too many; raise the limit, ulimit -n"),
+    ((errno.ENOMEM,), "", _NO_MEMORY),
     ((), "encrypted", "is encrypted; store it without"),
-    ((), "codec", "is compressed in a way that is not read here; write it with zstd, gzip or snappy"),
+    ((), "codec", _CODEC),
     ((), "compression method is not supported", "is compressed in a way that is not read here; write it by np.savez"),
 )
 
@@ -116,8 +137,8 @@ def readable(title: str) -> Iterator[None]:
 
 def find(folder: Path, file: str) -> Path:
     """The path of a file named in the description, which has to lie in ``folder`` itself or below it."""
-    parts = PurePosixPath(file.replace("\\", "/")).parts
-    if PureWindowsPath(file).drive or PurePosixPath(file).is_absolute() or file.startswith("\\") or ".." in parts:
+    named = PureWindowsPath(file)  # which knows the separators of all systems
+    if named.anchor or ".." in named.parts:
         raise BadData(f"the file {file!r} lies outside the folder; put it, or a link to it, inside, and give its name")
     with readable(repr(file)):
         path = folder / file
@@ -130,16 +151,6 @@ def find(folder: Path, file: str) -> Path:
             raise BadData(f"{file!r} is a link to {str(path.readlink())!r}, where nothing is; mend the link")
         known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
     raise BadData(f"{file!r} is not in {str(folder)!r}; {nearest(path.name, known)}")
-
-
-def usable(stored: Stored) -> Stored:
-    """The array, unless its shape is that of no data."""
-    title = stored.title
-    if not stored.rows or 0 in stored.shape:
-        raise BadData(f"{title} is empty, of shape {(stored.rows, *stored.shape)}; there is nothing to learn from it")
-    if math.prod(stored.shape) > LARGEST_ROW:
-        raise BadData(f"{title} has rows of shape {stored.shape}; no network here takes so many values")
-    return stored
 
 
 COMPLEX = "complex numbers; store real and imaginary parts as two channels, or what is measured"
