@@ -138,16 +138,7 @@ class Workforce:
 
 
 class Driver:
-    """A study on a storage.
-
-    Args:
-        study: what is asked for.
-        store: where results are.
-        workforce: for what is missing.
-        search_storage: a database URL for the searches' histories; None for a journal file in the store.
-        tracking_uri: of MLflow; None for MLFLOW_TRACKING_URI, or SQLite beside the results.
-        labels: ``"keep"`` or ``"new"``, where what decides labels has changed since they were made.
-        say: is given notes, a line each; ``warn`` warnings, as ``say`` if not given.
+    """A study on a storage. Arguments are as those of `run`; ``warn`` is given warnings, which ``say`` is otherwise.
 
     Raises:
         ValueError: the study cannot be run like this, in one line.
@@ -171,7 +162,8 @@ class Driver:
         if labels not in (None, "keep", "new"):
             raise ValueError(f"labels is {labels!r}; give keep or new")
         self.study, self.store, self.workforce = study, store, workforce
-        self._say, self._warn, self._connected = say, warn or say, False
+        self._say, self._warn = say, warn or say
+        self.disconnect: Callable[[], object] = lambda: None  # ends the Ray cluster or connection that was made
         uri = _tracking_address(store, tracking_uri)
         self.ledger = Ledger(study, store, search_storage, self._warn)
         self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, say)
@@ -180,10 +172,7 @@ class Driver:
     def complete(self, watch: Watch, fresh: bool = False, retry_failed: bool = False) -> None:
         """Make what is missing, as the only driver of this study; another one is waited for.
 
-        Args:
-            watch: is given the progress, twice a second.
-            fresh: set earlier results aside first; labels are kept.
-            retry_failed: forget failures first, so that they are tried again.
+        ``fresh`` sets earlier results aside first, but no labels; with ``retry_failed`` failures are tried again.
         """
         if not (fresh or retry_failed or self.ledger.missing()):
             return
@@ -202,24 +191,17 @@ class Driver:
                 self._run(lacking, session, watch)
 
     def _run(self, lacking: Missing, session: Session, watch: Watch) -> None:
-        from sibcl_ray.cluster.connection import connect  # Ray takes seconds to import
+        from sibcl_ray.cluster.connection import connect, disconnect  # Ray takes seconds to import
         from sibcl_ray.cluster.resources import fit_resources
         from sibcl_ray.cluster.run import Timings, run
 
         timings, workforce = Timings(), self.workforce
         with timings.stage("ray"):
-            self._connected = connect()
+            if connect():
+                self.disconnect = disconnect
         resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
         run(self.ledger, lacking, session, resources, watch, timings)
         self._say(str(timings))
-
-    def disconnect(self) -> None:
-        """End the Ray cluster that was started, or the connection that was made."""
-        if self._connected:
-            from sibcl_ray.cluster.connection import disconnect
-
-            disconnect()
-            self._connected = False
 
     def results(self) -> Results:
         """Write the matrix and the figure of what is there, and give it."""
@@ -270,9 +252,10 @@ def _here() -> Path:
 
 def _tracking_address(store: Store, given: str | None) -> str:
     """What was given, else the environment's, else SQLite beside the results."""
-    folder = store.uri if store.is_local else _here()
-    name = "tracking_uri" if given is not None else "MLFLOW_TRACKING_URI"
-    uri = given if given is not None else os.environ.get(name) or sqlite_uri(Path(folder) / "mlflow.db")
+    name, uri = "tracking_uri", given
+    if uri is None:
+        name, folder = "MLFLOW_TRACKING_URI", store.uri if store.is_local else _here()
+        uri = os.environ.get(name) or sqlite_uri(Path(folder) / "mlflow.db")
     if not takes(uri):
         raise ValueError(
             f"{name} {uri} is neither a server nor a database, and MLflow writes to folders only if "

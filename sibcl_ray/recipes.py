@@ -1,11 +1,8 @@
 """Recipes: functions that return a complete study, from seconds on a laptop to the sizes of the paper."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import torch
@@ -16,9 +13,8 @@ from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import find, from_file
 
-# Those that a problem has what it needs for.
+# The methods of a recipe, if the problem has what they need.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
-
 
 # Those of Loh et al., by the dimensions of the grid.
 REFERENCE = {
@@ -30,7 +26,6 @@ QUICK = {
     2: ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256),
     3: ReferenceEncoder(channels=(8, 32, 64), kernel=3, stride=2, pools=(4, 2, 2), head=256, latent=256),
 }
-
 
 # For lattices of a few sites, where nothing can be pooled: the stacks of Schurov et al. (arXiv 2406.08318).
 LATTICE = tuple(
@@ -54,45 +49,48 @@ def _quick_steps(problem: Problem) -> int:
     return 450 if numbers < 2_000 else 250 if numbers < 10_000 else 120
 
 
-def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
-    """The study of a recipe; where samples are given, with as many of them as there are."""
-    methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
-    if have := problem.available:
-        fields["pool"] = min(fields["pool"], have["target"])
-        fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
-        fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
-    if problem.missing_requirement(**METHODS["TL"].needs):
-        fields["surrogate"] = 0  # their labels would cost as much as the target's
-    if min(problem.input_shape[-2:]) < SMALLEST:
-        space: Space = fields["space"]
-        stacks = LATTICE[: len(space.architectures)]
-        architectures = tuple(_small(encoder) for encoder in stacks)
-        # Larger rates forget what was known beforehand of so few sites.
-        fields["space"] = replace(space, architectures=architectures, learning_rates=(1e-4, 3e-3))
-    return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
-
-
 SCALES: dict[str, Callable[..., Study]] = {}
 
 
-def _recipe(build: Callable[[Problem, int], Study]) -> Callable[..., Study]:
+def _recipe(sizes: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study]:
     """A scale, by its name; the problem may be given by a name as well, as for ``--problem``."""
+    scale = sizes.__name__
 
-    @wraps(build)
-    def scale(problem: Problem | str, seed: int = 0) -> Study:
-        return build(find(problem) if isinstance(problem, str) else from_file(problem), seed)
+    def recipe(problem: Problem | str, seed: int = 0) -> Study:
+        problem = find(problem) if isinstance(problem, str) else from_file(problem)
+        return Study(
+            name=f"{problem.name}-{scale}-{seed}",
+            problem=problem,
+            methods=tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs)),
+            seed=seed,
+            **_fitted(problem, **sizes(problem)),
+        )
 
-    SCALES[build.__name__] = scale
-    return scale
+    recipe.__name__ = recipe.__qualname__ = scale
+    recipe.__doc__ = sizes.__doc__
+    SCALES[scale] = recipe
+    return recipe
+
+
+def _fitted(problem: Problem, space: Space, **sizes: Any) -> dict[str, Any]:
+    """The space and sizes of a scale for a problem; where samples are given, with as many of them as there are."""
+    if have := problem.available:
+        sizes["pool"] = min(sizes["pool"], have["target"])
+        sizes |= {role: min(sizes[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
+        sizes["budgets"] = tuple(b for b in sizes["budgets"] if b <= sizes["pool"]) or (sizes["pool"],)
+    if problem.missing_requirement(**METHODS["TL"].needs):
+        sizes["surrogate"] = 0  # their labels would cost as much as the target's
+    if min(problem.input_shape[-2:]) < SMALLEST:
+        architectures = tuple(_small(encoder) for encoder in LATTICE[: len(space.architectures)])
+        # Larger rates forget what was known beforehand of so few sites.
+        space = replace(space, architectures=architectures, learning_rates=(1e-4, 3e-3))
+    return {"space": space, **sizes}
 
 
 @_recipe
-def smoke(problem: Problem, seed: int = 0) -> Study:
+def smoke(problem: Problem) -> dict[str, Any]:
     """Seconds of training: proves that everything works together, and nothing else."""
-    return _study(
-        problem,
-        "smoke",
-        seed,
+    return dict(
         budgets=(10, 20),
         searched=(10,),
         space=Space(
@@ -116,12 +114,9 @@ def smoke(problem: Problem, seed: int = 0) -> Study:
 
 
 @_recipe
-def quick(problem: Problem, seed: int = 0) -> Study:
+def quick(problem: Problem) -> dict[str, Any]:
     """A result worth looking at within ten minutes on two cores without a GPU."""
-    return _study(
-        problem,
-        "quick",
-        seed,
+    return dict(
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
         space=Space(
@@ -145,13 +140,10 @@ def quick(problem: Problem, seed: int = 0) -> Study:
 
 
 @_recipe
-def standard(problem: Problem, seed: int = 0) -> Study:
+def standard(problem: Problem) -> dict[str, Any]:
     """About an hour on one GPU."""
     reference = REFERENCE[_dimensions(problem)].scaled(0.5)
-    return _study(
-        problem,
-        "standard",
-        seed,
+    return dict(
         budgets=(25, 50, 100, 200, 400, 800, 1600),
         searched=(25, 100, 400),
         space=Space(
@@ -179,7 +171,7 @@ def standard(problem: Problem, seed: int = 0) -> Study:
 
 
 @_recipe
-def paper(problem: Problem, seed: int = 0) -> Study:
+def paper(problem: Problem) -> dict[str, Any]:
     """The sizes of Loh et al. (2022), with a search in place of its choice on the test set."""
     architectures = tuple(
         Architecture(encoder=encoder)
@@ -189,10 +181,7 @@ def paper(problem: Problem, seed: int = 0) -> Study:
             InvariantEncoder(dilations=(1, 2, 4, 8, 16), latent=1024),
         )
     )
-    return _study(
-        problem,
-        "paper",
-        seed,
+    return dict(
         budgets=(50, 100, 200, 400, 800, 1600, 3200),
         searched=(50, 200, 800, 3200),
         space=Space(

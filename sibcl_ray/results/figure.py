@@ -1,7 +1,6 @@
 """The learning-curve figure of a matrix of cells."""
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from sibcl_ray.results.tables import colour, saving_in_words, units_of  # noqa: 
 MARKERS = "os^Dvp*XP"
 
 
-def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:
+def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path, title: str) -> list[Path]:
     """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
 
     Test error over labels (log), a band for the 95 % interval, and the largest label saving as an
@@ -37,15 +36,14 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: st
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        _mark_saving(axes, curves, [s for s in label_savings(matrix, baseline) if s.saving > 1], units.scale)
+        _mark_saving(axes, curves, [s for s in label_savings(matrix) if s.saving > 1], units.scale)
     else:
         axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
-    return _write(figure, Path(path_stem))
+    return _write(figure, path_stem)
 
 
 def _draw(axes: Axes, curve: LearningCurve, marker: str) -> None:
-    tint = colour(curve.method)
-    strong = curve.method == "SIB-CL"
+    tint, strong = colour(curve.method), curve.method == "SIB-CL"
     axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
     axes.plot(
         curve.budgets,
@@ -112,16 +110,10 @@ def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[Lab
 
 
 def _write(figure: Figure, stem: Path) -> list[Path]:
-    """Save under a temporary name in the same folder, then rename: a reader never sees half a figure."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for path in paths:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         metadata = {"Date": None} if path.suffix == ".svg" else {}
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
-                figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
+            figure.savefig(path, dpi=150, metadata=metadata)
     return paths
