@@ -1,5 +1,6 @@
 """Runs a study to its end and reads finished ones: what commands and scripts share."""
 
+import io
 import os
 import secrets
 import sys
@@ -9,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.training import check_takes
@@ -28,7 +27,6 @@ from sibcl_ray.study.ledger import Ledger, Missing
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import from_file
 
-FILES = ("learning_curves.png", "learning_curves.svg", "matrix.parquet")
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
 LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 ANSWER = 15.0  # seconds in which a storage has to
@@ -68,7 +66,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
         data = store.read(f"{name}/matrix.parquet")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no matrix.parquet in {folder}; give STORAGE/studies/NAME") from None
-    return Results(pq.read_table(pa.BufferReader(data)).to_pandas(), store.path(name))
+    return Results(pd.read_parquet(io.BytesIO(data)), store.path(name))
 
 
 def run(
@@ -155,7 +153,13 @@ class Driver:
         say: Say = print,
         warn: Say | None = None,
     ) -> None:
-        _check_sharing(study, workforce.pretraining_workers)
+        # Every worker needs its share of each batch, and batches may be cut to half of what is asked for.
+        smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2
+        if workforce.pretraining_workers > smallest:
+            raise ValueError(
+                f"pretraining_workers is {workforce.pretraining_workers}, and too many to share the smallest batches "
+                f"of this study; give at most {smallest}"
+            )
         if study.problem.name not in PROBLEMS:
             for architecture in study.space.architectures:
                 check_takes(study.problem, architecture)
@@ -220,7 +224,7 @@ class Driver:
     def track(self) -> str:
         """Bring MLflow to what the results say; where it shows them. Raises TrackingUnavailable."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / name for name in FILES]
+            files = [Path(folder, name) for name in ("learning_curves.png", "learning_curves.svg", "matrix.parquet")]
             for file in files:
                 file.write_bytes(self.store.read(f"{self.ledger.folder}/{file.name}"))
             return self.tracker.finish(files)
@@ -286,13 +290,3 @@ def _prepare_for_ray() -> None:
         raise ValueError(
             f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
         ) from None
-
-
-def _check_sharing(study: Study, sharing: int) -> None:
-    """Whether each of so many workers has samples of every batch of a pretraining."""
-    smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2  # they may be cut evenly
-    if sharing > smallest:
-        raise ValueError(
-            f"pretraining_workers is {sharing}, and too many to share the smallest batches of this study; "
-            f"give at most {smallest}"
-        )

@@ -34,6 +34,16 @@ LATTICE = tuple(
 SMALLEST = 8  # sites along an axis that can still be pooled
 
 
+# What a study counts, by scale; see `Study`.
+SIZES: dict[str, dict[str, int]] = {
+    "smoke": dict(trials=2, folds=2, seeds=2, unlabelled=50, surrogate=50, test=50, pool=200),
+    "quick": dict(trials=6, folds=2, seeds=3, unlabelled=400, surrogate=2000, test=500, pool=1600),
+    "standard": dict(trials=12, folds=3, seeds=5, unlabelled=8000, surrogate=4000, test=1000, pool=6400),
+    "paper": dict(trials=30, at_once=4, folds=5, seeds=3, unlabelled=20_000, surrogate=10_000, test=2000, pool=10_000),
+}
+SCALES: dict[str, Callable[..., Study]] = {}
+
+
 def _dimensions(problem: Problem) -> int:
     return problem.features(torch.ones(1, *problem.input_shape)).ndim - 2
 
@@ -49,42 +59,30 @@ def _quick_steps(problem: Problem) -> int:
     return 450 if numbers < 2_000 else 250 if numbers < 10_000 else 120
 
 
-SCALES: dict[str, Callable[..., Study]] = {}
-
-
-def _recipe(sizes: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study]:
+def _recipe(choices: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study]:
     """A scale, by its name; the problem may be given by a name as well, as for ``--problem``."""
-    scale = sizes.__name__
+    scale = choices.__name__
 
     def recipe(problem: Problem | str, seed: int = 0) -> Study:
         problem = find(problem) if isinstance(problem, str) else from_file(problem)
-        return Study(
-            name=f"{problem.name}-{scale}-{seed}",
-            problem=problem,
-            methods=tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs)),
-            seed=seed,
-            **_fitted(problem, **sizes(problem)),
-        )
+        fields: dict[str, Any] = SIZES[scale] | choices(problem)
+        if have := problem.available:  # as many samples as there are
+            fields["pool"] = min(fields["pool"], have["target"])
+            fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
+            fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
+        if problem.missing_requirement(**METHODS["TL"].needs):
+            fields["surrogate"] = 0  # their labels would cost as much as the target's
+        if min(problem.input_shape[-2:]) < SMALLEST:
+            architectures = tuple(_small(encoder) for encoder in LATTICE[: len(fields["space"].architectures)])
+            # Larger rates forget what was known beforehand of so few sites.
+            fields["space"] = replace(fields["space"], architectures=architectures, learning_rates=(1e-4, 3e-3))
+        methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
+        return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
     recipe.__name__ = recipe.__qualname__ = scale
-    recipe.__doc__ = sizes.__doc__
+    recipe.__doc__ = choices.__doc__
     SCALES[scale] = recipe
     return recipe
-
-
-def _fitted(problem: Problem, space: Space, **sizes: Any) -> dict[str, Any]:
-    """The space and sizes of a scale for a problem; where samples are given, with as many of them as there are."""
-    if have := problem.available:
-        sizes["pool"] = min(sizes["pool"], have["target"])
-        sizes |= {role: min(sizes[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
-        sizes["budgets"] = tuple(b for b in sizes["budgets"] if b <= sizes["pool"]) or (sizes["pool"],)
-    if problem.missing_requirement(**METHODS["TL"].needs):
-        sizes["surrogate"] = 0  # their labels would cost as much as the target's
-    if min(problem.input_shape[-2:]) < SMALLEST:
-        architectures = tuple(_small(encoder) for encoder in LATTICE[: len(space.architectures)])
-        # Larger rates forget what was known beforehand of so few sites.
-        space = replace(space, architectures=architectures, learning_rates=(1e-4, 3e-3))
-    return {"space": space, **sizes}
 
 
 @_recipe
@@ -103,13 +101,6 @@ def smoke(problem: Problem) -> dict[str, Any]:
             temperatures=(0.1, 0.5),
             steps=(5, 10),
         ),
-        trials=2,
-        folds=2,
-        seeds=2,
-        unlabelled=50,
-        surrogate=50,
-        test=50,
-        pool=200,
     )
 
 
@@ -129,13 +120,6 @@ def quick(problem: Problem) -> dict[str, Any]:
             learning_rates=(1e-3, 8e-3),
             steps=(_quick_steps(problem),),
         ),
-        trials=6,
-        folds=2,
-        seeds=3,
-        unlabelled=400,
-        surrogate=2000,
-        test=500,
-        pool=1600,
     )
 
 
@@ -160,13 +144,6 @@ def standard(problem: Problem) -> dict[str, Any]:
             learning_rates=(1e-4, 3e-3),
             steps=(1000, 3000),
         ),
-        trials=12,
-        folds=3,
-        seeds=5,
-        unlabelled=8000,
-        surrogate=4000,
-        test=1000,
-        pool=6400,
     )
 
 
@@ -197,12 +174,4 @@ def paper(problem: Problem) -> dict[str, Any]:
             weight_decays=(0.01, 0.0),
             steps=(3000, 10_000),
         ),
-        trials=30,
-        at_once=4,
-        folds=5,
-        seeds=3,
-        unlabelled=20_000,
-        surrogate=10_000,
-        test=2000,
-        pool=10_000,
     )

@@ -98,10 +98,13 @@ def _curve_run(
 def _bounded(s: LabelSaving) -> dict[str, float]:
     """The saving as numbers a chart can show: a censored one at the bound that its tag states in words."""
     least, most = s.baseline_labels / s.largest, s.baseline_labels / s.smallest
-    numbers = {"label_saving": s.saving, "label_saving_low": s.low, "label_saving_high": s.high}
-    shown = {name: float(np.clip(value, least, most)) for name, value in numbers.items()}
-    shown["labels_needed"] = float(np.clip(s.labels, s.smallest, s.largest))
-    return {name: value for name, value in shown.items() if np.isfinite(value)}
+    shown = {
+        "label_saving": np.clip(s.saving, least, most),
+        "label_saving_low": np.clip(s.low, least, most),
+        "label_saving_high": np.clip(s.high, least, most),
+        "labels_needed": np.clip(s.labels, s.smallest, s.largest),
+    }
+    return {name: float(value) for name, value in shown.items() if np.isfinite(value)}
 
 
 def _in_words(s: LabelSaving, units: Units) -> dict[str, str]:
@@ -141,22 +144,22 @@ def _search_run(method: str, budget: int, trials: pd.DataFrame) -> TrackedRun:
 
 def trial_runs(trials: pd.DataFrame) -> list[TrackedRun]:
     """One run per trial, nested under its search."""
-    return [_trial_run(trial) for trial in trials.itertuples()]
-
-
-def _trial_run(trial: Any) -> TrackedRun:
-    ended = _milliseconds(trial.finished)
-    params = {"method": trial.method, "budget": trial.budget, **trial.parameters}
-    return TrackedRun(
-        key=f"trial/{trial.key}",
-        name=f"{trial.method} · {trial.budget} labels · {trial.number}",
-        started=_milliseconds(trial.started),
-        ended=ended,
-        status="FINISHED" if trial.state == "complete" else "FAILED",
-        params={name: str(value) for name, value in params.items()},
-        metrics=(("validation_error", float(trial.value), ended, 0),) if np.isfinite(trial.value) else (),
-        parent=f"search/{trial.method}/{trial.budget}",
-    )
+    runs = []
+    for trial in trials.itertuples():
+        search, ended = f"{trial.method} · {trial.budget} labels", _milliseconds(trial.finished)
+        params = {"method": trial.method, "budget": trial.budget, **trial.parameters}
+        run = TrackedRun(
+            key=f"trial/{trial.key}",
+            name=f"{search} · {trial.number}",
+            started=_milliseconds(trial.started),
+            ended=ended,
+            status="FINISHED" if trial.state == "complete" else "FAILED",
+            params={name: str(value) for name, value in params.items()},
+            metrics=(("validation_error", float(trial.value), ended, 0),) if np.isfinite(trial.value) else (),
+            parent=f"search/{trial.method}/{trial.budget}",
+        )
+        runs.append(run)
+    return runs
 
 
 def _milliseconds(seconds: float) -> int:

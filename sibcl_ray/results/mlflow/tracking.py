@@ -99,7 +99,8 @@ def sync(
     lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
 
     def write() -> str:
-        deadline.acquire(lock)
+        if not lock.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded
         try:
             client = cast("MlflowClient", _TimedClient(connect(tracking_uri), deadline))
             experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
