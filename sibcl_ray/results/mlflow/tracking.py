@@ -1,16 +1,13 @@
-"""MLflow as a view of the ledger: written as often as one likes, showing exactly what the ledger says.
+"""MLflow as a view of the ledger.
 
-Experiment `{study}` holds one run per method, whose metric `test_error` (with `test_error_low` and
-`test_error_high`, in the unit that its tag `error_units` says) over step = number of labels is the learning curve;
-`{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by its
-tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
+Experiment `{study}` holds one run per method, whose metric `test_error` over step = number of labels is the learning
+curve; `{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by
+its tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
 enough, since MLflow can add to a metric but not correct it. Runs of other origin, and runs the ledger does not
 mention, are left alone. So is what people add in MLflow: tags, notes and names, also where a run is replaced.
 
 Nothing here may hold a study up: every wait has an end, and what is cut off is completed by the next sync.
 """
-
-from __future__ import annotations
 
 import os
 import threading
@@ -18,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -35,9 +32,6 @@ from sibcl_ray.results.mlflow.runs import (
     search_runs,
     trial_runs,
 )
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 KEY, CONTENT, NAME = "sibcl.key", "sibcl.content", "sibcl.name"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
@@ -66,6 +60,17 @@ class Shown:
 
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
     trials: set[str] = field(default_factory=set)  # by the ledger's key: they have ended, and never change
+
+
+class _TimedClient:
+    """An MlflowClient that asks before every request whether there is time for it."""
+
+    def __init__(self, client: Any, deadline: Deadline) -> None:
+        self._client, self._deadline = client, deadline
+
+    def __getattr__(self, name: str) -> Any:
+        self._deadline.check()
+        return getattr(self._client, name)
 
 
 def sync(
@@ -102,7 +107,7 @@ def sync(
         if not lock.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
             raise DeadlineExceeded
         try:
-            client = cast("MlflowClient", _TimedClient(connect(tracking_uri), deadline))
+            client = _TimedClient(connect(tracking_uri), deadline)
             experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
             _mirror(client, experiment, curves, done, shown)
             if searches:
@@ -126,17 +131,6 @@ def sync(
         raise TrackingUnavailable(what, advice) from error
 
 
-class _TimedClient:
-    """An MlflowClient that asks before every request whether there is time for it."""
-
-    def __init__(self, client: MlflowClient, deadline: Deadline) -> None:
-        self._client, self._deadline = client, deadline
-
-    def __getattr__(self, name: str) -> Any:
-        self._deadline.check()
-        return getattr(self._client, name)
-
-
 def reason(error: BaseException) -> str:
     """The first line of an error, redacted while it is whole."""
     origin = _origin(error)
@@ -158,7 +152,7 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -> str:
+def _experiment(client: _TimedClient, tracking_uri: str, name: str, view: str) -> str:
     """Id of the experiment, made if there is none, with its saved view."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
@@ -176,7 +170,7 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -
     return client.create_experiment(name, folder, tags)
 
 
-def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
+def _existing(client: _TimedClient, experiment: str) -> dict[str, list[Any]]:
     """The study's own runs by key; several of one key only where two syncs met or one was cut off."""
     runs = defaultdict[str, list[Any]](list)
     token = None
@@ -189,7 +183,7 @@ def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
     return runs
 
 
-def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
+def _mirror(client: _TimedClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
     """Make each of `runs`, parents before their children, be there once, as it is; then its key is among those `done`.
 
     Of runs that were `shown` only those are read that have changed since.
@@ -217,13 +211,13 @@ def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done:
                 _delete_others(client, found, ids[key][1])
 
 
-def _delete_others(client: MlflowClient, found: list[Any], kept: str) -> None:
+def _delete_others(client: _TimedClient, found: list[Any], kept: str) -> None:
     for run in found:
         if run.info.run_id != kept:
             client.delete_run(run.info.run_id)
 
 
-def _write(client: MlflowClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
+def _write(client: _TimedClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
     """Complete one of those found, or create a run; its id.
 
     The content tag comes last, and is taken away first: a run cut off in between has none, and so is written
@@ -267,7 +261,7 @@ def _theirs(found: list[Any], run: TrackedRun) -> dict[str, str]:
     return theirs
 
 
-def _missing(client: MlflowClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
+def _missing(client: _TimedClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
     """The points that a run of MLflow lacks to be `run`; None where it shows what is wrong, and has to be replaced."""
     info, data = found.info, found.data
     right = (
