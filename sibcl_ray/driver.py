@@ -121,9 +121,9 @@ def run(
 class Workforce:
     """The workers that are asked for; see `cluster.resources.fit_resources`."""
 
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    pretraining_workers: int = 1
+    workers: int | None
+    gpus_per_worker: float | None
+    pretraining_workers: int
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("gpus_per_worker", 0), ("pretraining_workers", 1)):
@@ -146,11 +146,11 @@ class Driver:
         self,
         study: Study,
         store: Store,
-        workforce: Workforce = Workforce(),
-        search_storage: str | None = None,
-        tracking_uri: str | None = None,
-        labels: str | None = None,
-        say: Say = print,
+        workforce: Workforce,
+        search_storage: str | None,
+        tracking_uri: str | None,
+        labels: str | None,
+        say: Say,
         warn: Say | None = None,
     ) -> None:
         # Every worker needs its share of each batch, and batches may be cut to half of what is asked for.
@@ -173,7 +173,7 @@ class Driver:
         self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, say)
         self.tracker = Tracker(uri, study.name, lambda: (self.ledger.matrix(), self.ledger.trials()), warn=self._warn)
 
-    def complete(self, watch: Watch, fresh: bool = False, retry_failed: bool = False) -> None:
+    def complete(self, watch: Watch, fresh: bool, retry_failed: bool) -> None:
         """Make what is missing, as the only driver of this study; another one is waited for.
 
         ``fresh`` sets earlier results aside first, but no labels; with ``retry_failed`` failures are tried again.

@@ -103,8 +103,8 @@ def label_savings(matrix: pd.DataFrame, resamples: int = 1000, seed: int = 0) ->
     savings = []
     for method, (sizes, _, curve, redrawn) in resampled.items():
         low, high = labels_needed(sizes, np.vstack([curve, redrawn]), target)
-        labels = np.where(low == high, low, np.where(low == 0, 0.0, np.inf))
         least, most = _ratio(spent_low, high), _ratio(spent_high, low)
+        labels = low[0] if low[0] == high[0] else 0.0 if low[0] == 0 else np.inf
         point = np.nan if spent_low[0] == 0 else most[0] if low[0] == 0 else least[0]
         known = np.isfinite(rows).all() and np.isfinite(redrawn).all()
         savings.append(
@@ -115,7 +115,7 @@ def label_savings(matrix: pd.DataFrame, resamples: int = 1000, seed: int = 0) ->
                 baseline_labels=float(spent_high[0]),
                 smallest=int(sizes[0]),
                 largest=int(sizes[-1]),
-                labels=float(labels[0]),
+                labels=float(labels),
                 saving=float(point),
                 # Quantiles are rounded outwards to one of the values, as infinities cannot be interpolated.
                 low=float(np.quantile(least[1:], LOW, method="lower")) if known else np.nan,

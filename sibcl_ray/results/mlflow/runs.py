@@ -144,22 +144,22 @@ def _search_run(method: str, budget: int, trials: pd.DataFrame) -> TrackedRun:
 
 def trial_runs(trials: pd.DataFrame) -> list[TrackedRun]:
     """One run per trial, nested under its search."""
-    runs = []
-    for trial in trials.itertuples():
-        search, ended = f"{trial.method} · {trial.budget} labels", _milliseconds(trial.finished)
-        params = {"method": trial.method, "budget": trial.budget, **trial.parameters}
-        run = TrackedRun(
-            key=f"trial/{trial.key}",
-            name=f"{search} · {trial.number}",
-            started=_milliseconds(trial.started),
-            ended=ended,
-            status="FINISHED" if trial.state == "complete" else "FAILED",
-            params={name: str(value) for name, value in params.items()},
-            metrics=(("validation_error", float(trial.value), ended, 0),) if np.isfinite(trial.value) else (),
-            parent=f"search/{trial.method}/{trial.budget}",
-        )
-        runs.append(run)
-    return runs
+    return [_trial_run(trial) for trial in trials.itertuples()]
+
+
+def _trial_run(trial: Any) -> TrackedRun:
+    ended = _milliseconds(trial.finished)
+    params = {"method": trial.method, "budget": trial.budget, **trial.parameters}
+    return TrackedRun(
+        key=f"trial/{trial.key}",
+        name=f"{trial.method} · {trial.budget} labels · {trial.number}",
+        started=_milliseconds(trial.started),
+        ended=ended,
+        status="FINISHED" if trial.state == "complete" else "FAILED",
+        params={name: str(value) for name, value in params.items()},
+        metrics=(("validation_error", float(trial.value), ended, 0),) if np.isfinite(trial.value) else (),
+        parent=f"search/{trial.method}/{trial.budget}",
+    )
 
 
 def _milliseconds(seconds: float) -> int:
