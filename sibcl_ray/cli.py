@@ -44,13 +44,6 @@ console = Screen()
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 optional = partial(typer.Option, None)
 
-# Options of which one may be given.
-CONTRADICTORY = (
-    ("fresh", "dry_run", "sync_tracking"),
-    ("retry_failed", "dry_run", "sync_tracking"),
-    ("clean", "fresh", "retry_failed", "sync_tracking"),
-)
-
 _signals: list[int] = []  # that told this process to end: Ctrl-C, the system, or `ray job stop`
 
 
@@ -165,8 +158,13 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for contradictory in CONTRADICTORY:
-            given = [f"--{name.replace('_', '-')}" for name in contradictory if getattr(self, name)]
+        shown = "dry_run", "sync_tracking"  # what there is, and nothing more is done
+        for contrary in (
+            ("fresh", *shown),
+            ("retry_failed", *shown),
+            ("clean", "fresh", "retry_failed", "sync_tracking"),
+        ):
+            given = [f"--{name.replace('_', '-')}" for name in contrary if getattr(self, name)]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} were given; use one of them at a time")
 
@@ -185,8 +183,7 @@ class Options:
         if self.budgets is not None:
             changes["budgets"] = tuple(sorted(set(_numbers("--budgets", self.budgets, int))))
         if self.temperatures is not None:
-            temperatures = _numbers("--temperatures", self.temperatures, float)
-            changes["space"] = replace(study.space, temperatures=temperatures)
+            changes["space"] = replace(study.space, temperatures=_numbers("--temperatures", self.temperatures, float))
         if self.name is not None and not re.fullmatch(r"\w[\w.+ -]{0,99}", self.name):
             raise ValueError(f"--name is {self.name!r}; give letters, digits, blanks and any of _ - . +, at most 100")
         return replace(study, **{field: value for field, value in changes.items() if value is not None})
@@ -315,21 +312,6 @@ def command_line() -> int:
     return code
 
 
-def _end_at_once(code: int) -> NoReturn:
-    """End this process and all that it has started, without waiting: everything is on disk.
-
-    Ray is not shut down, as it ends a process, with a code of its own, whose threads still talk to it then.
-    """
-    with suppress(OSError, AttributeError):  # the reader is gone
-        sys.stdout.flush()
-    for _ in range(2):  # again for processes started meanwhile
-        for process in psutil.Process().children(recursive=True):
-            with suppress(psutil.Error):
-                if not leads(process.cmdline()):
-                    process.kill()
-    os._exit(code)
-
-
 def _by_option(error: ValueError) -> str:
     """Its text; one that begins with the name of an argument begins with that of the option instead."""
     name, _, rest = str(error).partition(" ")
@@ -351,8 +333,19 @@ def _complain(text: str, code: int) -> int:
 
 
 def main_program() -> NoReturn:
-    """What `python studies/label_sweep.py` is."""
+    """What `python studies/label_sweep.py` is.
+
+    If it has used Ray, this process and all that it has started end at once, as everything is on disk: Ray's own
+    shutdown may end a process, with a code of its own, whose threads still talk to it.
+    """
     code = command_line()
-    if "ray" in sys.modules:
-        _end_at_once(code)
-    sys.exit(code)
+    if "ray" not in sys.modules:
+        sys.exit(code)
+    with suppress(OSError, AttributeError):  # the reader is gone
+        sys.stdout.flush()
+    for _ in range(2):  # again for processes started meanwhile
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if not leads(process.cmdline()):
+                    process.kill()
+    os._exit(code)

@@ -3,6 +3,7 @@
 import logging
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,9 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path, title: str) -> 
     axes = figure.add_subplot()
     for method, marker in zip(sorted(curves), cycle(MARKERS)):
         curve, tint = curves[method], colour(method)
-        emphasis = {"linewidth": 2.4, "zorder": 3} if method == "SIB-CL" else {"linewidth": 1.5, "zorder": 2}
+        emphasis: dict[str, Any] = {"linewidth": 1.5, "zorder": 2}
+        if method == "SIB-CL":
+            emphasis = {"linewidth": 2.4, "zorder": 3}
         axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
         axes.plot(curve.budgets, curve.error, color=tint, marker=marker, markersize=5, **emphasis)
     axes.set(title=title, xlabel="labels")

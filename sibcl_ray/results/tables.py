@@ -104,7 +104,8 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
     Cells that are not finished are counted under the number, or stand in its place.
     """
     curves, units = learning_curves(matrix, compared=True), units_of(matrix)
-    measured, best = {}, {}  # error and half its interval by method and budget; the smallest error by budget
+    measured: dict[tuple[str, int], tuple[float, float]] = {}  # error and half its interval
+    best: dict[int, float] = {}
     for method, curve in curves.items():
         for budget, error, half in zip(curve.budgets, curve.error, (curve.high - curve.low) / 2, strict=True):
             measured[method, budget] = error, half

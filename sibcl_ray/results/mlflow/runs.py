@@ -122,10 +122,11 @@ def search_runs(trials: pd.DataFrame) -> list[TrackedRun]:
     """One run per (method, budget): the best validation error after each trial."""
     if trials.empty:
         return []
-    return [_search_run(*search, its) for search, its in trials.groupby(["method", "budget"], sort=False)]
+    groups = trials.groupby(["method", "budget"], sort=False)
+    return [_search_run(method, budget, its) for (method, budget), its in groups]
 
 
-def _search_run(method: str, budget: int, trials: pd.DataFrame) -> TrackedRun:
+def _search_run(method: Any, budget: Any, trials: pd.DataFrame) -> TrackedRun:
     complete = trials[trials["state"] == "complete"].sort_values(["finished", "number"])
     best = zip(complete["value"].cummin(), complete["finished"], strict=True)
     return TrackedRun(
