@@ -158,10 +158,9 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        shown = "dry_run", "sync_tracking"  # what there is, and nothing more is done
         for contrary in (
-            ("fresh", *shown),
-            ("retry_failed", *shown),
+            ("fresh", "dry_run", "sync_tracking"),
+            ("retry_failed", "dry_run", "sync_tracking"),
             ("clean", "fresh", "retry_failed", "sync_tracking"),
         ):
             given = [f"--{name.replace('_', '-')}" for name in contrary if getattr(self, name)]

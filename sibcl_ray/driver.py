@@ -55,11 +55,7 @@ class Results:
 
 
 def load_results(folder: str | os.PathLike[str]) -> Results:
-    """The results of a study in ``STORAGE/studies/NAME``, a folder or the URL of one.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """The results of a study in ``STORAGE/studies/NAME``, a folder or URL; FileNotFoundError if there are none."""
     place, _, name = str(folder).rstrip("/").rpartition("/")
     store = open_store(place or ".", read_only=True)
     try:
@@ -136,10 +132,9 @@ class Workforce:
 
 
 class Driver:
-    """A study on a storage. Arguments are as those of `run`; ``warn`` is given warnings, which ``say`` is otherwise.
+    """A study on a storage, with arguments as those of `run`; ValueError, in one line, if it cannot be run like this.
 
-    Raises:
-        ValueError: the study cannot be run like this, in one line.
+    ``warn`` is given warnings, which ``say`` is otherwise.
     """
 
     def __init__(

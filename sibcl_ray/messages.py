@@ -1,8 +1,4 @@
-"""Messages in one line, with advice, and without the passwords, tokens and keys that may have come into them.
-
-In doubt `redact` takes out too much: a line that lost a word can be asked about, a published password has to be
-changed.
-"""
+"""Messages in one line, with advice, and without passwords, tokens and keys: in doubt `redact` takes out too much."""
 
 import difflib
 import os

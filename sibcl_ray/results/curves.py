@@ -42,12 +42,11 @@ class LearningCurve:
 class LabelSaving:
     """How many labels `method` needs for `target_error`, and how many times fewer that is than `baseline`.
 
-    Numbers off the ends of the measured budgets are censored, and say so by their value: `labels` is
-    0 where the target is met at the `smallest` budget already, so that the need is at most
-    `smallest`, and inf where it is not met by the `largest`. Accordingly `saving` is inf where it is at
-    least `baseline_labels / smallest`, and 0 where it is less than `baseline_labels / largest`.
-    Comparisons such as `low >= 4` are therefore never right by accident. `saving` is NaN where the baseline
-    never was worse than at its largest budget; the bounds are NaN where nothing can be resampled.
+    Numbers off the measured budgets are censored: `labels` is 0 where the target is met at the `smallest` budget
+    already, and inf where it is not met by the `largest`. Accordingly `saving` is inf where it is at least
+    `baseline_labels / smallest`, and 0 where it is less than `baseline_labels / largest`, so that comparisons such as
+    `low >= 4` are never right by accident. `saving` is NaN where the baseline never was worse than at its largest
+    budget; the bounds are NaN where nothing can be resampled.
     """
 
     method: str

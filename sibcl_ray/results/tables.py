@@ -110,7 +110,7 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
         for budget, error, half in zip(curve.budgets, curve.error, (curve.high - curve.low) / 2, strict=True):
             measured[method, budget] = error, half
             best[budget] = min(error, best.get(budget, np.inf))
-    states = matrix.groupby(["method", "budget"])["state"].value_counts()
+    states = matrix.groupby(["method", "budget", "state"]).size()
     budgets = sorted(matrix["budget"].unique())
     columns = (Column(str(budget), justify="right") for budget in budgets)
     title, caption = Text(f"Test error{units.bracketed} by labels"), Text(_caption(matrix, curves, units))

@@ -237,16 +237,13 @@ def _write(client: _TimedClient, experiment: str, found: list[Any], run: Tracked
     for path in run.artifacts:
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id, run.status, run.ended)
-    if parent:
-        tags[PARENT] = parent
+    tags |= {PARENT: parent, CONTENT: content} if parent else {CONTENT: content}
     points = [Metric(*point) for point in metrics]
     while len(points) > 800:  # MLflow takes 1000 entries at once
         client.log_batch(run_id, points[:800])
         points = points[800:]
-    params = [Param(name, value) for name, value in run.params.items()]
-    client.log_batch(
-        run_id, points, params, [RunTag(name, value) for name, value in (tags | {CONTENT: content}).items()]
-    )
+    params = [Param(*param) for param in run.params.items()]
+    client.log_batch(run_id, points, params, [RunTag(*tag) for tag in tags.items()])
     return run_id
 
 
