@@ -56,7 +56,7 @@ def test_matrix_table_shows_numbers_failures_and_reasons(matrix):
     assert "at least 2" in text  # seeds
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_tables_of_unfinished_studies(matrix):
     one_seed = matrix[matrix["seed"] == 0]
     for known in (one_seed, one_seed.assign(sample_errors=None)):
