@@ -39,12 +39,6 @@ class Deadline:
         if not self.left():
             raise DeadlineExceeded
 
-    def acquire(self, lock: threading.Lock) -> None:
-        """Acquire the lock, or raise DeadlineExceeded."""
-        left = self.left()
-        if not lock.acquire(timeout=left if left < math.inf else -1):
-            raise DeadlineExceeded
-
 
 def within(deadline: Deadline, work: Callable[[], Result], grace: float) -> Result:
     """The result of `work`; raises DeadlineExceeded `grace` seconds after the deadline if it has not ended by then.
@@ -61,9 +55,8 @@ def within(deadline: Deadline, work: Callable[[], Result], grace: float) -> Resu
             result.set_exception(error)
 
     threading.Thread(target=run, name="within", daemon=True).start()
-    left = deadline.left()
     try:
-        wait([result], left + grace if left < math.inf else None)
+        wait([result], min(deadline.left() + grace, threading.TIMEOUT_MAX))
     finally:  # also at an interrupt
         if not result.done():
             deadline.cancel()

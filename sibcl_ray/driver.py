@@ -1,5 +1,6 @@
 """Runs a study to its end and reads finished ones: what commands and scripts share."""
 
+import io
 import os
 import secrets
 import sys
@@ -9,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.model import check_takes
@@ -28,7 +27,6 @@ from sibcl_ray.study.ledger import Ledger, Missing
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import from_file
 
-FILES = ("learning_curves.png", "learning_curves.svg", "matrix.parquet")
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # of Ray, in its temporary folder
 LONGEST = 107 if sys.platform == "linux" else 103  # path of a Unix socket, in bytes
 ANSWER = 15.0  # seconds in which a storage has to
@@ -57,18 +55,14 @@ class Results:
 
 
 def load_results(folder: str | os.PathLike[str]) -> Results:
-    """The results of a study in ``STORAGE/studies/NAME``, a folder or the URL of one.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """The results of a study in ``STORAGE/studies/NAME``, a folder or URL; FileNotFoundError if there are none."""
     place, _, name = str(folder).rstrip("/").rpartition("/")
     store = open_store(place or ".", read_only=True)
     try:
         data = store.read(f"{name}/matrix.parquet")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no matrix.parquet in {folder}; give STORAGE/studies/NAME") from None
-    return Results(pq.read_table(pa.BufferReader(data)).to_pandas(), store.path(name))
+    return Results(pd.read_parquet(io.BytesIO(data)), store.path(name))
 
 
 def run(
@@ -123,9 +117,9 @@ def run(
 class Workforce:
     """The workers that are asked for; see `cluster.resources.fit_resources`."""
 
-    workers: int | None = None
-    gpus_per_worker: float | None = None
-    pretraining_workers: int = 1
+    workers: int | None
+    gpus_per_worker: float | None
+    pretraining_workers: int
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("gpus_per_worker", 0), ("pretraining_workers", 1)):
@@ -138,52 +132,46 @@ class Workforce:
 
 
 class Driver:
-    """A study on a storage.
+    """A study on a storage, with arguments as those of `run`; ValueError, in one line, if it cannot be run like this.
 
-    Args:
-        study: what is asked for.
-        store: where results are.
-        workforce: for what is missing.
-        search_storage: a database URL for the searches' histories; None for a journal file in the store.
-        tracking_uri: of MLflow; None for MLFLOW_TRACKING_URI, or SQLite beside the results.
-        labels: ``"keep"`` or ``"new"``, where what decides labels has changed since they were made.
-        say: is given notes, a line each; ``warn`` warnings, as ``say`` if not given.
-
-    Raises:
-        ValueError: the study cannot be run like this, in one line.
+    ``warn`` is given warnings, which ``say`` is otherwise.
     """
 
     def __init__(
         self,
         study: Study,
         store: Store,
-        workforce: Workforce = Workforce(),
-        search_storage: str | None = None,
-        tracking_uri: str | None = None,
-        labels: str | None = None,
-        say: Say = print,
+        workforce: Workforce,
+        search_storage: str | None,
+        tracking_uri: str | None,
+        labels: str | None,
+        say: Say,
         warn: Say | None = None,
     ) -> None:
-        _check_sharing(study, workforce.pretraining_workers)
+        # Every worker needs its share of each batch, and batches may be cut to half of what is asked for.
+        smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2
+        if workforce.pretraining_workers > smallest:
+            raise ValueError(
+                f"pretraining_workers is {workforce.pretraining_workers}, and too many to share the smallest batches "
+                f"of this study; give at most {smallest}"
+            )
         if study.problem.name not in PROBLEMS:
             for architecture in study.space.architectures:
                 check_takes(study.problem, architecture)
         if labels not in (None, "keep", "new"):
             raise ValueError(f"labels is {labels!r}; give keep or new")
         self.study, self.store, self.workforce = study, store, workforce
-        self._say, self._warn, self._connected = say, warn or say, False
+        self._say, self._warn = say, warn or say
+        self.disconnect: Callable[[], object] = lambda: None  # ends the Ray cluster or connection that was made
         uri = _tracking_address(store, tracking_uri)
         self.ledger = Ledger(study, store, search_storage, self._warn)
         self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, say)
         self.tracker = Tracker(uri, study.name, lambda: (self.ledger.matrix(), self.ledger.trials()), warn=self._warn)
 
-    def complete(self, watch: Watch, fresh: bool = False, retry_failed: bool = False) -> None:
+    def complete(self, watch: Watch, fresh: bool, retry_failed: bool) -> None:
         """Make what is missing, as the only driver of this study; another one is waited for.
 
-        Args:
-            watch: is given the progress, twice a second.
-            fresh: set earlier results aside first; labels are kept.
-            retry_failed: forget failures first, so that they are tried again.
+        ``fresh`` sets earlier results aside first, but no labels; with ``retry_failed`` failures are tried again.
         """
         if not (fresh or retry_failed or self.ledger.missing()):
             return
@@ -202,24 +190,17 @@ class Driver:
                 self._run(lacking, session, watch)
 
     def _run(self, lacking: Missing, session: Session, watch: Watch) -> None:
-        from sibcl_ray.cluster.connection import connect  # Ray takes seconds to import
+        from sibcl_ray.cluster.connection import connect, disconnect  # Ray takes seconds to import
         from sibcl_ray.cluster.resources import fit_resources
         from sibcl_ray.cluster.run import Timings, run
 
         timings, workforce = Timings(), self.workforce
         with timings.stage("ray"):
-            self._connected = connect()
+            if connect():
+                self.disconnect = disconnect
         resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
         run(self.ledger, lacking, session, resources, watch, timings)
         self._say(str(timings))
-
-    def disconnect(self) -> None:
-        """End the Ray cluster that was started, or the connection that was made."""
-        if self._connected:
-            from sibcl_ray.cluster.connection import disconnect
-
-            disconnect()
-            self._connected = False
 
     def results(self) -> Results:
         """Write the matrix and the figure of what is there, and give it."""
@@ -238,7 +219,7 @@ class Driver:
     def track(self) -> str:
         """Bring MLflow to what the results say; where it shows them. Raises TrackingUnavailable."""
         with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / name for name in FILES]
+            files = [Path(folder, name) for name in ("learning_curves.png", "learning_curves.svg", "matrix.parquet")]
             for file in files:
                 file.write_bytes(self.store.read(f"{self.ledger.folder}/{file.name}"))
             return self.tracker.finish(files)
@@ -270,9 +251,10 @@ def _here() -> Path:
 
 def _tracking_address(store: Store, given: str | None) -> str:
     """What was given, else the environment's, else SQLite beside the results."""
-    folder = store.uri if store.is_local else _here()
-    name = "tracking_uri" if given is not None else "MLFLOW_TRACKING_URI"
-    uri = given if given is not None else os.environ.get(name) or sqlite_uri(Path(folder) / "mlflow.db")
+    name, uri = "tracking_uri", given
+    if uri is None:
+        name, folder = "MLFLOW_TRACKING_URI", store.uri if store.is_local else _here()
+        uri = os.environ.get(name) or sqlite_uri(Path(folder) / "mlflow.db")
     if not takes(uri):
         raise ValueError(
             f"{name} {uri} is neither a server nor a database, and MLflow writes to folders only if "
@@ -303,13 +285,3 @@ def _prepare_for_ray() -> None:
         raise ValueError(
             f"{name} is {place} and cannot be used ({error}); set RAY_TMPDIR to a folder, such as /tmp"
         ) from None
-
-
-def _check_sharing(study: Study, sharing: int) -> None:
-    """Whether each of so many workers has samples of every batch of a pretraining."""
-    smallest = min(*study.space.contrastive_batches, *study.space.supervised_batches) // 2  # they may be cut evenly
-    if sharing > smallest:
-        raise ValueError(
-            f"pretraining_workers is {sharing}, and too many to share the smallest batches of this study; "
-            f"give at most {smallest}"
-        )

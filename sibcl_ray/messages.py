@@ -1,8 +1,4 @@
-"""Messages in one line, with advice, and without the passwords, tokens and keys that may have come into them.
-
-In doubt `redact` takes out too much: a line that lost a word can be asked about, a published password has to be
-changed.
-"""
+"""Messages in one line, with advice, and without passwords, tokens and keys: in doubt `redact` takes out too much."""
 
 import difflib
 import os
@@ -49,8 +45,7 @@ def one_line(text: object, longest: int | None = None) -> str:
     return " ".join(str(text).split())[:longest]
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that one was probably meant to be."""
+def _closest(name: str, known: Iterable[str]) -> str | None:
     spelled = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
     return spelled[near[0]] if near else None
@@ -59,7 +54,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Advice on a name that is not among those known."""
     known = list(known)
-    if near := closest(name, known):
+    if near := _closest(name, known):
         return f"did you mean {near!r}?"
     listed = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
     return f"there is {listed}" if known else "there is nothing"
@@ -69,7 +64,7 @@ def choose(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """The value of a name; ValueError, with the names there are, if it is none of them."""
     if name in known:
         return known[name]
-    hint = f"; did you mean {near}?" if (near := closest(name, known)) else ""
+    hint = f"; did you mean {near}?" if (near := _closest(name, known)) else ""
     raise ValueError(f"there is no {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
@@ -87,7 +82,9 @@ def redact(text: str) -> str:
     connection strings and mappings; Authorization headers; access keys of AWS and well-known tokens, by their form; and
     the values, of at least 8 characters, of this process's environment variables with a secret's name.
     """
-    for value in _secrets_of_the_environment():
+    secrets = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST}
+    secrets |= {quote(value, safe="") for value in secrets}  # as URLs have them
+    for value in sorted(secrets, key=lambda value: (-len(value), value)):  # as one may contain another
         text = text.replace(value, HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(_hide, text)
@@ -98,9 +95,3 @@ def _hide(match: re.Match[str]) -> str:
     value = match["value"]
     quotation = value[0] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else ""
     return match["kept"] + quotation + HIDDEN + quotation
-
-
-def _secrets_of_the_environment() -> list[str]:
-    """The values as they are and as URLs quote them; longest first, as one may contain another."""
-    values = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name) and len(value) >= SHORTEST}
-    return sorted(values | {quote(value, safe="") for value in values}, key=lambda value: (-len(value), value))

@@ -1,11 +1,8 @@
 """Recipes: functions that return a complete study, from seconds on a laptop to the sizes of the paper."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import torch
@@ -16,9 +13,8 @@ from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import find, from_file
 
-# Those that a problem has what it needs for.
+# The methods of a recipe, if the problem has what they need.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
-
 
 # Those of Loh et al., by the dimensions of the grid.
 REFERENCE = {
@@ -31,12 +27,21 @@ QUICK = {
     3: ReferenceEncoder(channels=(8, 32, 64), kernel=3, stride=2, pools=(4, 2, 2), head=256, latent=256),
 }
 
-
 # For lattices of a few sites, where nothing can be pooled: the stacks of Schurov et al. (arXiv 2406.08318).
 LATTICE = tuple(
     InvariantEncoder(channels=32, dilations=dilations, latent=64) for dilations in ((1, 2, 3), (1, 1, 1), (3, 2, 1))
 )
 SMALLEST = 8  # sites along an axis that can still be pooled
+
+
+# What a study counts, by scale; see `Study`.
+SIZES: dict[str, dict[str, int]] = {
+    "smoke": dict(trials=2, folds=2, seeds=2, unlabelled=50, surrogate=50, test=50, pool=200),
+    "quick": dict(trials=6, folds=2, seeds=3, unlabelled=400, surrogate=2000, test=500, pool=1600),
+    "standard": dict(trials=12, folds=3, seeds=5, unlabelled=8000, surrogate=4000, test=1000, pool=6400),
+    "paper": dict(trials=30, at_once=4, folds=5, seeds=3, unlabelled=20_000, surrogate=10_000, test=2000, pool=10_000),
+}
+SCALES: dict[str, Callable[..., Study]] = {}
 
 
 def _dimensions(problem: Problem) -> int:
@@ -54,45 +59,36 @@ def _quick_steps(problem: Problem) -> int:
     return 450 if numbers < 2_000 else 250 if numbers < 10_000 else 120
 
 
-def _study(problem: Problem, scale: str, seed: int, **fields: Any) -> Study:
-    """The study of a recipe; where samples are given, with as many of them as there are."""
-    methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
-    if have := problem.available:
-        fields["pool"] = min(fields["pool"], have["target"])
-        fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
-        fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
-    if problem.missing_requirement(**METHODS["TL"].needs):
-        fields["surrogate"] = 0  # their labels would cost as much as the target's
-    if min(problem.input_shape[-2:]) < SMALLEST:
-        space: Space = fields["space"]
-        stacks = LATTICE[: len(space.architectures)]
-        architectures = tuple(_small(encoder) for encoder in stacks)
-        # Larger rates forget what was known beforehand of so few sites.
-        fields["space"] = replace(space, architectures=architectures, learning_rates=(1e-4, 3e-3))
-    return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
-
-
-SCALES: dict[str, Callable[..., Study]] = {}
-
-
-def _recipe(build: Callable[[Problem, int], Study]) -> Callable[..., Study]:
+def _recipe(choices: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study]:
     """A scale, by its name; the problem may be given by a name as well, as for ``--problem``."""
+    scale = choices.__name__
 
-    @wraps(build)
-    def scale(problem: Problem | str, seed: int = 0) -> Study:
-        return build(find(problem) if isinstance(problem, str) else from_file(problem), seed)
+    def recipe(problem: Problem | str, seed: int = 0) -> Study:
+        problem = find(problem) if isinstance(problem, str) else from_file(problem)
+        fields: dict[str, Any] = SIZES[scale] | choices(problem)
+        if have := problem.available:  # as many samples as there are
+            fields["pool"] = min(fields["pool"], have["target"])
+            fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
+            fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
+        if problem.missing_requirement(**METHODS["TL"].needs):
+            fields["surrogate"] = 0  # their labels would cost as much as the target's
+        if min(problem.input_shape[-2:]) < SMALLEST:
+            architectures = tuple(_small(encoder) for encoder in LATTICE[: len(fields["space"].architectures)])
+            # Larger rates forget what was known beforehand of so few sites.
+            fields["space"] = replace(fields["space"], architectures=architectures, learning_rates=(1e-4, 3e-3))
+        methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
+        return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
-    SCALES[build.__name__] = scale
-    return scale
+    recipe.__name__ = recipe.__qualname__ = scale
+    recipe.__doc__ = choices.__doc__
+    SCALES[scale] = recipe
+    return recipe
 
 
 @_recipe
-def smoke(problem: Problem, seed: int = 0) -> Study:
+def smoke(problem: Problem) -> dict[str, Any]:
     """Seconds of training: proves that everything works together, and nothing else."""
-    return _study(
-        problem,
-        "smoke",
-        seed,
+    return dict(
         budgets=(10, 20),
         searched=(10,),
         space=Space(
@@ -105,23 +101,13 @@ def smoke(problem: Problem, seed: int = 0) -> Study:
             temperatures=(0.1, 0.5),
             steps=(5, 10),
         ),
-        trials=2,
-        folds=2,
-        seeds=2,
-        unlabelled=50,
-        surrogate=50,
-        test=50,
-        pool=200,
     )
 
 
 @_recipe
-def quick(problem: Problem, seed: int = 0) -> Study:
+def quick(problem: Problem) -> dict[str, Any]:
     """A result worth looking at within ten minutes on two cores without a GPU."""
-    return _study(
-        problem,
-        "quick",
-        seed,
+    return dict(
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),
         space=Space(
@@ -134,24 +120,14 @@ def quick(problem: Problem, seed: int = 0) -> Study:
             learning_rates=(1e-3, 8e-3),
             steps=(_quick_steps(problem),),
         ),
-        trials=6,
-        folds=2,
-        seeds=3,
-        unlabelled=400,
-        surrogate=2000,
-        test=500,
-        pool=1600,
     )
 
 
 @_recipe
-def standard(problem: Problem, seed: int = 0) -> Study:
+def standard(problem: Problem) -> dict[str, Any]:
     """About an hour on one GPU."""
     reference = REFERENCE[_dimensions(problem)].scaled(0.5)
-    return _study(
-        problem,
-        "standard",
-        seed,
+    return dict(
         budgets=(25, 50, 100, 200, 400, 800, 1600),
         searched=(25, 100, 400),
         space=Space(
@@ -168,18 +144,11 @@ def standard(problem: Problem, seed: int = 0) -> Study:
             learning_rates=(1e-4, 3e-3),
             steps=(1000, 3000),
         ),
-        trials=12,
-        folds=3,
-        seeds=5,
-        unlabelled=8000,
-        surrogate=4000,
-        test=1000,
-        pool=6400,
     )
 
 
 @_recipe
-def paper(problem: Problem, seed: int = 0) -> Study:
+def paper(problem: Problem) -> dict[str, Any]:
     """The sizes of Loh et al. (2022), with a search in place of its choice on the test set."""
     architectures = tuple(
         Architecture(encoder=encoder)
@@ -189,10 +158,7 @@ def paper(problem: Problem, seed: int = 0) -> Study:
             InvariantEncoder(dilations=(1, 2, 4, 8, 16), latent=1024),
         )
     )
-    return _study(
-        problem,
-        "paper",
-        seed,
+    return dict(
         budgets=(50, 100, 200, 400, 800, 1600, 3200),
         searched=(50, 200, 800, 3200),
         space=Space(
@@ -208,12 +174,4 @@ def paper(problem: Problem, seed: int = 0) -> Study:
             weight_decays=(0.01, 0.0),
             steps=(3000, 10_000),
         ),
-        trials=30,
-        at_once=4,
-        folds=5,
-        seeds=3,
-        unlabelled=20_000,
-        surrogate=10_000,
-        test=2000,
-        pool=10_000,
     )

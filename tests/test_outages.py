@@ -16,6 +16,7 @@ from servers import PASSWORD, mlflow_server, postgres, postgres_programs, proxy,
 from test_curves import cell, noisy
 from test_tracking import METHODS, search
 
+from sibcl_ray.deadlines import Deadline
 from sibcl_ray.results.figure import learning_curve_figure
 from sibcl_ray.results.mlflow import tracking
 from sibcl_ray.results.mlflow.background import Tracker
@@ -60,12 +61,10 @@ def study(request):
 
 
 def ledgers():
-    """An early state of a study's ledger and a late one, in which curves changed, searches grew and trials ended."""
+    """An early state of a study's ledger and a late one, in which curves changed and searches grew."""
     matrix = noisy(np.random.default_rng(0), {"SL": 1, "SIB-CL": 8}, seeds=2)
     late = search(3, methods=("SL",)).query("budget == 50")
-    early = late[late["number"] < 2].copy()
-    early.loc[early["number"] == 1, ["state", "value", "finished"]] = ["running", np.nan, np.nan]
-    return (matrix[matrix["budget"] < 100], early), (matrix, late)
+    return (matrix[matrix["budget"] < 100], late[late["number"] < 2]), (matrix, late)
 
 
 def assert_shows(uri, study, matrix, trials, artifacts=()):
@@ -197,20 +196,20 @@ def test_killed_in_the_middle_and_started_again(server, link, study):
 def test_a_slow_server_is_given_up_between_two_requests(server, link, study):
     ledger = ledgers()[1]
     link.delay = 1
-    line = refused(lambda: sync(link.address, study, *ledger, seconds=2), 2 + 2)
+    line = refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(2)), 2 + 2)
     assert "of 6 runs up to date" in line and "next synchronisation completes" in line
     link.delay = 0
-    sync(link.address, study, *ledger, seconds=60)
+    sync(link.address, study, *ledger, deadline=Deadline(60))
     assert_shows(server.address, study, *ledger)
 
 
 def test_a_server_that_goes_silent_is_given_up(server, link, study, impatient):
     ledger = ledgers()[1]
     link.silent = True
-    refused(lambda: sync(link.address, study, *ledger, seconds=0), REQUEST)
+    refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(0)), REQUEST)
     link.silent = False
     thread = hang(link, study, ledger)
-    refused(lambda: sync(link.address, study, *ledger, seconds=0.5), 0.5 + REQUEST)
+    refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
     thread.join()
     link.silent = False
     sync(link.address, study, *ledger)
@@ -234,11 +233,11 @@ def test_a_silent_database_is_left_behind(database, study, impatient):
     with proxy(database.port) as link:
         link.silent = True
         through = database.uri("silent", link.port)
-        refused(lambda: sync(through, study, *ledger, seconds=1), 1 + REQUEST)
-        line = refused(lambda: sync(through, study, *ledger, seconds=0.5), 0.5 + REQUEST)
+        refused(lambda: sync(through, study, *ledger, deadline=Deadline(1)), 1 + REQUEST)
+        line = refused(lambda: sync(through, study, *ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
         assert "given up" in line and "***" in line
         link.silent = False
-        sync(through, study, *ledger, seconds=10)
+        sync(through, study, *ledger, deadline=Deadline(10))
     assert_shows(uri, study, *ledger)
 
 
@@ -261,7 +260,7 @@ def test_a_silent_database_is_left_behind(database, study, impatient):
     ],
 )
 def test_addresses_that_cannot_be_are_refused_in_one_line(uri, study, impatient):
-    refused(lambda: sync(uri, study, *ledgers()[1], seconds=3), 3 + REQUEST)
+    refused(lambda: sync(uri, study, *ledgers()[1], deadline=Deadline(3)), 3 + REQUEST)
 
 
 def test_a_refused_password_is_said_at_once_and_not_shown(database, study):

@@ -210,9 +210,7 @@ def test_an_extended_study_replaces_only_what_changed(uri, matrix):
 def test_a_sync_that_knows_what_is_shown_ends_as_one_that_reads_it(uri, matrix):
     shown = tracking.Shown()
     early = matrix[(matrix["budget"] < 400) & matrix["method"].ne("SL-I")], search(2, methods=("SIB-CL",))
-    running = search(3)
-    running.loc[0, ["state", "value", "finished"]] = ["running", np.nan, np.nan]
-    for ledger in (early, (matrix, running), (matrix, search(4)), (matrix, search(4))):
+    for ledger in (early, (matrix, search(3)), (matrix, search(4)), (matrix, search(4))):
         tracking.sync(uri, "study", *ledger, shown=shown)
     before = [{name: run.info.run_id for name, run in runs(uri, n)[1].items()} for n in ("study", "study/trials")]
     assert [len(found) for found in before] == [3, 4 + 4 * 4]
@@ -232,11 +230,9 @@ def test_what_a_sync_knows_is_not_read(uri, matrix, monkeypatch):
 def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
     trials = search(3)
     trials.loc[0, ["state", "value"]] = ["failed", np.nan]
-    trials.loc[1, ["state", "value", "finished"]] = ["running", np.nan, np.nan]
     tracking.sync(uri, "study", matrix, trials)
     client, shown, count = runs(uri, "study/trials")
-    status = [shown[f"SL · 50 labels · {i}"].info.status for i in range(3)]
-    assert status == ["FAILED", "RUNNING", "FINISHED"]
+    assert [shown[f"SL · 50 labels · {i}"].info.status for i in range(2)] == ["FAILED", "FINISHED"]
     # as if killed half-way, and as if two had written at once
     client.set_tag(shown["SL · 50 labels · 2"].info.run_id, tracking.CONTENT, "")
     twin = client.create_run(shown["SL · 50 labels"].info.experiment_id, tags={tracking.KEY: "trial/SL-50-0"})
@@ -245,7 +241,7 @@ def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
     _, shown, after = runs(uri, "study/trials")
     assert after == count + 1 and foreign.info.run_name in shown
     assert twin.info.run_id not in {run.info.run_id for run in shown.values()}
-    assert shown["SL · 50 labels · 1"].info.status == "FINISHED"
+    assert shown["SL · 50 labels · 0"].info.status == "FINISHED"
 
 
 def test_a_deleted_experiment_is_said_and_not_brought_back(uri, matrix):

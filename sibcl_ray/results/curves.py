@@ -8,15 +8,14 @@ the worst of them. In 150 planted studies each, a 95 % interval of a label savin
 3 seeds, 91 % with 5 and 96 % with 10 (tests/test_curves.py guards the first and the last).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 Array = np.ndarray
+BASELINE = "SL"  # the method that label savings are against
+LOW, HIGH = (1 - 0.95) / 2, (1 + 0.95) / 2  # quantiles of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,12 +42,11 @@ class LearningCurve:
 class LabelSaving:
     """How many labels `method` needs for `target_error`, and how many times fewer that is than `baseline`.
 
-    Numbers off the ends of the measured budgets are censored, and say so by their value: `labels` is
-    0 where the target is met at the `smallest` budget already, so that the need is at most
-    `smallest`, and inf where it is not met by the `largest`. Accordingly `saving` is inf where it is at
-    least `baseline_labels / smallest`, and 0 where it is less than `baseline_labels / largest`.
-    Comparisons such as `low >= 4` are therefore never right by accident. `saving` is NaN where the baseline
-    never was worse than at its largest budget; the bounds are NaN where nothing can be resampled.
+    Numbers off the measured budgets are censored: `labels` is 0 where the target is met at the `smallest` budget
+    already, and inf where it is not met by the `largest`. Accordingly `saving` is inf where it is at least
+    `baseline_labels / smallest`, and 0 where it is less than `baseline_labels / largest`, so that comparisons such as
+    `low >= 4` are never right by accident. `saving` is NaN where the baseline never was worse than at its largest
+    budget; the bounds are NaN where nothing can be resampled.
     """
 
     method: str
@@ -64,7 +62,7 @@ class LabelSaving:
 
 
 def learning_curves(
-    matrix: pd.DataFrame, level: float = 0.95, resamples: int = 1000, seed: int = 0, compared: bool = False
+    matrix: pd.DataFrame, resamples: int = 1000, seed: int = 0, compared: bool = False
 ) -> dict[str, LearningCurve]:
     """The mean curve over finished cells of each method, in order of first appearance.
 
@@ -81,49 +79,46 @@ def learning_curves(
     if compared and len(resampled) > 1:
         common = np.hstack([redrawn - error for _, _, error, redrawn in resampled.values()]).mean(axis=1)
     for method, (budgets, seeds, error, redrawn) in resampled.items():
-        low, high = np.quantile(redrawn - common[:, None], [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = np.quantile(redrawn - common[:, None], (LOW, HIGH), axis=0)
         curves[method] = LearningCurve(method=method, budgets=budgets, error=error, low=low, high=high, seeds=seeds)
     return curves
 
 
-def label_savings(
-    matrix: pd.DataFrame, baseline: str = "SL", level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> list[LabelSaving]:
-    """The label saving of every other method against `baseline`; empty if that has no finished cell.
+def label_savings(matrix: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> list[LabelSaving]:
+    """The label saving of every other method against `BASELINE`; empty if that has no finished cell.
 
     The target is the baseline's mean error at its largest budget. Both sides need the smallest number of
     labels from which on their mean curve, linear in log n, stays at or under it: a baseline that stopped
     learning early is charged only the labels it made use of. Every resample sets its own target.
     """
     resampled = _resampled(matrix, resamples, seed)
-    if baseline not in resampled:
+    if BASELINE not in resampled:
         return []
-    budgets, _, error, redrawn = resampled[baseline]
-    # the mean curve and its resamples go through the same arithmetic: row 0 is the measured one
+    budgets, _, error, redrawn = resampled.pop(BASELINE)
+    # The mean curve and its resamples go through the same arithmetic: row 0 is the measured one.
     rows = np.vstack([error, redrawn])
     target = rows[:, -1]
     spent_low, spent_high = labels_needed(budgets, rows, target)
     savings = []
     for method, (sizes, _, curve, redrawn) in resampled.items():
-        if method == baseline:
-            continue
         low, high = labels_needed(sizes, np.vstack([curve, redrawn]), target)
-        labels = np.where(low == high, low, np.where(low == 0, 0.0, np.inf))
         least, most = _ratio(spent_low, high), _ratio(spent_high, low)
+        labels = low[0] if low[0] == high[0] else 0.0 if low[0] == 0 else np.inf
         point = np.nan if spent_low[0] == 0 else most[0] if low[0] == 0 else least[0]
-        quantile = partial(_outer_quantile, known=np.isfinite(rows).all() and np.isfinite(redrawn).all())
+        known = np.isfinite(rows).all() and np.isfinite(redrawn).all()
         savings.append(
             LabelSaving(
                 method=method,
-                baseline=baseline,
+                baseline=BASELINE,
                 target_error=float(target[0]),
                 baseline_labels=float(spent_high[0]),
                 smallest=int(sizes[0]),
                 largest=int(sizes[-1]),
-                labels=float(labels[0]),
+                labels=float(labels),
                 saving=float(point),
-                low=quantile(least[1:], (1 - level) / 2),
-                high=quantile(most[1:], (1 + level) / 2),
+                # Quantiles are rounded outwards to one of the values, as infinities cannot be interpolated.
+                low=float(np.quantile(least[1:], LOW, method="lower")) if known else np.nan,
+                high=float(np.quantile(most[1:], HIGH, method="higher")) if known else np.nan,
             )
         )
     return savings
@@ -153,17 +148,10 @@ def labels_needed(budgets: Array, error: Array, target: Array) -> tuple[Array, A
 def _ratio(baseline: Array, method: Array) -> Array:
     """baseline / method for bounds in [0, inf]; labels of 0 or inf only ever bound a saving by inf or 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = baseline / method
-    return np.where(method == 0, np.inf, np.where(np.isinf(method), 0.0, ratio))
+        return np.select([method == 0, np.isinf(method)], [np.inf, 0.0], baseline / method)
 
 
-def _outer_quantile(values: Array, level: float, known: bool) -> float:
-    """The quantile as one of the values, rounded outwards, as infinities cannot be interpolated; or NaN."""
-    outwards: Literal["lower", "higher"] = "lower" if level < 0.5 else "higher"
-    return float(np.quantile(values, level, method=outwards)) if known else np.nan
-
-
-def _resampled(matrix: pd.DataFrame, resamples: int, seed: int) -> Mapping[str, tuple[Array, Array, Array, Array]]:
+def _resampled(matrix: pd.DataFrame, resamples: int, seed: int) -> dict[str, tuple[Array, Array, Array, Array]]:
     """Per method: budgets (B,), finished seeds (B,), mean error (B,) and its resamples (resamples, B)."""
     done = matrix[matrix["state"] == "done"].sort_values(["budget", "seed"], kind="stable")
     if done["problem"].nunique() > 1:
@@ -171,27 +159,23 @@ def _resampled(matrix: pd.DataFrame, resamples: int, seed: int) -> Mapping[str, 
     twice = done[done.duplicated(["method", "budget", "seed"])]
     if len(twice):
         raise ValueError(f"a cell is there twice: {tuple(twice[['method', 'budget', 'seed']].iloc[0])}")
-    samples = _sample_errors(done)
+    error, samples = done["error"].to_numpy(float), _sample_errors(done)
+    resolved = error[:, None] if samples is None else samples  # (cells, samples)
+    size = resolved.shape[1]
     rng = np.random.default_rng(seed)
     draws = rng.random((resamples, max(done["seed"].nunique(), 1)))
-    size = samples.shape[1] if samples is not None else 1
     weights = rng.multinomial(size, np.full(size, 1 / size), resamples).T / size  # (samples, resamples)
-    errors = samples if samples is not None else done["error"].to_numpy(float)[:, None]
-    redrawn = errors @ weights  # (cells, resamples)
+    redrawn = resolved @ weights  # (cells, resamples)
+    cells = done.groupby(["method", "budget"]).indices
     result = {}
     for method in matrix["method"].unique():
-        rows = [
-            (budget, np.flatnonzero((done["method"] == method) & (done["budget"] == budget)))
-            for budget in done.loc[done["method"] == method, "budget"].unique()
-        ]
-        if rows:
-            curves = [_over_seeds(redrawn[cells], draws, samples is not None) for _, cells in rows]
-            means = [done["error"].to_numpy(float)[cells].mean() for _, cells in rows]
+        its = {budget: cells[of, budget] for of, budget in sorted(cells) if of == method}
+        if its:
             result[str(method)] = (
-                np.array([budget for budget, _ in rows], float),
-                np.array([len(cells) for _, cells in rows]),
-                np.array(means),
-                np.stack(curves, axis=1),
+                np.array(list(its), float),
+                np.array([len(seeds) for seeds in its.values()]),
+                np.array([error[seeds].mean() for seeds in its.values()]),
+                np.stack([_over_seeds(redrawn[seeds], draws, samples is not None) for seeds in its.values()], axis=1),
             )
     return result
 

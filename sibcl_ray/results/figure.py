@@ -1,8 +1,9 @@
 """The learning-curve figure of a matrix of cells."""
 
 import logging
-import os
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from sibcl_ray.results.tables import colour, saving_in_words, units_of  # noqa: 
 MARKERS = "os^Dvp*XP"
 
 
-def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: str, baseline: str = "SL") -> list[Path]:
+def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path, title: str) -> list[Path]:
     """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
 
     Test error over labels (log), a band for the 95 % interval, and the largest label saving as an
@@ -30,32 +31,27 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path | str, title: st
     curves = {m: curve.scaled(units.scale) for m, curve in learning_curves(matrix, compared=True).items()}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for i, method in enumerate(sorted(curves)):
-        _draw(axes, curves[method], MARKERS[i % len(MARKERS)])
+    for method, marker in zip(sorted(curves), cycle(MARKERS)):
+        curve, tint = curves[method], colour(method)
+        emphasis: dict[str, Any] = {"linewidth": 1.5, "zorder": 2}
+        if method == "SIB-CL":
+            emphasis = {"linewidth": 2.4, "zorder": 3}
+        axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
+        axes.plot(curve.budgets, curve.error, color=tint, marker=marker, markersize=5, **emphasis)
     axes.set(title=title, xlabel="labels")
     axes.set_ylabel(f"mean test error{units.bracketed}", parse_math=False)
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        _mark_saving(axes, curves, [s for s in label_savings(matrix, baseline) if s.saving > 1], units.scale)
+        _mark_saving(axes, curves, [s for s in label_savings(matrix) if s.saving > 1], units.scale)
     else:
         axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
-    return _write(figure, Path(path_stem))
-
-
-def _draw(axes: Axes, curve: LearningCurve, marker: str) -> None:
-    tint = colour(curve.method)
-    strong = curve.method == "SIB-CL"
-    axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
-    axes.plot(
-        curve.budgets,
-        curve.error,
-        color=tint,
-        marker=marker,
-        markersize=5,
-        linewidth=2.4 if strong else 1.5,
-        zorder=3 if strong else 2,
-    )
+    paths = [path_stem.with_name(f"{path_stem.name}.{kind}") for kind in ("png", "svg")]
+    path_stem.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
+        for path, metadata in zip(paths, ({}, {"Date": None}), strict=True):
+            figure.savefig(path, dpi=150, metadata=metadata)
+    return paths
 
 
 def _scale(axes: Axes, curves: dict[str, LearningCurve]) -> None:
@@ -109,19 +105,3 @@ def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[Lab
         color="0.15",
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
     )
-
-
-def _write(figure: Figure, stem: Path) -> list[Path]:
-    """Save under a temporary name in the same folder, then rename: a reader never sees half a figure."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    for path in paths:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        try:
-            with matplotlib.rc_context({"svg.hashsalt": "sibcl_ray"}):  # ids from the content, not at random
-                figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return paths

@@ -21,7 +21,7 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a person who watches wants to know."""
+    """Where a study is."""
 
     shards: Count = Count()
     pretrainings: Count = Count()
@@ -31,10 +31,7 @@ class Snapshot:
 
 
 Watch = Callable[[Snapshot], None]
-
-
 ROWS = {"shards": "label shards", "pretrainings": "pretrainings", "trials": "search trials", "cells": "matrix cells"}
-UNFINISHED = {("trials", False), ("cells", False)}
 
 
 class Display:
@@ -47,18 +44,11 @@ class Display:
     """
 
     def __init__(self, console: Console, interval: float = 30.0) -> None:
-        self._console = console
-        self._interval = interval
-        self._last = 0.0
+        self._console, self._interval = console, interval
         self._told: set[tuple[str, bool]] = set()  # which kinds of work have begun, and which have ended
-        self._start = time.monotonic()
-        self._bars = Progress(
-            TextColumn("{task.description:<14}"),
-            BarColumn(36),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        self._start = self._last = time.monotonic()
+        columns = TextColumn("{task.description:<14}"), BarColumn(36), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=console)
         self._tasks = {name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()}
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
@@ -89,14 +79,14 @@ class Display:
 
     def _log(self, counts: dict[str, Count], running: bool) -> None:
         now, some = time.monotonic(), {name: count for name, count in counts.items() if count.total}
-        stages = {(name, count.done == count.total) for name, count in some.items()}
-        if not some or (stages <= self._told and now - self._last < self._interval):
+        ended = {name: count.done == count.total for name, count in some.items()}
+        if not some or (ended.items() <= self._told and now - self._last < self._interval):
             return
         self._last = now
-        self._told |= stages
+        self._told.update(ended.items())
         minutes, seconds = divmod(int(now - self._start), 60)
         parts = [f"{ROWS[name]} {count.done}/{count.total}" for name, count in some.items()]
-        if counts["shards"].done == counts["shards"].total and not running and stages & UNFINISHED:
+        if not running and ended.get("shards", True) and False in (ended.get("trials"), ended.get("cells")):
             parts.append("waiting for workers")  # which may be machines that are only being started
         line = f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

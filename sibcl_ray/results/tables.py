@@ -1,17 +1,17 @@
 """Tables and words for a matrix of cells, and the colour of each method."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import FRACTION
-from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+from sibcl_ray.results.curves import BASELINE, LabelSaving, LearningCurve, label_savings, learning_curves
 
 # Okabe & Ito's colours, distinguishable with every common colour vision; a method keeps its own for ever
 COLOURS = {
@@ -27,6 +27,7 @@ COLOURS = {
 }
 OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
 
+UNFINISHED = {"failed": "red", "diverged": "red", "missing": "yellow"}  # how they are shown
 REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters of each
 
 
@@ -102,51 +103,54 @@ def matrix_table(matrix: pd.DataFrame) -> Table:
 
     Cells that are not finished are counted under the number, or stand in its place.
     """
-    curves = learning_curves(matrix, compared=True)
-    budgets, units = sorted(matrix["budget"].unique()), units_of(matrix)
-    table = Table(title=Text(f"Test error{units.bracketed} by labels"), caption=Text(_caption(matrix, units)))
-    table.add_column("method")
-    for budget in budgets:
-        table.add_column(str(budget), justify="right")
-    errors = {n: [c.error[c.budgets == n].min(initial=np.inf) for c in curves.values()] for n in budgets}
-    best = {n: min(values, default=np.inf) for n, values in errors.items()}
+    curves, units = learning_curves(matrix, compared=True), units_of(matrix)
+    measured: dict[tuple[str, int], tuple[float, float]] = {}  # error and half its interval
+    best: dict[int, float] = {}
+    for method, curve in curves.items():
+        for budget, error, half in zip(curve.budgets, curve.error, (curve.high - curve.low) / 2, strict=True):
+            measured[method, budget] = error, half
+            best[budget] = min(error, best.get(budget, np.inf))
+    states = matrix.groupby(["method", "budget", "state"]).size()
+    budgets = sorted(matrix["budget"].unique())
+    columns = (Column(str(budget), justify="right") for budget in budgets)
+    title, caption = Text(f"Test error{units.bracketed} by labels"), Text(_caption(matrix, curves, units))
+    table = Table("method", *columns, title=title, caption=caption)
     for method in matrix["method"].unique():
-        cells = matrix[matrix["method"] == method]
-        row = [
-            _entry(curves.get(method), budget, best[budget], cells[cells["budget"] == budget], units)
-            for budget in budgets
-        ]
+        row = []
+        for budget in budgets:
+            entry = Text()
+            if (method, budget) in measured:
+                error, half = measured[method, budget]
+                number = units.number(error) + (f" ± {units.number(half, like=error)}" if np.isfinite(half) else "")
+                entry.append(number, "bold green" if error == best[budget] else "")
+            for state, style in UNFINISHED.items():
+                if count := states.get((method, budget, state), 0):
+                    entry.append(("\n" if entry else "") + f"{count} {state}", style)
+            row.append(entry or Text("–", "dim"))
         table.add_row(str(method), *row)
     return table
 
 
-def _entry(curve: LearningCurve | None, budget: int, best: float, cells: pd.DataFrame, units: Units) -> Text:
-    """One entry of the matrix: the number, and what is not finished."""
-    entry = Text()
-    if curve is not None and budget in curve.budgets:
-        i = int(np.flatnonzero(curve.budgets == budget)[0])
-        error, half = curve.error[i], (curve.high[i] - curve.low[i]) / 2
-        number = units.number(error) + (f" ± {units.number(half, like=error)}" if np.isfinite(half) else "")
-        entry.append(number, "bold green" if error == best else "")
-    for state, style in (("failed", "red"), ("diverged", "red"), ("missing", "yellow")):
-        count = int((cells["state"] == state).sum())
-        if count:
-            entry.append(("\n" if entry else "") + f"{count} {state}", style)
-    return entry or Text("–", "dim")
-
-
-def _caption(matrix: pd.DataFrame, units: Units) -> str:
+def _caption(matrix: pd.DataFrame, curves: Mapping[str, LearningCurve], units: Units) -> str:
     """What a reader must know before trusting the numbers."""
-    done = matrix[matrix["state"] == "done"]
-    seeds = done.groupby(["method", "budget"])["seed"].nunique()
-    most = int(seeds.max()) if len(seeds) else 0
+    seeds = [int(count) for curve in curves.values() for count in curve.seeds]
+    most, least = max(seeds, default=0), min(seeds, default=0)
     notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval for comparing methods"]
     if most == 1:
         notes = ["one seed: ± shows the spread over test samples only, not between repetitions"]
-    notes += _common_uncertainty(matrix, units)
-    if len(seeds) and seeds.min() < most:
-        notes.append(f"some entries have fewer seeds (at least {seeds.min()})")
+    if len(curves) > 1:
+        common = _half_width(learning_curves(matrix))
+        if common > _half_width(curves):
+            notes.append(f"the test samples move all of them together by about ± {units.number(common)}")
+    if least < most:
+        notes.append(f"some entries have fewer seeds (at least {least})")
     return "\n".join(notes + _mixed(matrix))
+
+
+def _half_width(curves: Mapping[str, LearningCurve]) -> float:
+    """Half the median interval; 0 if there is none."""
+    widths = np.concatenate([curve.high - curve.low for curve in curves.values()])
+    return float(np.nanmedian(widths) / 2) if np.isfinite(widths).any() else 0.0
 
 
 def _mixed(matrix: pd.DataFrame) -> list[str]:
@@ -166,30 +170,19 @@ def failures_in_words(matrix: pd.DataFrame) -> Iterator[str]:
         yield f"the matrix has {len(counts) - REASONS} more reasons"
 
 
-def _common_uncertainty(matrix: pd.DataFrame, units: Units) -> list[str]:
-    """How far the finite test split may move all methods together."""
-    whole, compared = learning_curves(matrix), learning_curves(matrix, compared=True)
-    if len(whole) < 2:
-        return []
-    half = np.nanmedian(np.concatenate([c.high - c.low for c in whole.values()])) / 2
-    narrow = np.nanmedian(np.concatenate([c.high - c.low for c in compared.values()])) / 2
-    return [f"the test samples move all of them together by about ± {units.number(half)}"] if half > narrow else []
-
-
-def saving_table(matrix: pd.DataFrame, baseline: str = "SL") -> Table:
-    """Label saving of each method against `baseline`, its 95 % interval, in words where it is censored."""
-    savings = label_savings(matrix, baseline)
+def saving_table(matrix: pd.DataFrame) -> Table:
+    """Label saving of each method, its 95 % interval, in words where it is censored."""
+    savings = label_savings(matrix)
     if not savings:
-        return Table(f"No label saving: it needs finished cells of {baseline} and of another method")
-    target = savings[0].target_error
-    largest = matrix.loc[(matrix["method"] == baseline) & (matrix["state"] == "done"), "budget"].max()
-    error = units_of(matrix).in_words(target)
+        return Table(f"No label saving: it needs finished cells of {BASELINE} and of another method")
+    largest = matrix.loc[(matrix["method"] == BASELINE) & (matrix["state"] == "done"), "budget"].max()
+    error = units_of(matrix).in_words(savings[0].target_error)
     table = Table(
-        title=Text(f"Labels for a test error of {error}, {baseline}'s at {largest} labels"),
-        caption=Text("\n".join([f"{baseline} itself needs {savings[0].baseline_labels:.0f}", *_mixed(matrix)])),
+        "method",
+        *(Column(header, justify="right") for header in ("labels needed", "label saving", "95 % interval")),
+        title=Text(f"Labels for a test error of {error}, {BASELINE}'s at {largest} labels"),
+        caption=Text("\n".join([f"{BASELINE} itself needs {savings[0].baseline_labels:.0f}", *_mixed(matrix)])),
     )
-    for header in ("method", "labels needed", "label saving", "95 % interval"):
-        table.add_column(header, justify="left" if header == "method" else "right")
     for s in savings:
         verdict = "bold green" if s.low > 1 else "red" if s.high < 1 or s.saving == 0 else ""  # by its whole interval
         table.add_row(s.method, labels_in_words(s), Text(saving_in_words(s), verdict), interval_in_words(s))

@@ -62,17 +62,14 @@ class Screen(Console):
         try:
             super().print(*objects, **options)
         except OSError as error:
-            self._forget(error)
+            self.quiet = True
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader has just read enough, as `head` does
+                return
+            with suppress(OSError):
+                print(f"warning: standard output cannot be written ({error.strerror})", file=sys.stderr, flush=True)
 
     def on_broken_pipe(self) -> None:
         """Leave it to `print`: Rich would end the process."""
         raise
-
-    def _forget(self, error: OSError) -> None:
-        """Write to nowhere from now on, and say so unless a reader has just read enough, as `head` does."""
-        self.quiet = True
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-        if not isinstance(error, BrokenPipeError):
-            with suppress(OSError):
-                print(f"warning: standard output cannot be written ({error.strerror})", file=sys.stderr, flush=True)

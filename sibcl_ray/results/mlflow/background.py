@@ -17,13 +17,10 @@ PATIENCE = 300.0  # seconds after which a sync in the background is cut off
 
 
 class Tracker:
-    """Shows the ledger in MLflow every now and then, from a thread that the study never waits for.
-
-    A context manager. Failures of MLflow are never raised into the study; leaving takes a second at most.
+    """A context in which a thread shows the ledger in MLflow every now and then; leaving takes a second at most.
 
     Args:
-        tracking_uri: a server or database, as for `sync`.
-        study: its name.
+        tracking_uri, study: as for `sync`.
         look: the ledger's matrix and trials, as for `sync`; called from the thread.
         warn: told in one line when MLflow stops being written, and when it is again; called from the thread.
         interval: seconds between syncs, at least; and at least ten times what the last one took.
@@ -53,10 +50,7 @@ class Tracker:
         self._thread.join(1.0)
 
     def finish(self, artifacts: Sequence[Path] = (), seconds: float = 60.0) -> str:
-        """Stop the thread between two requests and show the ledger as it is now; returns what `sync` returns.
-
-        Inside the context or without it. Raises TrackingUnavailable as `sync` does, and nothing else.
-        """
+        """Stop the thread, if it was begun, between two requests, and show the ledger as it is now, as `sync` does."""
         deadline = Deadline(seconds)
         self._stop()
         try:

@@ -1,7 +1,5 @@
 """Connections to MLflow: which addresses it takes, and a client of a store that answers."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -12,16 +10,13 @@ import ssl
 from contextlib import closing, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import urlopen
 
 from sibcl_ray.messages import redact
 from sibcl_ray.results.mlflow.runs import VIEW
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 # Read by MLflow on import and at each request. Its own defaults retry a dead server for minutes, report usage
 # over the network, and print. It would retry requests that are not idempotent, too: the next sync does that better.
@@ -68,8 +63,8 @@ def sqlite_uri(path: Path) -> str:
     return next((uri for uri in offered if make_url(uri).database == str(path)), offered[-1])
 
 
-def connect(tracking_uri: str) -> MlflowClient:
-    """A client of a store that answers."""
+def connect(tracking_uri: str) -> Any:
+    """An MlflowClient of a store that answers."""
     _probe(tracking_uri)
     from mlflow import MlflowClient
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sibcl_ray.messages import redact
-from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+from sibcl_ray.results.curves import BASELINE, LabelSaving, LearningCurve, label_savings, learning_curves
 from sibcl_ray.results.tables import Units, colour, interval_in_words, labels_in_words, saving_in_words, units_of
 
 VIEW = "sibcl"  # key of the saved view in either experiment
@@ -27,10 +27,10 @@ class TrackedRun:
     key: str  # names the run for ever, unlike MLflow's id
     name: str
     started: int
-    ended: int | None = None
+    ended: int
     status: str = "FINISHED"
-    params: dict[str, str] = field(default_factory=dict)
-    metrics: tuple[Point, ...] = ()
+    params: dict[str, str]
+    metrics: tuple[Point, ...]
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: tuple[Path, ...] = ()
     parent: str = ""  # key of the run it is nested under
@@ -55,19 +55,19 @@ class TrackedRun:
         return digest.hexdigest()
 
 
-def curve_runs(matrix: pd.DataFrame, artifacts: Sequence[Path] = (), baseline: str = "SL") -> list[TrackedRun]:
+def curve_runs(matrix: pd.DataFrame, artifacts: Sequence[Path] = ()) -> list[TrackedRun]:
     """One run per method with a finished cell: its learning curve, and its label saving where that is known."""
-    if not len(matrix):
+    if matrix.empty:
         return []
-    savings = {saving.method: saving for saving in label_savings(matrix, baseline)}
+    savings = {saving.method: saving for saving in label_savings(matrix)}
     return [
-        _curve_run(curve, matrix[matrix["method"] == method], savings.get(method), baseline, tuple(artifacts))
+        _curve_run(curve, matrix[matrix["method"] == method], savings.get(method), tuple(artifacts))
         for method, curve in learning_curves(matrix).items()
     ]
 
 
 def _curve_run(
-    curve: LearningCurve, cells: pd.DataFrame, saving: LabelSaving | None, baseline: str, artifacts: tuple[Path, ...]
+    curve: LearningCurve, cells: pd.DataFrame, saving: LabelSaving | None, artifacts: tuple[Path, ...]
 ) -> TrackedRun:
     finished = cells[cells["state"] == "done"].groupby("budget")["finished"].max()
     times = [_milliseconds(finished[n]) for n in curve.budgets]
@@ -88,7 +88,7 @@ def _curve_run(
         name=curve.method,
         started=min(times),
         ended=max(times),
-        params={"method": curve.method, "problem": str(cells["problem"].iloc[0]), "baseline": baseline},
+        params={"method": curve.method, "problem": str(cells["problem"].iloc[0]), "baseline": BASELINE},
         metrics=tuple(metrics),
         tags=tags,
         artifacts=artifacts,
@@ -98,10 +98,13 @@ def _curve_run(
 def _bounded(s: LabelSaving) -> dict[str, float]:
     """The saving as numbers a chart can show: a censored one at the bound that its tag states in words."""
     least, most = s.baseline_labels / s.largest, s.baseline_labels / s.smallest
-    numbers = {"label_saving": s.saving, "label_saving_low": s.low, "label_saving_high": s.high}
-    shown = {name: float(np.clip(value, least, most)) for name, value in numbers.items()}
-    shown["labels_needed"] = float(np.clip(s.labels, s.smallest, s.largest))
-    return {name: value for name, value in shown.items() if np.isfinite(value)}
+    shown = {
+        "label_saving": np.clip(s.saving, least, most),
+        "label_saving_low": np.clip(s.low, least, most),
+        "label_saving_high": np.clip(s.high, least, most),
+        "labels_needed": np.clip(s.labels, s.smallest, s.largest),
+    }
+    return {name: float(value) for name, value in shown.items() if np.isfinite(value)}
 
 
 def _in_words(s: LabelSaving, units: Units) -> dict[str, str]:
@@ -117,23 +120,21 @@ def _in_words(s: LabelSaving, units: Units) -> dict[str, str]:
 
 def search_runs(trials: pd.DataFrame) -> list[TrackedRun]:
     """One run per (method, budget): the best validation error after each trial."""
-    if not len(trials):
+    if trials.empty:
         return []
     groups = trials.groupby(["method", "budget"], sort=False)
-    return [_search_run(method, budget, group) for (method, budget), group in groups]
+    return [_search_run(method, budget, its) for (method, budget), its in groups]
 
 
 def _search_run(method: Any, budget: Any, trials: pd.DataFrame) -> TrackedRun:
     complete = trials[trials["state"] == "complete"].sort_values(["finished", "number"])
     best = zip(complete["value"].cummin(), complete["finished"], strict=True)
-    running = (trials["state"] == "running").any()
     return TrackedRun(
         key=f"search/{method}/{budget}",
         name=f"{method} · {budget} labels",
         started=_milliseconds(trials["started"].min()),
-        ended=None if running else _milliseconds(trials["finished"].max()),
-        status="RUNNING" if running else "FINISHED",
-        params={"method": str(method), "budget": str(budget)},
+        ended=_milliseconds(trials["finished"].max()),
+        params={"method": method, "budget": str(budget)},
         metrics=tuple(
             ("best_validation_error", float(value), _milliseconds(time), step)
             for step, (value, time) in enumerate(best, 1)
@@ -148,18 +149,16 @@ def trial_runs(trials: pd.DataFrame) -> list[TrackedRun]:
 
 
 def _trial_run(trial: Any) -> TrackedRun:
-    status = {"complete": "FINISHED", "failed": "FAILED", "running": "RUNNING"}[trial.state]
-    ended = None if trial.state == "running" else _milliseconds(trial.finished)
-    measured = ended is not None and trial.state == "complete" and np.isfinite(trial.value)
+    ended = _milliseconds(trial.finished)
     params = {"method": trial.method, "budget": trial.budget, **trial.parameters}
     return TrackedRun(
         key=f"trial/{trial.key}",
         name=f"{trial.method} · {trial.budget} labels · {trial.number}",
         started=_milliseconds(trial.started),
         ended=ended,
-        status=status,
+        status="FINISHED" if trial.state == "complete" else "FAILED",
         params={name: str(value) for name, value in params.items()},
-        metrics=(("validation_error", float(trial.value), ended, 0),) if measured and ended is not None else (),
+        metrics=(("validation_error", float(trial.value), ended, 0),) if np.isfinite(trial.value) else (),
         parent=f"search/{trial.method}/{trial.budget}",
     )
 

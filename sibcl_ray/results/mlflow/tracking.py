@@ -1,24 +1,21 @@
-"""MLflow as a view of the ledger: written as often as one likes, showing exactly what the ledger says.
+"""MLflow as a view of the ledger.
 
-Experiment `{study}` holds one run per method, whose metric `test_error` (with `test_error_low` and
-`test_error_high`, in the unit that its tag `error_units` says) over step = number of labels is the learning curve;
-`{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by its
-tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
+Experiment `{study}` holds one run per method, whose metric `test_error` over step = number of labels is the learning
+curve; `{study}/trials` holds one run per (method, budget) search with its trials nested below. A run is found again by
+its tag `sibcl.key`. One whose tag `sibcl.content` differs from the ledger is added to, or replaced where adding is not
 enough, since MLflow can add to a metric but not correct it. Runs of other origin, and runs the ledger does not
 mention, are left alone. So is what people add in MLflow: tags, notes and names, also where a run is replaced.
 
 Nothing here may hold a study up: every wait has an end, and what is cut off is completed by the next sync.
 """
 
-from __future__ import annotations
-
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -35,9 +32,6 @@ from sibcl_ray.results.mlflow.runs import (
     search_runs,
     trial_runs,
 )
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 KEY, CONTENT, NAME = "sibcl.key", "sibcl.content", "sibcl.name"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
@@ -57,10 +51,6 @@ class TrackingUnavailable(RuntimeError):
         super().__init__(f"{self.what}. Results are safe in the ledger: {advice}")
 
 
-class DeletedInMlflow(Exception):
-    """What people have deleted there, which is not for this library to bring back."""
-
-
 @dataclass
 class Shown:
     """What earlier syncs have shown, so that the next need not read it again. It is for one store and study.
@@ -69,7 +59,18 @@ class Shown:
     """
 
     runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
-    ended: set[str] = field(default_factory=set)  # trials that will never change, by the ledger's key
+    trials: set[str] = field(default_factory=set)  # by the ledger's key: they have ended, and never change
+
+
+class _TimedClient:
+    """An MlflowClient that asks before every request whether there is time for it."""
+
+    def __init__(self, client: Any, deadline: Deadline) -> None:
+        self._client, self._deadline = client, deadline
+
+    def __getattr__(self, name: str) -> Any:
+        self._deadline.check()
+        return getattr(self._client, name)
 
 
 def sync(
@@ -79,78 +80,55 @@ def sync(
     trials: pd.DataFrame,
     artifacts: Sequence[Path] = (),
     *,
-    seconds: float | None = None,
     deadline: Deadline | None = None,
     shown: Shown | None = None,
 ) -> str:
     """Make the MLflow store at `tracking_uri` show the ledger; returns how to open the learning curves.
 
     `artifacts` (figures, matrix.parquet) are attached to every method's run. A second call with the same
-    ledger writes nothing. Raises TrackingUnavailable: within seconds for a server that is down, between two
-    requests when `seconds` are over, and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT,
-    10 s if not set) after that, in all cases. The next sync completes what this one began.
-    A `deadline`, instead of `seconds`, can be cut off from another thread. With what earlier calls have `shown` the
-    cost is that of what is new; else everything that is there is read and compared.
+    ledger writes nothing. With what earlier calls have `shown` the cost is that of what is new; else everything that
+    is there is read and compared.
+
+    Raises TrackingUnavailable: within seconds for a server that is down, between two requests at the `deadline`, and
+    at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT, 10 s if not set) after that, in all cases. The
+    next sync completes what this one began.
     """
-    deadline, study = deadline or Deadline(seconds), redact(study)
-    shown = shown or Shown()
+    deadline, study, shown = deadline or Deadline(), redact(study), shown or Shown()
     curves = curve_runs(matrix, artifacts)
-    new = trials[~trials["key"].isin(shown.ended)] if len(trials) else trials
+    new = trials[~trials["key"].isin(shown.trials)] if len(trials) else trials
     searches = [*search_runs(trials), *trial_runs(new)]
     done: list[str] = []  # keys
     names = (study, f"{study}/trials")
     if is_databricks(tracking_uri):  # there names are paths, and an experiment is no folder
         names = (f"/Shared/{study}", f"/Shared/{study}-trials")
+    lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
 
     def write() -> str:
-        with _alone(tracking_uri, study, deadline):
-            client = cast("MlflowClient", _TimedClient(connect(tracking_uri), deadline))
+        if not lock.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded
+        try:
+            client = _TimedClient(connect(tracking_uri), deadline)
             experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
             _mirror(client, experiment, curves, done, shown)
             if searches:
-                trials_experiment = _experiment(client, tracking_uri, names[1], SEARCH_VIEW)
-                _mirror(client, trials_experiment, searches, done, shown)
-                shown.ended.update(new["key"][new["state"] != "running"])
+                _mirror(client, _experiment(client, tracking_uri, names[1], SEARCH_VIEW), searches, done, shown)
+                shown.trials.update(new["key"])
             return experiment
+        finally:
+            lock.release()
 
     try:
         return address_of(tracking_uri, within(deadline, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
+    except TrackingUnavailable:
+        raise
     except DeadlineExceeded:
         what = f"MLflow at {tracking_uri} was given up after {deadline.spent():.0f} s"
         what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
         raise TrackingUnavailable(what, "the next synchronisation completes it") from None
-    except DeletedInMlflow as error:
-        what, advice = (
-            f"MLflow at {tracking_uri} is left as it is: {error}",
-            "restore it in MLflow, or give another --name",
-        )
-        raise TrackingUnavailable(what, advice) from None
     except Exception as error:  # MLflow, its stores and the network raise errors of any kind
         what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
         advice = "start the server, or give another tracking URI, and synchronise again"
         raise TrackingUnavailable(what, advice) from error
-
-
-class _TimedClient:
-    """An MlflowClient that asks before every request whether there is time for it."""
-
-    def __init__(self, client: MlflowClient, deadline: Deadline) -> None:
-        self._client, self._deadline = client, deadline
-
-    def __getattr__(self, name: str) -> Any:
-        self._deadline.check()
-        return getattr(self._client, name)
-
-
-@contextmanager
-def _alone(tracking_uri: str, study: str, deadline: Deadline) -> Iterator[None]:
-    """While this is held no other sync of this process writes the study there."""
-    lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
-    deadline.acquire(lock)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def reason(error: BaseException) -> str:
@@ -174,11 +152,12 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -> str:
+def _experiment(client: _TimedClient, tracking_uri: str, name: str, view: str) -> str:
     """Id of the experiment, made if there is none, with its saved view."""
     found = client.get_experiment_by_name(name)
     if found and found.lifecycle_stage == "deleted":
-        raise DeletedInMlflow(f"its experiment {name} was deleted there")
+        what = f"MLflow at {tracking_uri} is left as it is: its experiment {name} was deleted there"
+        raise TrackingUnavailable(what, "restore it in MLflow, or give another --name")
     tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
     if found:
         for key, value in tags.items():
@@ -191,19 +170,20 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str, view: str) -
     return client.create_experiment(name, folder, tags)
 
 
-def _existing(client: MlflowClient, experiment: str) -> dict[str, list[Any]]:
+def _existing(client: _TimedClient, experiment: str) -> dict[str, list[Any]]:
     """The study's own runs by key; several of one key only where two syncs met or one was cut off."""
-    runs: dict[str, list[Any]] = {}
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs([experiment], max_results=1000, page_token=token or None)
+    runs = defaultdict[str, list[Any]](list)
+    token = None
+    while token != "":
+        page = client.search_runs([experiment], max_results=1000, page_token=token)
         for run in page:
-            runs.setdefault(run.data.tags.get(KEY, ""), []).append(run)
-        token = page.token or None
-    return {key: found for key, found in runs.items() if key}
+            if key := run.data.tags.get(KEY):
+                runs[key].append(run)
+        token = page.token or ""
+    return runs
 
 
-def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
+def _mirror(client: _TimedClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
     """Make each of `runs`, parents before their children, be there once, as it is; then its key is among those `done`.
 
     Of runs that were `shown` only those are read that have changed since.
@@ -212,17 +192,17 @@ def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done:
     existing = None if runs and runs[0].key in ids else _existing(client, experiment)
     written = False
     for run in runs:
-        _, parent = ids.get(run.parent, nothing)
+        parent = ids.get(run.parent, nothing)[1]
         content = run.content(parent)
         before, known = ids.get(run.key, nothing)
         if before != content:
-            found = existing.get(run.key, []) if existing is not None else [client.get_run(known)] if known else []
+            found = existing[run.key] if existing is not None else [client.get_run(known)] if known else []
             same = [r.info.run_id for r in found if r.data.tags.get(CONTENT) == content]
             run_id = same[0] if same else _write(client, experiment, found, run, parent, content)
             written |= not same
             _delete_others(client, found, run_id)
             if known not in ("", run_id):
-                shown.ended.clear()  # its children have lost their parent, and the next sync gives them this one
+                shown.trials.clear()  # its children have lost their parent, and the next sync gives them this one
             ids[run.key] = content, run_id
         done.append(run.key)
     if written and existing is not None:  # a request of an earlier sync that was cut off may have made others meanwhile
@@ -231,18 +211,20 @@ def _mirror(client: MlflowClient, experiment: str, runs: list[TrackedRun], done:
                 _delete_others(client, found, ids[key][1])
 
 
-def _delete_others(client: MlflowClient, found: list[Any], kept: str) -> None:
+def _delete_others(client: _TimedClient, found: list[Any], kept: str) -> None:
     for run in found:
         if run.info.run_id != kept:
             client.delete_run(run.info.run_id)
 
 
-def _write(client: MlflowClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
+def _write(client: _TimedClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
     """Complete one of those found, or create a run; its id.
 
     The content tag comes last, and is taken away first: a run cut off in between has none, and so is written
     again by the next sync.
     """
+    from mlflow.entities import Metric, Param, RunTag
+
     completed = ((r.info.run_id, _missing(client, r, run)) for r in found)
     run_id, metrics = next(((id_, points) for id_, points in completed if points is not None), ("", run.metrics))
     tags = run.tags | ({OWN_NOTE: run.tags[NOTE]} if NOTE in run.tags else {}) | _theirs(found, run)
@@ -254,9 +236,14 @@ def _write(client: MlflowClient, experiment: str, found: list[Any], run: Tracked
         run_id = client.create_run(experiment, run.started, {**tags, KEY: run.key, NAME: run.name}, name).info.run_id
     for path in run.artifacts:
         client.log_artifact(run_id, str(path))
-    if run.ended is not None:
-        client.set_terminated(run_id, run.status, run.ended)
-    _log(client, run_id, metrics, run.params, tags | ({PARENT: parent} if parent else {}) | {CONTENT: content})
+    client.set_terminated(run_id, run.status, run.ended)
+    tags |= {PARENT: parent, CONTENT: content} if parent else {CONTENT: content}
+    points = [Metric(*point) for point in metrics]
+    while len(points) > 800:  # MLflow takes 1000 entries at once
+        client.log_batch(run_id, points[:800])
+        points = points[800:]
+    params = [Param(*param) for param in run.params.items()]
+    client.log_batch(run_id, points, params, [RunTag(*tag) for tag in tags.items()])
     return run_id
 
 
@@ -271,29 +258,12 @@ def _theirs(found: list[Any], run: TrackedRun) -> dict[str, str]:
     return theirs
 
 
-def _log(
-    client: MlflowClient, run_id: str, metrics: Sequence[Point], params: dict[str, str], tags: dict[str, str]
-) -> None:
-    from mlflow.entities import Metric, Param, RunTag
-
-    while len(metrics) > 800:  # MLflow takes 1000 entries at once
-        client.log_batch(run_id, [Metric(*point) for point in metrics[:800]])
-        metrics = metrics[800:]
-    client.log_batch(
-        run_id,
-        [Metric(*point) for point in metrics],
-        [Param(name, value) for name, value in params.items()],
-        [RunTag(name, value) for name, value in tags.items()],
-    )
-
-
-def _missing(client: MlflowClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
+def _missing(client: _TimedClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
     """The points that a run of MLflow lacks to be `run`; None where it shows what is wrong, and has to be replaced."""
     info, data = found.info, found.data
     right = (
         info.start_time == run.started
         and data.tags.get(NAME, run.name) == run.name
-        and (run.ended is not None or info.end_time is None)
         and data.params.items() <= run.params.items()
         and data.metrics.items() <= {(name, value) for name, value, _, _ in run.metrics}
     )
