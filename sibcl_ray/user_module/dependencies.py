@@ -83,7 +83,7 @@ class Sources:
                 if unit.names & mutated:  # what a function hands out may be changed by another name
                     unit.names.update(*(returned[name] for name in unit.module.meant(called) & returned.keys()))
                 if unit.owner is None:
-                    others = syntax.sets_others(part, unit.module.is_foreign, unit.module.given)
+                    others = syntax.sets_others(part, unit.module.foreign, unit.module.given)
                     acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none
                     unknown = unit.is_statement and (unit.dynamic or syntax.calls_a_value(part, values))
                     unit.always |= others or acts or unknown
