@@ -31,7 +31,7 @@ import psutil
 import torch
 
 from sibcl_ray import isolation
-from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server
+from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server, print_to
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 from sibcl_ray.storage.folders import private_folder
@@ -114,7 +114,7 @@ class Sandbox:
                 raise CallFailed(reason, self._ended_at(place), too_long=True)
             reason, result = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
-            how = self._fork.how_it_ended() if self._fork else ""
+            how = self._fork.end if self._fork else ""
             raise CallFailed(f"it takes its process down ({how})", self._ended_at(place)) from None
         self._used = time.monotonic()
         if method.startswith("solve") and not reason and _nowhere_finite(result):
@@ -164,7 +164,7 @@ class Sandbox:
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
-            reason = f"its process ends ({fork.how_it_ended()}){_said(log)}"
+            reason = f"its process ends ({fork.end}){_said(log)}"
         except BaseException:
             self.close()
             raise
@@ -224,7 +224,7 @@ def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     leader.stdin.close()
     if fork:
         fork.connection.close()
-        fork.how_it_ended()
+        _ = fork.end  # the server waits for it
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -304,7 +304,7 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
     """A reason or a result, pickled."""
     place.mkdir()
     os.chdir(place)
-    _print_to(place.with_suffix(".log"))
+    print_to(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     try:
         result = getattr(problem, method)(*arguments)
         result = (result, arguments[-1]) if method.startswith("sample") else _plain(result)
@@ -329,14 +329,6 @@ def _plain(result: Any) -> np.ndarray:
 
 def _masked_within(values: Any) -> bool:
     return any(map(_masked_within, values)) if isinstance(values, (list, tuple)) else bool(np.ma.is_masked(values))
-
-
-def _print_to(log: Path) -> None:
-    """Have this process, and what it starts, print into a file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:
