@@ -11,13 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 STARTING = 300.0  # seconds in which libraries are loaded, also from a slow disk
 IDLE = 60.0  # seconds after which a server ends that has no processes and is not asked for any
@@ -33,18 +31,11 @@ class NoProcess(OSError):
     """No process is to be had; the text says why."""
 
 
-@dataclass
-class Fork:
-    """A process, by its ``number`` and the ``connection`` to it."""
+class Fork(NamedTuple):
+    """A process, and the connection to it."""
 
-    server: "Server"
     number: int
     connection: Connection
-
-    @cached_property
-    def end(self) -> str:
-        """How it ended, in words, if it has closed its connection or is killed."""
-        return self.server.how_it_ended(self.number)
 
 
 class Server:
@@ -66,7 +57,7 @@ class Server:
         with open(log, "ab") as output, theirs, self._alone:
             number = self._ask_for_one(theirs.fileno(), output.fileno())
         ours.send((dict(os.environ), _path(), str(folder), group))
-        return Fork(self, number, ours)
+        return Fork(number, ours)
 
     def _ask_for_one(self, *descriptors: int) -> int:
         for again in (True, False):
@@ -96,10 +87,11 @@ class Server:
         self._connection = ours
         return ours
 
-    def how_it_ended(self, number: int) -> str:
+    def how_it_ended(self, fork: Fork) -> str:
+        """In words, of a process that has closed its connection or is killed."""
         with self._alone, suppress(EOFError, OSError):
             if self._connection:
-                self._connection.send(number)
+                self._connection.send(fork.number)
                 return _heard(self._connection, 2 * ENDING)
         return UNKNOWN
 

@@ -104,17 +104,17 @@ class Sandbox:
     def _called(self, method: str, arguments: tuple, seconds: float | None) -> Any:
         if time.monotonic() - self._used > IDLE / 2 or dict(os.environ) != self._environment:
             self.close()  # it may be about to end; or have another's GPUs
-        connection = (self._fork or self._start()).connection
+        fork = self._fork or self._start()
         place = self._folder / str(self._number)
         self._number += 1
         try:
-            connection.send_bytes(cloudpickle.dumps((method, arguments, str(place))))
-            if not _answers(connection, seconds):
+            fork.connection.send_bytes(cloudpickle.dumps((method, arguments, str(place))))
+            if not _answers(fork.connection, seconds):
                 reason = f"no end after {seconds:g} s, the timeout of {self.problem.name}"
                 raise CallFailed(reason, self._ended_at(place), too_long=True)
-            reason, result = pickle.loads(connection.recv_bytes())
+            reason, result = pickle.loads(fork.connection.recv_bytes())
         except (EOFError, OSError):
-            how = self._fork.end if self._fork else ""
+            how = _SERVER.how_it_ended(fork)
             raise CallFailed(f"it takes its process down ({how})", self._ended_at(place)) from None
         self._used = time.monotonic()
         if method.startswith("solve") and not reason and _nowhere_finite(result):
@@ -164,7 +164,7 @@ class Sandbox:
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
-            reason = f"its process ends ({fork.end}){_said(log)}"
+            reason = f"its process ends ({_SERVER.how_it_ended(fork)}){_said(log)}"
         except BaseException:
             self.close()
             raise
@@ -224,7 +224,7 @@ def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     leader.stdin.close()
     if fork:
         fork.connection.close()
-        _ = fork.end  # the server waits for it
+        _SERVER.how_it_ended(fork)  # so that nothing is left of it
     shutil.rmtree(folder, ignore_errors=True)
 
 
