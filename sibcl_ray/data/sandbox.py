@@ -108,11 +108,11 @@ class Sandbox:
         place = self._folder / str(self._number)
         self._number += 1
         try:
-            fork.connection.send_bytes(cloudpickle.dumps((method, arguments, str(place))))
+            fork.connection.send_bytes(cloudpickle.dumps((method, arguments, place)))
             if not _answers(fork.connection, seconds):
                 reason = f"no end after {seconds:g} s, the timeout of {self.problem.name}"
                 raise CallFailed(reason, self._ended_at(place), too_long=True)
-            reason, result = pickle.loads(fork.connection.recv_bytes())
+            reason, result = fork.connection.recv()
         except (EOFError, OSError):
             how = _SERVER.how_it_ended(fork)
             raise CallFailed(f"it takes its process down ({how})", self._ended_at(place)) from None
@@ -159,7 +159,7 @@ class Sandbox:
         self._end = weakref.finalize(self, _end, fork, leader, self._folder)
         try:
             # The number of threads may change rounding, so it is that of the caller.
-            fork.connection.send_bytes(cloudpickle.dumps(torch.get_num_threads()))
+            fork.connection.send(torch.get_num_threads())
             fork.connection.send_bytes(problem)
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
@@ -282,9 +282,9 @@ def serve(connection: Connection) -> None:
     faulthandler.enable()
     os.register_at_fork(after_in_child=connection.close)  # a pool's workers may outlive this process, or it them
     here = Path.cwd()
-    threads = pickle.loads(connection.recv_bytes())
+    threads = connection.recv()
     try:
-        problem = pickle.loads(connection.recv_bytes())
+        problem = connection.recv()
     except Exception as error:  # a library that this machine does not have, for one
         connection.send(_reason(error))
         return
@@ -293,8 +293,7 @@ def serve(connection: Connection) -> None:
     connection.send("")
     with suppress(EOFError, OSError):
         while connection.poll(IDLE):
-            method, arguments, place = pickle.loads(connection.recv_bytes())
-            answer = _answer(problem, method, arguments, Path(place))
+            answer = _answer(problem, *connection.recv())
             os.chdir(here)
             connection.send_bytes(answer)
     os.killpg(0, signal.SIGKILL)  # with what was left running

@@ -229,8 +229,7 @@ def own_names(node: Scope) -> set[str]:
     own = set[str]().union(*(variables(part) for part in ast.iter_child_nodes(node)))
     own |= {n.name for n in scope(node) if isinstance(n, ast.ExceptHandler) and n.name}
     if not isinstance(node, Comprehension):
-        its = node.args
-        own |= {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
+        own |= {each.arg for each in children(node.args) if isinstance(each, ast.arg)}
     return own - {name for n in walk(node) if isinstance(n, ast.Global) for name in n.names}
 
 
