@@ -92,7 +92,7 @@ STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (np.geterr, lambda handling: np.seterr(**handling)),
     (_logging, _log),
-    (_folder, lambda folder: folder and os.chdir(folder)),
+    (_folder, lambda folder: os.chdir(folder or ".")),
     (lambda: os.environ._data.copy(), _environment),  # type: ignore[attr-defined]  # the public way takes 40 times as long
     (lambda: list(map(signal.getsignal, SIGNALS)), _handle),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),

@@ -154,9 +154,14 @@ def _changed_in_place(call: ast.Call, name: str) -> Iterator[ast.expr]:
     yield from (k.value for k in call.keywords if k.arg == "out")
 
 
-def returned(node: Definition) -> set[str]:
+def returned(node: ast.AST) -> set[str]:
     """Names of which a function returns the meaning, or a part of it."""
     return {root(n.value) for n in scope(node) if isinstance(n, ast.Return) and n.value}
+
+
+def gives_value(node: ast.AST) -> bool:
+    """Whether a name is given something computed, and not a function."""
+    return isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Lambda)
 
 
 def is_for_effect(node: ast.AST) -> bool:
