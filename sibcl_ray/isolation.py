@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, wraps
 from multiprocessing import get_start_method, set_start_method
 from typing import Any
@@ -61,10 +61,9 @@ def _environment(variables: dict[bytes, bytes]) -> None:
 
 
 def _folder() -> str | None:
-    try:
+    with suppress(OSError):  # it has been removed
         return os.getcwd()
-    except OSError:  # it has been removed
-        return None
+    return None
 
 
 def _logging() -> tuple:

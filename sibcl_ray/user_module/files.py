@@ -215,7 +215,5 @@ def _checksum(path: Path) -> str:
 
 def beside(folder: Path) -> Iterator[Path]:
     """What lies in a folder, but for hidden files."""
-    try:
+    with suppress(OSError):
         yield from (p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__pycache__")
-    except OSError:
-        return
