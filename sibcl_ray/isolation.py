@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, wraps
 from multiprocessing import get_start_method, set_start_method
 from typing import Any
@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 LIBRARY = __name__.partition(".")[0] + "."
-HANDLED = ("INT", "TERM", "HUP", "ALRM", "CHLD", "USR1", "USR2", "PIPE", "FPE")
-SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in HANDLED)
+SIGNALS = [signal.Signals[f"SIG{n}"] for n in ("INT", "TERM", "HUP", "ALRM", "CHLD", "USR1", "USR2", "PIPE", "FPE")]
 CPU = torch.device("cpu")
 
 paths: list[str] = []  # where a user's modules find each other: first in sys.path while one of them runs
@@ -39,18 +38,18 @@ def at_home() -> None:
     _at_home = True
 
 
+def _is_apart() -> bool:
+    return _at_home or getattr(_within, "call", False)
+
+
 def is_guest(kind: type) -> bool:
     """Whether a class is none of the library."""
     return not kind.__module__.startswith(LIBRARY)
 
 
-def _handlers() -> dict[signal.Signals, Any]:
-    return {number: signal.getsignal(number) for number in SIGNALS}
-
-
-def _handle(handlers: dict[signal.Signals, Any]) -> None:
+def _handle(handlers: list[Any]) -> None:
     if threading.current_thread() is threading.main_thread():  # no other can have changed one
-        for number, handler in handlers.items():
+        for number, handler in zip(SIGNALS, handlers, strict=True):
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
 
@@ -62,20 +61,14 @@ def _environment(variables: dict[bytes, bytes]) -> None:
 
 
 def _folder() -> str | None:
-    try:
+    with suppress(OSError):  # it has been removed
         return os.getcwd()
-    except OSError:  # it has been removed
-        return None
-
-
-def _go_back(folder: str | None) -> None:
-    if folder is not None:
-        os.chdir(folder)
+    return None
 
 
 def _logging() -> tuple:
     root = logging.root
-    return root.level, tuple(root.handlers), tuple(root.filters), root.disabled, logging.root.manager.disable
+    return root.level, tuple(root.handlers), tuple(root.filters), root.disabled, root.manager.disable
 
 
 def _log(state: tuple) -> None:
@@ -98,10 +91,10 @@ STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (np.geterr, lambda handling: np.seterr(**handling)),
     (_logging, _log),
-    (_folder, _go_back),
+    (_folder, lambda folder: os.chdir(folder or ".")),
     (lambda: os.environ._data.copy(), _environment),  # type: ignore[attr-defined]  # the public way takes 40 times as long
-    (_handlers, _handle),
-    (torch.is_anomaly_enabled, lambda on: torch.autograd.set_detect_anomaly(on)),
+    (lambda: list(map(signal.getsignal, SIGNALS)), _handle),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     (sys.getrecursionlimit, sys.setrecursionlimit),
     (lambda: get_start_method(allow_none=True), lambda how: set_start_method(how, force=True)),
     (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
@@ -112,7 +105,7 @@ STATE: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
 @contextmanager
 def kept_apart() -> Iterator[None]:
     """What a user's code does to this process meanwhile is undone at the end."""
-    if _at_home or getattr(_within, "call", False):
+    if _is_apart():
         yield
         return
     before = [get() for get, _ in STATE]
@@ -156,7 +149,7 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def apart(*arguments: Any, **named: Any) -> Any:
-        if _at_home or getattr(_within, "call", False):
+        if _is_apart():
             return function(*arguments, **named)
         with kept_apart():
             result = function(*map(_copy, arguments), **{name: _copy(value) for name, value in named.items()})

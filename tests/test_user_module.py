@@ -85,6 +85,11 @@ BESIDE = {
         {"parts/__init__.py": "", "parts/inner.py": "from .deep import factor", "parts/deep.py": FACTOR},
     ),
     "of a folder without __init__": ("import parts.inner as i", "return i.factor() * MEAN", {"parts/inner.py": FACTOR}),
+    "by texts that begin with dots": (
+        "from importlib import import_module\nONE, TWO = '.one', '.two'",
+        "return import_module('parts' + ONE).factor() * MEAN",
+        {"parts/one.py": FACTOR},
+    ),
     "relative": ("from .helper import factor as f", "return f() * MEAN", {"helper.py": FACTOR}),
     "in a package": (
         "from . import helper as h",
@@ -359,6 +364,16 @@ def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_pat
         versions.add(module.version)
         assert [path.stat().st_mtime_ns for path in (log, above)] == before and not module.data
     assert len(versions) == 1
+
+
+def test_a_module_in_another_place_is_not_written_to(tmp_path):
+    """Its user may have edited it since it was read."""
+    with_file(tmp_path, "lib/helper.py", FACTOR)
+    with_file(tmp_path, "p/mine.py", f"import sys\nsys.path.append({str(tmp_path / 'lib')!r})\nimport helper")
+    module = read(tmp_path / "p" / "mine.py")
+    with_file(tmp_path, "lib/helper.py", "edited = True")
+    module.module()
+    assert (tmp_path / "lib" / "helper.py").read_text() == "edited = True"
 
 
 def test_a_problem_may_come_from_a_module_beside_it(tmp_path):

@@ -4,44 +4,38 @@ The code that the forked processes run never runs in it, or in the process that 
 """
 
 import os
-import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
+from typing import Any, NamedTuple
 
 STARTING = 300.0  # seconds in which libraries are loaded, also from a slow disk
 IDLE = 60.0  # seconds after which a server ends that has no processes and is not asked for any
 ENDING = 5.0  # seconds in which a process that has closed its connection should end
 PROGRAM = (
-    "import sys; sys.path[:] = sys.argv[3:]; from sibcl_ray.data.fork_server import _serve; _serve(*sys.argv[1:3])"
+    "import sys; sys.path[:] = sys.argv[4:]; from sibcl_ray.data.fork_server import _serve; _serve(*sys.argv[1:4])"
 )
-_NUMBER, _STATUS = struct.Struct("q"), struct.Struct("i")
-_RUNNING, _UNKNOWN = -1, -2  # for a status
+RUNNING = "it does not answer"  # for how a process has ended
+UNKNOWN = "it cannot be said how"  # of a server that has ended
 
 
 class NoProcess(OSError):
     """No process is to be had; the text says why."""
 
 
-class Fork:
-    """A process, by its ``number`` and the ``connection`` to it."""
+class Fork(NamedTuple):
+    """A process, and the connection to it."""
 
-    def __init__(self, server: "Server", number: int, connection: Connection) -> None:
-        self._server, self.number, self.connection = server, number, connection
-        self._how = ""
-
-    def how_it_ended(self) -> str:
-        """In words, of one that has closed its connection or is killed."""
-        self._how = self._how or self._server._how_it_ended(self.number)
-        return self._how
+    number: int
+    connection: Connection
 
 
 class Server:
@@ -50,7 +44,7 @@ class Server:
     def __init__(self, module: str, function: str) -> None:
         self._runs = module, function
         self._process: subprocess.Popen | None = None
-        self._socket: socket.socket | None = None
+        self._connection: Connection | None = None
         self._alone = threading.Lock()  # one question at a time
 
     def fork(self, folder: Path, log: Path, group: int) -> Fork:
@@ -59,60 +53,57 @@ class Server:
         Raises:
             NoProcess: the libraries cannot be loaded.
         """
-        ours, theirs = socket.socketpair()
+        ours, theirs = Pipe()
         with open(log, "ab") as output, theirs, self._alone:
-            number = self._ask(output, theirs)
-        connection = Connection(ours.detach())
-        connection.send((dict(os.environ), _path(), str(folder), group))
-        return Fork(self, number, connection)
+            number = self._ask_for_one(theirs.fileno(), output.fileno())
+        ours.send((dict(os.environ), _path(), str(folder), group))
+        return Fork(number, ours)
 
-    def _ask(self, output: object, theirs: socket.socket) -> int:
+    def _ask_for_one(self, *descriptors: int) -> int:
         for again in (True, False):
             try:
-                server = self._socket or self._start()
-                socket.send_fds(server, [b"+"], [theirs.fileno(), output.fileno()])  # type: ignore[attr-defined]
-                return _NUMBER.unpack(_exactly(server, _NUMBER.size, STARTING))[0]
+                server = self._connection or self._start()
+                server.send(None)
+                for descriptor in descriptors:
+                    send_handle(server, descriptor, None)
+                return _heard(server, STARTING)
             except (EOFError, OSError) as error:  # it was idle, and has ended
                 code = self.close()
                 if not again:
-                    raise NoProcess(f"the libraries cannot be loaded ({error or code})") from None
+                    reason = str(error) or f"exit code {code}"
+                    raise NoProcess(f"the libraries cannot be loaded ({reason})") from None
         raise AssertionError
 
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+    def _start(self) -> Connection:
+        ours, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), ":".join(self._runs), *_path()],
+                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *self._runs, *_path()],
                 pass_fds=(theirs.fileno(),),
                 process_group=0,  # no key of a terminal reaches it
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
-        self._socket = ours
+        self._connection = ours
         return ours
 
-    def _how_it_ended(self, number: int) -> str:
-        status = _UNKNOWN
+    def how_it_ended(self, fork: Fork) -> str:
+        """In words, of a process that has closed its connection or is killed."""
         with self._alone, suppress(EOFError, OSError):
-            if self._socket:
-                self._socket.sendall(b"?" + _NUMBER.pack(number))
-                (status,) = _STATUS.unpack(_exactly(self._socket, _STATUS.size, 2 * ENDING))
-        if status == _UNKNOWN:  # it was of a server that has ended
-            return "it cannot be said how"
-        if status == _RUNNING:
-            return "it does not answer"
-        code = os.waitstatus_to_exitcode(status)
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            if self._connection:
+                self._connection.send(fork.number)
+                return _heard(self._connection, 2 * ENDING)
+        return UNKNOWN
 
     def close(self) -> int | None:
         """End the server, not the processes that it has forked."""
-        if self._socket:
-            self._socket.close()
+        if self._connection:
+            self._connection.close()
         code = None
         if self._process:
             self._process.kill()
             code = self._process.wait()
-        self._process = self._socket = None
+        self._process = self._connection = None
         return code
 
 
@@ -120,68 +111,59 @@ def _path() -> list[str]:
     return [os.path.abspath(entry) for entry in sys.path]
 
 
-def _exactly(sock: socket.socket, size: int, seconds: float) -> bytes:
-    data = b""
-    while len(data) < size:
-        if not select.select([sock], [], [], seconds)[0]:
-            raise TimeoutError(f"no sign of life after {seconds:g} s")
-        part = sock.recv(size - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
+def _heard(connection: Connection, seconds: float) -> Any:
+    if not connection.poll(seconds):
+        raise TimeoutError(f"no sign of life after {seconds:g} s")
+    return connection.recv()
 
 
-def _serve(descriptor: str, runs: str) -> None:
-    """What the server does."""
-    from importlib import import_module
-
-    module, function = runs.split(":")
+def _serve(descriptor: str, module: str, function: str) -> None:
+    """What the server does until the other end of its connection is closed."""
     run: Callable[[Connection], None] = getattr(import_module(module), function)
-    server = socket.socket(fileno=int(descriptor))
-    numbers: dict[int, int] = {}  # the status of each process
-    while True:
-        if not select.select([server], [], [], IDLE)[0]:
-            if all(_status(numbers, number, 0) != _RUNNING for number in numbers):
-                return
-            continue
-        data, descriptors, *_ = socket.recv_fds(server, 1, 2)
-        if not data:
-            return
-        if data == b"+":
-            if (number := os.fork()) == 0:
-                server.close()
-                _run(run, *descriptors)
-            numbers[number] = _RUNNING
-            for each in descriptors:
-                os.close(each)
-            server.sendall(_NUMBER.pack(number))
-        else:
-            (number,) = _NUMBER.unpack(_exactly(server, _NUMBER.size, ENDING))
-            server.sendall(_STATUS.pack(_status(numbers, number, ENDING)))
+    client = Connection(int(descriptor))
+    ends: dict[int, str] = {}  # of each process, in words
+    with suppress(EOFError):
+        while client.poll(IDLE) or any(_end(ends, number, 0) == RUNNING for number in ends):
+            if client.poll():
+                _answer(client, run, ends)
 
 
-def _status(numbers: dict[int, int], number: int, seconds: float) -> int:
+def _answer(client: Connection, run: Callable[[Connection], None], ends: dict[int, str]) -> None:
+    """Fork a process and give its number, or say how one has ended."""
+    number = client.recv()
+    if number is not None:
+        client.send(_end(ends, number, ENDING))
+        return
+    descriptors = [recv_handle(client), recv_handle(client)]
+    if (number := os.fork()) == 0:
+        client.close()
+        _run(run, *descriptors)
+    for each in descriptors:
+        os.close(each)
+    ends[number] = RUNNING
+    client.send(number)
+
+
+def _end(ends: dict[int, str], number: int, seconds: float) -> str:
     """How a process ended, which may take a while."""
     until = time.monotonic() + seconds
-    while numbers.setdefault(number, _UNKNOWN) == _RUNNING:
+    while ends.get(number) == RUNNING:
         ended, status = os.waitpid(number, os.WNOHANG)
         if ended:
-            numbers[number] = status
+            code = os.waitstatus_to_exitcode(status)
+            ends[number] = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         elif time.monotonic() >= until:
             break
         else:
             time.sleep(0.005)
-    return numbers[number]
+    return ends.get(number, UNKNOWN)
 
 
 def _run(run: Callable[[Connection], None], descriptor: int, log: int) -> None:
     """In a forked process: never returns."""
     code = 1
     try:
-        for stream in (1, 2):
-            os.dup2(log, stream)
-        os.close(log)
+        print_to(log)
         connection = Connection(descriptor)
         environment, path, folder, group = connection.recv()
         os.setpgid(0, group)
@@ -200,3 +182,10 @@ def _run(run: Callable[[Connection], None], descriptor: int, log: int) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+def print_to(descriptor: int) -> None:
+    """Have this process, and what it starts, print into an open file, which is closed but for that."""
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)

@@ -31,7 +31,7 @@ import psutil
 import torch
 
 from sibcl_ray import isolation
-from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server
+from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server, print_to
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
 from sibcl_ray.storage.folders import private_folder
@@ -104,17 +104,17 @@ class Sandbox:
     def _called(self, method: str, arguments: tuple, seconds: float | None) -> Any:
         if time.monotonic() - self._used > IDLE / 2 or dict(os.environ) != self._environment:
             self.close()  # it may be about to end; or have another's GPUs
-        connection = (self._fork or self._start()).connection
+        fork = self._fork or self._start()
         place = self._folder / str(self._number)
         self._number += 1
         try:
-            connection.send_bytes(cloudpickle.dumps((method, arguments, str(place))))
-            if not _answers(connection, seconds):
+            fork.connection.send_bytes(cloudpickle.dumps((method, arguments, place)))
+            if not _answers(fork.connection, seconds):
                 reason = f"no end after {seconds:g} s, the timeout of {self.problem.name}"
                 raise CallFailed(reason, self._ended_at(place), too_long=True)
-            reason, result = pickle.loads(connection.recv_bytes())
+            reason, result = fork.connection.recv()
         except (EOFError, OSError):
-            how = self._fork.how_it_ended() if self._fork else ""
+            how = _SERVER.how_it_ended(fork)
             raise CallFailed(f"it takes its process down ({how})", self._ended_at(place)) from None
         self._used = time.monotonic()
         if method.startswith("solve") and not reason and _nowhere_finite(result):
@@ -159,12 +159,12 @@ class Sandbox:
         self._end = weakref.finalize(self, _end, fork, leader, self._folder)
         try:
             # The number of threads may change rounding, so it is that of the caller.
-            fork.connection.send_bytes(cloudpickle.dumps(torch.get_num_threads()))
+            fork.connection.send(torch.get_num_threads())
             fork.connection.send_bytes(problem)
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
-            reason = f"its process ends ({fork.how_it_ended()}){_said(log)}"
+            reason = f"its process ends ({_SERVER.how_it_ended(fork)}){_said(log)}"
         except BaseException:
             self.close()
             raise
@@ -224,7 +224,7 @@ def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     leader.stdin.close()
     if fork:
         fork.connection.close()
-        fork.how_it_ended()
+        _SERVER.how_it_ended(fork)  # so that nothing is left of it
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -282,9 +282,9 @@ def serve(connection: Connection) -> None:
     faulthandler.enable()
     os.register_at_fork(after_in_child=connection.close)  # a pool's workers may outlive this process, or it them
     here = Path.cwd()
-    threads = pickle.loads(connection.recv_bytes())
+    threads = connection.recv()
     try:
-        problem = pickle.loads(connection.recv_bytes())
+        problem = connection.recv()
     except Exception as error:  # a library that this machine does not have, for one
         connection.send(_reason(error))
         return
@@ -293,8 +293,7 @@ def serve(connection: Connection) -> None:
     connection.send("")
     with suppress(EOFError, OSError):
         while connection.poll(IDLE):
-            method, arguments, place = pickle.loads(connection.recv_bytes())
-            answer = _answer(problem, method, arguments, Path(place))
+            answer = _answer(problem, *connection.recv())
             os.chdir(here)
             connection.send_bytes(answer)
     os.killpg(0, signal.SIGKILL)  # with what was left running
@@ -304,7 +303,7 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
     """A reason or a result, pickled."""
     place.mkdir()
     os.chdir(place)
-    _print_to(place.with_suffix(".log"))
+    print_to(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     try:
         result = getattr(problem, method)(*arguments)
         result = (result, arguments[-1]) if method.startswith("sample") else _plain(result)
@@ -329,14 +328,6 @@ def _plain(result: Any) -> np.ndarray:
 
 def _masked_within(values: Any) -> bool:
     return any(map(_masked_within, values)) if isinstance(values, (list, tuple)) else bool(np.ma.is_masked(values))
-
-
-def _print_to(log: Path) -> None:
-    """Have this process, and what it starts, print into a file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

@@ -58,23 +58,20 @@ class Sources:
 
     def _connect(self) -> None:
         """Have statements count for all names that they may change when the modules are imported."""
-        defined = [(unit, unit.node) for unit in self.units if isinstance(unit.node, syntax.Definition)]
+        defined = {unit: unit.bound[0] for unit in self.units if not unit.is_statement}
         variables = {name for unit in self.units if unit.is_statement for name in unit.names}
-        ours = {n.name for _, node in defined for n in syntax.walk(node) if isinstance(n, syntax.Definition)}
-        variables |= {
-            n for _, node in defined if isinstance(node, ast.ClassDef) for s in node.body for n in syntax.bound(s)
-        }
-        given = [(unit, unit.node) for unit in self.units if isinstance(unit.node, ast.Assign | ast.AnnAssign)]
-        values = {n for unit, node in given if not isinstance(node.value, ast.Lambda) for n in unit.bound}
+        variables |= {name for unit in defined for member in unit.members for name in member.bound}
+        ours = {n.name for unit in defined for n in syntax.walk(unit.node) if isinstance(n, syntax.Definition)}
+        values = {name for unit in self.units if syntax.gives_value(unit.node) for name in unit.bound}
         mutated = set[str]().union(*(syntax.changed(unit.node, variables, ours) for unit in self.units))
         effects: dict[str, set[str]] = defaultdict(set)  # of calling what has the name
-        for unit, node in defined:
-            effects[node.name] |= unit.module.meant(syntax.changed(node, variables, ours, mutated))
+        for unit, name in defined.items():
+            effects[name] |= unit.module.meant(syntax.changed(unit.node, variables, ours, mutated))
         size = -1
         while size < (size := sum(map(len, effects.values()))):  # until those of all that they call are among them
-            for unit, node in defined:
-                effects[node.name].update(*(effects[name] for name in unit.module.meant(unit.reads) & effects.keys()))
-        returned = {node.name: syntax.returned(node) & variables for _, node in defined}
+            for unit, name in defined.items():
+                effects[name].update(*(effects[each] for each in unit.module.meant(unit.reads) & effects.keys()))
+        returned = {name: syntax.returned(unit.node) & variables for unit, name in defined.items()}
         for unit in [*self.units, *(member for kind in self.units for member in kind.members)]:
             for part in [unit.node] if unit.is_statement else syntax.run_when_defined(unit.node):
                 unit.names |= unit.module.meant(syntax.changed(part, variables, ours, mutated))
@@ -83,7 +80,7 @@ class Sources:
                 if unit.names & mutated:  # what a function hands out may be changed by another name
                     unit.names.update(*(returned[name] for name in unit.module.meant(called) & returned.keys()))
                 if unit.owner is None:
-                    others = syntax.sets_others(part, unit.module.is_foreign, unit.module.given)
+                    others = syntax.sets_others(part, unit.module.foreign, unit.module.given)
                     acts = hasattr(part, "lineno") and syntax.acts(part, variables)  # decorators have none
                     unknown = unit.is_statement and (unit.dynamic or syntax.calls_a_value(part, values))
                     unit.always |= others or acts or unknown
@@ -98,7 +95,7 @@ class Sources:
             members: names.
             excluded: names of members of these classes that never count.
         """
-        kinds = {(n, u.bound[0]): u for n, m in self.modules.items() for u in m.units if u.members or u.head}
+        kinds = {(n, u.bound[0]): u for n, m in self.modules.items() for u in m.units if u.head}
         found = [kinds[each] for each in lineage if each in kinds]
         walk = _Walk(self, found, set(excluded))
         if len(found) < len(lineage):  # made in a way that source does not show
@@ -169,24 +166,23 @@ class _Walk:
         self.names.update(*(unit.reads for unit in self.found))
         self.names.add(FIELDS)
         self.found |= dict.fromkeys(self.giving[PROGRAM] if PROGRAM in self.names else ())
-        found = self._checksums(dict(self.sources.data), annotated=True)
-        return Reached(found, frozenset(self.fields), frozenset())
+        return self._result(whole=True)
 
-    def _result(self) -> Reached:
+    def _result(self, whole: bool = False) -> Reached:
         texts = {text for unit in self._seen for text in unit.texts}
-        texts |= {
-            n for m in self.sources.modules.values() for n in self.names & m.imported.keys()
-        }  # of what is no source
-        data = {path: checksum for path, checksum in self.sources.data.items() if any(_names(t, path) for t in texts)}
-        fields = self.fields if self.escaped else self.fields & self.names
-        return Reached(self._checksums(data), frozenset(fields), frozenset(self.fields - fields))
+        for module in self.sources.modules.values():  # imports of what is no source
+            texts |= self.names & module.imported.keys()
+        data = {p: its for p, its in self.sources.data.items() if whole or any(_names(text, p) for text in texts)}
+        fields = self.fields if whole or self.escaped else self.fields & self.names
+        checksums = self._checksums(data, annotated=whole)
+        return Reached(checksums, frozenset(fields), frozenset(self.fields - fields))
 
     @property
     def _seen(self) -> list[Unit]:
         """What was found; of classes whose members are found one by one the heads."""
         return [unit.head if unit.head and unit in self.lineage else unit for unit in self.found]
 
-    def _checksums(self, data: Mapping[str, str], annotated: bool = False) -> dict[str, str]:
+    def _checksums(self, data: Mapping[str, str], annotated: bool) -> dict[str, str]:
         meanings: dict[str, list[str]] = defaultdict(list)
         for unit in sorted(self._seen, key=lambda unit: unit.node.lineno):
             if FIELDS in self.names or not self._is_field(unit):
@@ -208,7 +204,7 @@ class _Walk:
 
     def _runs(self, unit: Unit) -> bool:
         """Whether something is run where it stands; of a class whose members count one by one in one of these."""
-        its = [m for m in unit.members if m in self.found] if unit in self.lineage else [unit]
+        its = self.found.keys() & unit.members if unit in self.lineage else [unit]
         return any(syntax.run_when_defined(each.node) for each in its)
 
     def _is_field(self, unit: Unit) -> bool:

@@ -12,10 +12,12 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path, PurePosixPath
+from os.path import isdir, isfile
+from pathlib import Path, PurePath
 
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import VERSION_NAME
+from sibcl_ray.user_module import syntax
 
 PLACES = rb"__file__|__path__|__spec__|importlib|pkgutil|sys\.path"  # how a source asks where files are
 LISTING = rb"listdir|iterdir|scandir|\bwalk\(|glob"  # and which there are
@@ -54,19 +56,19 @@ def collect(root: Path, own: str, content: bytes, packages: Iterable[str]) -> tu
     while waiting:
         each = waiting.pop()
         if each not in files:
-            if not (root / each).is_file():
+            if not isfile(root / each):
                 continue
             files[each] = (root / each).read_bytes()
         imported, at_once, later = _asks_for(files[each], each)
         early, late = early + at_once, late + later
         names, programs = _by_text(root, each, files[each], imported, [*at_once, *later])
-        waiting += [path for name in (*imported, *names) for path in _found(root, name) if path not in files]
+        waiting += [path for name in (*imported, *names) for path in _run_by(name) if path not in files]
         others += [f"{name.replace('.', '/')}{end}" for name in imported for end in COMPILED] + programs
     # What functions name is written where they are called, if no source asks for a place.
     texts = early + late * _any(PLACES, files)
-    folders = {PurePosixPath(each).parent for each in files}
+    folders = {PurePath(each).parent for each in files}
     named = {*_named(root, folders, texts, _any(LISTING, files), _any(DEEP, files)), *others} - files.keys()
-    named = {path for path in named if _is_file(root / path)}
+    named = {path for path in named if isfile(root / path)}
     if (size := sum(map(len, files.values()))) > LARGEST:
         raise TooLarge(
             f"{root / own} and the modules that it imports have {size:,} bytes; {LARGEST:,} go with every job"
@@ -77,7 +79,7 @@ def collect(root: Path, own: str, content: bytes, packages: Iterable[str]) -> tu
     for path in sorted(checksums.keys() - files.keys(), key=lambda path: (root / path).stat().st_size):
         if sum(map(len, files.values())) + (root / path).stat().st_size <= LARGEST:
             files[path] = (root / path).read_bytes()
-    return files, {path: checksums[path] for path in sorted(checksums)}
+    return files, dict(sorted(checksums.items()))
 
 
 def _any(pattern: bytes, files: dict[str, bytes]) -> bool:
@@ -95,7 +97,7 @@ def _by_text(
         names += [text.lstrip(".") for text in dotted]
         names += [f"{base}{text}" for text in dotted for base in dotted if text.startswith(".") and base != text]
     if re.search(ALL_MODULES, content):
-        packages = {*imported, ".".join(PurePosixPath(path).parent.parts)}
+        packages = {*imported, ".".join(PurePath(path).parent.parts)}
         its = [(name, each) for name in packages for each in beside(root / name.replace(".", "/"))]
         names += [f"{name}.{each.stem}".lstrip(".") for name, each in its if each.suffix == ".py"]
     if "-m" in texts:  # a module as a program
@@ -115,7 +117,7 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
         tree = ast.parse(content) if path.endswith(".py") else ast.Module([], [])
     except (SyntaxError, ValueError):  # told when it is imported
         return [], [], []
-    package = PurePosixPath(path).parent.parts
+    package = PurePath(path).parent.parts
     names: list[str] = []
     early: list[str] = []
     late: list[str] = []
@@ -129,65 +131,52 @@ def _asks_for(content: bytes, path: str) -> tuple[list[str], list[str], list[str
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                base = [*package[: len(package) - node.level + 1]] if node.level else []
-                whole = ".".join([*base, *([node.module] if node.module else [])])
-                names += [whole, *(f"{whole}.{alias.name}" for alias in node.names)]
+                module = syntax.module_of(node, package)
+                names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 200:
                 texts.append(re.sub(COMPUTED, "*", node.value))
                 texts += node.value.split() if len(node.value.split()) > 1 else []
             elif isinstance(node, ast.JoinedStr):
-                texts.append(
-                    "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
-                )
+                parts = (str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+                texts.append("".join(parts))
     return names, early, late
 
 
 def _named(
-    root: Path, folders: Collection[PurePosixPath], texts: Iterable[str], listed: bool = False, deep: bool = False
+    root: Path, folders: Collection[PurePath], texts: Iterable[str], listed: bool = False, deep: bool = False
 ) -> Iterator[str]:
     """The files that texts may name in one of the folders, or in one below that a text names, by path."""
     patterns = {each.removeprefix("./") for each in texts}
     patterns |= {text.removeprefix("*").lstrip("/") for text in patterns}
     patterns = {f"*{text}" if text.startswith(".") else text for text in patterns if text.strip("*./")}
-    patterns = {text for text in patterns if not text.startswith("/") and ".." not in PurePosixPath(text).parts}
-    below: set[PurePosixPath] = set()
+    patterns = {text for text in patterns if not text.startswith("/") and ".." not in PurePath(text).parts}
+    below: set[PurePath] = set()
     for _ in range(DEPTH):
         for folder in {*folders, *below}:
-            below |= {
-                PurePosixPath(_path(p, root))
-                for text in patterns
-                for p in _matches(root / folder, text)
-                if _is_folder(p)
-            }
-    below = {folder for folder in below if not _is_of_storage(root, folder)}
+            below.update(path for text in patterns for path in _matches(root, folder, text, isdir))
     for folder in {*folders, *below}:
         whole = folder in below and (listed or "." in folder.name)  # as those of zarr
         levels = DEPTH if deep or (whole and not listed) else 0
-        asked = [(text, levels if "*" in text else 0) for text in patterns] + [("*", levels)] * whole
-        for text, depth in asked:
-            for level in range(depth + 1):
-                found = (_path(p, root) for p in _matches(root / folder, "*/" * level + text) if _is_file(p))
-                yield from (path for path in found if not _is_of_storage(root, PurePosixPath(path).parent))
+        asked = [*patterns, *["*"] * whole]
+        asked += ["*/" * level + text for text in asked if "*" in text for level in range(1, levels + 1)]
+        yield from (path.as_posix() for text in asked for path in _matches(root, folder, text, isfile))
         named_apart = (p for p in beside(root / folder) if p.stem in patterns and p.suffix[1:] in patterns)
-        yield from (_path(p, root) for p in named_apart if _is_file(p))
+        yield from (path.relative_to(root).as_posix() for path in named_apart if isfile(path))
 
 
-def _matches(folder: Path, pattern: str) -> list[Path]:
-    if "*" not in pattern:
-        return [folder / pattern]
-    with suppress(OSError, ValueError):
-        found = (p for p in folder.glob(pattern) if "__pycache__" not in p.parts)
-        return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    return []
-
-
-def _is_of_storage(root: Path, folder: PurePosixPath) -> bool:
-    """Whether studies write there: into it, or a folder above it that is below the root."""
-    return any(_is_file(root / each / VERSION_NAME) for each in (folder, *folder.parents)[:-1])
-
-
-def _path(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+def _matches(root: Path, folder: PurePath, pattern: str, is_kind: Callable[[Path], bool]) -> Iterator[PurePath]:
+    """What a pattern stands for in a folder, by path below the root; nothing hidden, and nothing that studies write."""
+    place = root / folder
+    found = [place / pattern]
+    if "*" in pattern:
+        found = []
+        with suppress(OSError, ValueError):
+            found = [p for p in place.glob(pattern) if "__pycache__" not in p.parts]
+        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(place).parts)]
+    for path in filter(is_kind, found):
+        its = path.relative_to(root)
+        if not any(isfile(root / each / VERSION_NAME) for each in (its, *its.parents[:-1])):
+            yield its
 
 
 def _sum_up(root: Path, path: str, found: dict[str, str], sources: Collection[str]) -> str:
@@ -198,35 +187,18 @@ def _sum_up(root: Path, path: str, found: dict[str, str], sources: Collection[st
             words = set(re.findall(r"[\w./+-]+", (root / path).read_bytes().decode(errors="ignore")))
             modules = {f"{word.replace('.', '/')}.py" for word in words if path.endswith(".py")}
             words = {word for word in words if re.search(r"\w[./]\w", word) and not re.fullmatch(NUMBER, word)}
-            others = sorted(
-                set(_named(root, {PurePosixPath(path).parent, PurePosixPath()}, words | modules)) - {path, *sources}
-            )
+            others = sorted(set(_named(root, {PurePath(path).parent, PurePath()}, words | modules)) - {path, *sources})
             if others:
                 found[path] = fingerprint(its, *(_sum_up(root, other, found, sources) for other in others))
     return found[path]
 
 
-def _found(root: Path, name: str) -> Iterator[str]:
-    """The files, below a folder, that importing a module of this full name runs."""
-    parts = name.split(".") if name else []
+def _run_by(name: str) -> Iterator[str]:
+    """The files that importing a module of this full name runs, as far as they are there."""
+    parts = [part for part in name.split(".") if part]
     for end in range(1, len(parts) + 1):
-        path = PurePosixPath(*parts[:end])
-        yield from (p.as_posix() for p in (path.with_suffix(".py"), path / "__init__.py") if _is_file(root / p))
-
-
-def _is_file(path: Path) -> bool:
-    return _is_there(path, Path.is_file)
-
-
-def _is_folder(path: Path) -> bool:
-    return _is_there(path, Path.is_dir)
-
-
-def _is_there(path: Path, is_kind: Callable[[Path], bool]) -> bool:
-    try:
-        return is_kind(path)
-    except (OSError, ValueError):  # a text that is no name
-        return False
+        path = "/".join(parts[:end])
+        yield from (f"{path}.py", f"{path}/__init__.py")
 
 
 def _checksum(path: Path) -> str:
@@ -243,7 +215,5 @@ def _checksum(path: Path) -> str:
 
 def beside(folder: Path) -> Iterator[Path]:
     """What lies in a folder, but for hidden files."""
-    try:
+    with suppress(OSError):
         yield from (p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__pycache__")
-    except OSError:
-        return

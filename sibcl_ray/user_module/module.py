@@ -131,8 +131,9 @@ class UserModule:
                     shutil.rmtree(old, ignore_errors=True)
         draft = place / f"{uuid.uuid4().hex}.draft"
         for path, content in self.files:
-            (draft / path).parent.mkdir(parents=True, exist_ok=True)
-            (draft / path).write_bytes(content)
+            if not (os.path.isabs(path) and os.path.exists(path)):  # the user's, who may have edited it since
+                (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                (draft / path).write_bytes(content)
         for folder in {PurePosixPath(path).parent for path, _ in self.files}:
             for each in beside(Path(self.origin) / folder):
                 if not os.path.lexists(draft / folder / each.name):

@@ -61,8 +61,10 @@ class Unit:
     @property
     def acts(self) -> bool:
         """Whether it changes something of other modules when its own is imported."""
-        into_others = self.is_statement and syntax.writes_into(self.node) & self.module.imported.keys()
-        return self.owner is None and self.is_statement and (self.always or bool(into_others))
+        if self.owner is not None or not self.is_statement:
+            return False
+        written = (syntax.root(part) for part in syntax.scope(self.node) if syntax.writes_into(part))
+        return self.always or any(name in self.module.imported for name in written)
 
     def _look(self) -> None:
         inside = syntax.own_names(self.node) if isinstance(self.node, syntax.Scope) else set()
@@ -76,7 +78,7 @@ class Unit:
             if isinstance(part, ast.Attribute):
                 base, attributes = syntax.chain(part)
                 name = base.id if isinstance(base, ast.Name) else ""
-                if name in anywhere or not self.module.is_foreign(name):  # attributes of others' modules are not ours
+                if name in anywhere or name not in self.module.foreign:  # attributes of others' modules are not ours
                     self.reads.update(attributes)
                 elif CHANCE in (name, *attributes[:-1]) and attributes[-1].islower():
                     self.reads.add(CHANCE)
@@ -92,7 +94,7 @@ class Unit:
             elif isinstance(part, ast.Call) and getattr(part.func, "attr", "") == "__setattr__":
                 waiting += [(each, hidden) for each in part.args[1:]]  # of a frozen dataclass, by itself
             elif isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in LOOKED_UP:
-                of_ours = part.func.id == "setattr" or not self.module.is_foreign(syntax.root((*part.args, part)[0]))
+                of_ours = part.func.id == "setattr" or syntax.root((*part.args, part)[0]) not in self.module.foreign
                 self.dynamic |= of_ours and not isinstance(getattr((*part.args, None, None)[1], "value", None), str)
                 waiting += [(each, hidden) for each in part.args]
             elif isinstance(part, syntax.Scope):
@@ -136,12 +138,13 @@ class Module:
         body = [statement for statement in tree.body if syntax.computes(statement)]
         self.variables = {name for statement in body for name in syntax.variables(statement)}
         self.bound = Counter(name for statement in body for name in syntax.bound(statement))
-        self._foreign: dict[str, bool] = {}
+        elsewhere = (n for n, its in self.imported.items() if n not in self.bound and not any(map(self.is_ours, its)))
+        self.foreign = set(elsewhere)  # names that always stand for something that is imported from elsewhere
         self.units = [Unit(self, statement) for statement in body]
         self.programs = [Unit(self, statement) for statement in tree.body if syntax.is_program(statement)]
         self.imports = [each for each in tree.body if isinstance(each, ast.Import | ast.ImportFrom)]
         made = [s for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)]
-        others = {n for n in self.imported if self.is_foreign(n)} - syntax.HARMLESS
+        others = self.foreign - syntax.HARMLESS
         self.given = {name for s in made if syntax.root(s.value) in others for name in syntax.bound(s)}  # by libraries
 
     def is_ours(self, target: str) -> bool:
@@ -149,13 +152,6 @@ class Module:
         parts = target.split(".")
         inside = any(".".join(parts[:end]) in self.modules for end in range(1, len(parts) + 1))
         return inside or any(name.startswith(f"{target}.") for name in self.modules)
-
-    def is_foreign(self, name: str) -> bool:
-        """Whether a name always stands for something that is imported from elsewhere."""
-        if name not in self._foreign:
-            targets = self.imported.get(name, ())
-            self._foreign[name] = bool(targets) and name not in self.bound and not any(map(self.is_ours, targets))
-        return self._foreign[name]
 
     def meant(self, names: Iterable[str]) -> set[str]:
         """Names, and those by which what they stand for is known in other of these modules."""

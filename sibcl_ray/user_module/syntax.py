@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 from sibcl_ray import PLACES
@@ -74,19 +75,17 @@ def bound(node: ast.AST) -> list[str]:
     """The names that a statement gives a meaning to, also those of attributes, and of tables in which it writes."""
     if isinstance(node, Definition):
         return [node.name]
-    names: list[str] = [n.target.id for n in walk(node) if isinstance(n, ast.NamedExpr)]
+    names: list[str | None] = [n.target.id for n in walk(node) if isinstance(n, ast.NamedExpr)]
     for part in scope(node):
-        if isinstance(part, Definition):
+        if isinstance(part, Definition | ast.MatchAs | ast.MatchStar):
             names.append(part.name)
-        elif isinstance(part, ast.MatchAs | ast.MatchStar):
-            names += [part.name] if part.name else []
         elif isinstance(part, ast.MatchMapping):
-            names += [part.rest] if part.rest else []
+            names.append(part.rest)
         elif isinstance(part, ast.alias) and part.name != "*":
             names.append(part.asname or part.name.partition(".")[0])
         elif isinstance(part, ast.Name | ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
             names += _of(part)
-    return sorted(set(names), key=names.index)
+    return list(dict.fromkeys(filter(None, names)))
 
 
 def variables(node: ast.AST) -> set[str]:
@@ -107,9 +106,12 @@ def _of(node: ast.expr) -> list[str]:
     return [node.id] if isinstance(node, ast.Name) else []
 
 
-def changed(
-    node: ast.AST, variables: Collection[str], ours: Collection[str], mutated: Collection[str] = ()
-) -> set[str]:
+def writes_into(node: ast.AST) -> bool:
+    """Whether it stands for an attribute or an entry that is given a value, or deleted."""
+    return isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(node.ctx, ast.Load)
+
+
+def changed(node: ast.AST, variables: set[str], ours: set[str], mutated: Collection[str] = ()) -> set[str]:
     """Names of which a statement, or what is called, may change the meaning, besides those that it binds itself.
 
     Those in ``mutated`` are changed somewhere, and with them what they are parts of.
@@ -118,7 +120,7 @@ def changed(
     for part in walk(node):
         if isinstance(part, ast.Global):
             found.update(part.names)
-        elif isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load):
+        elif isinstance(part, ast.expr) and writes_into(part):
             found.update(name for name in _of(part) if isinstance(part, ast.Attribute) or name in variables)
         elif isinstance(part, ast.Call):
             name = _last(part.func)
@@ -134,10 +136,11 @@ def changed(
         elif isinstance(part, ast.AugAssign):
             found.update(_of(part.target))
         elif isinstance(part, ast.Assign | ast.AnnAssign | ast.For | ast.withitem):
-            value, *targets = _given(part)
-            read = [n for n in walk(value) if isinstance(n, ast.Name | ast.Attribute)] if value else []
-            if isinstance(part, ast.For) or any(name in mutated for target in targets for name in _stored(target)):
-                found.update(_last(n) for n in read if _last(n) in variables)
+            targets = [each for each in children(part) if isinstance(getattr(each, "ctx", None), ast.Store)]
+            given = {n.id for each in targets for n in walk(each) if isinstance(n, ast.Name)}
+            value = getattr(part, "value", getattr(part, "iter", getattr(part, "context_expr", None)))
+            if value and (isinstance(part, ast.For) or not given.isdisjoint(mutated)):
+                found |= variables & {_last(n) for n in walk(value) if isinstance(n, ast.Name | ast.Attribute)}
     return found
 
 
@@ -151,9 +154,14 @@ def _changed_in_place(call: ast.Call, name: str) -> Iterator[ast.expr]:
     yield from (k.value for k in call.keywords if k.arg == "out")
 
 
-def returned(node: Definition) -> set[str]:
+def returned(node: ast.AST) -> set[str]:
     """Names of which a function returns the meaning, or a part of it."""
     return {root(n.value) for n in scope(node) if isinstance(n, ast.Return) and n.value}
+
+
+def gives_value(node: ast.AST) -> bool:
+    """Whether a name is given something computed, and not a function."""
+    return isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(node.value, ast.Lambda)
 
 
 def is_for_effect(node: ast.AST) -> bool:
@@ -162,38 +170,20 @@ def is_for_effect(node: ast.AST) -> bool:
     return thrown or isinstance(node, ast.Expr)
 
 
-def _given(node: Any) -> list[Any]:
-    """What a statement gives names to: the value, and the targets."""
-    if isinstance(node, ast.For):
-        return [node.iter, node.target]
-    if isinstance(node, ast.withitem):
-        return [node.context_expr, node.optional_vars]
-    return [node.value, *(node.targets if isinstance(node, ast.Assign) else [node.target])]
-
-
-def _stored(target: ast.expr | None) -> Iterator[str]:
-    return (n.id for n in walk(target) if isinstance(n, ast.Name)) if target else iter(())
-
-
-def sets_others(node: ast.AST, is_foreign: Callable[[str], bool], given: Collection[str] = ()) -> bool:
+def sets_others(node: ast.AST, foreign: Collection[str], given: Collection[str]) -> bool:
     """Whether a statement changes something of another library: `mp.dps = 5`, `old = np.seterr(all="raise")`.
 
-    In ``given`` are names of what another library has given, of which attributes may be its state.
+    ``foreign`` are names that stand for other libraries, ``given`` those of what they gave, of which attributes may be
+    their state.
     """
     for part in scope(node):
-        stores = isinstance(part, ast.Attribute | ast.Subscript) and not isinstance(part.ctx, ast.Load)
+        writes = writes_into(part)
         calls = isinstance(part, ast.Call) and re.match("set|seed|manual_seed", _last(part.func))
-        if (stores or calls) and is_foreign(root(part)) and root(part) not in HARMLESS:
+        if (writes or calls) and root(part) in foreign and root(part) not in HARMLESS:
             return True
-        if stores and isinstance(part, ast.Attribute) and root(part) in given:
+        if writes and isinstance(part, ast.Attribute) and root(part) in given:
             return True
     return False
-
-
-def writes_into(node: ast.AST) -> set[str]:
-    """The names of what a statement gives attributes or entries to."""
-    stored = [n for n in scope(node) if isinstance(n, ast.Attribute | ast.Subscript)]
-    return {root(n) for n in stored if not isinstance(n.ctx, ast.Load)}
 
 
 def acts(node: ast.AST, variables: Collection[str]) -> bool:
@@ -212,14 +202,13 @@ def calls_a_value(node: ast.AST, values: Collection[str]) -> bool:
 
 def run_when_defined(node: ast.AST) -> list[ast.AST]:
     """The parts of a function or a class that are run where it is defined; decorators as what they are: called."""
+    if not isinstance(node, Definition):
+        return [node]
+    called = [ast.Expr(ast.Call(d, [], [])) for d in node.decorator_list]
     if isinstance(node, Function):
-        called = [ast.Expr(ast.Call(d, [], [])) for d in node.decorator_list]
         return [*called, *outside(node)]
-    if isinstance(node, ast.ClassDef):
-        called = [ast.Expr(ast.Call(d, [], [])) for d in node.decorator_list]
-        inside = [part for statement in node.body for part in run_when_defined(statement)]
-        return [*called, *node.bases, *(k.value for k in node.keywords), *inside]
-    return [node]
+    inside = [part for statement in node.body for part in run_when_defined(statement)]
+    return [*called, *node.bases, *(k.value for k in node.keywords), *inside]
 
 
 def outside(node: Scope) -> list[ast.AST]:
@@ -245,8 +234,7 @@ def own_names(node: Scope) -> set[str]:
     own = set[str]().union(*(variables(part) for part in ast.iter_child_nodes(node)))
     own |= {n.name for n in scope(node) if isinstance(n, ast.ExceptHandler) and n.name}
     if not isinstance(node, Comprehension):
-        its = node.args
-        own |= {a.arg for a in (*its.posonlyargs, *its.args, *its.kwonlyargs, its.vararg, its.kwarg) if a}
+        own |= {each.arg for each in children(node.args) if isinstance(each, ast.arg)}
     return own - {name for n in walk(node) if isinstance(n, ast.Global) for name in n.names}
 
 
@@ -255,12 +243,9 @@ def names_in(text: str) -> set[str]:
     if not re.search(r"\s", text):
         return set(re.findall(r"[^\W\d]\w*", text))
     found = set(re.findall(r"[^\W\d]\w*", " ".join(re.findall(r"\{[^{}]*\}|\$\w+|@\w+", text))))
-    if len(text) < 200:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                found |= {n.id for n in walk(ast.parse(text.strip(), mode="eval")) if isinstance(n, ast.Name)}
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            pass  # most texts are none
+    if len(text) < 200:  # most are no expressions
+        with suppress(SyntaxError, ValueError, MemoryError, RecursionError), warnings.catch_warnings(action="ignore"):
+            found |= {n.id for n in walk(ast.parse(text.strip(), mode="eval")) if isinstance(n, ast.Name)}
     return found
 
 
@@ -331,11 +316,8 @@ def computes(node: ast.stmt) -> bool:
 
 def is_program(node: ast.stmt) -> bool:
     """Whether it is what a module does when it is run as a script."""
-    if not (isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and not node.orelse):
-        return False
-    sides = [side for side in (node.test.left, *node.test.comparators) if isinstance(side, ast.Name | ast.Constant)]
-    said = {side.id if isinstance(side, ast.Name) else side.value for side in sides}
-    return said == {"__name__", "__main__"} and isinstance(node.test.ops[0], ast.Eq)
+    asked = ("__name__ == '__main__'", "'__main__' == __name__")
+    return isinstance(node, ast.If) and not node.orelse and ast.unparse(node.test) in asked
 
 
 def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -344,11 +326,16 @@ def imports(node: ast.AST, package: tuple[str, ...]) -> Iterator[tuple[str, str]
         for alias in node.names:
             yield (alias.asname, alias.name) if alias.asname else (alias.name.split(".")[0],) * 2
     elif isinstance(node, ast.ImportFrom):
-        base = package[: len(package) - node.level + 1] if node.level else ()
-        whole = ".".join([*base, *([node.module] if node.module else [])])
+        module = module_of(node, package)
         for alias in node.names:
             if alias.name == "*":
-                yield f"* {whole}", whole
+                yield f"* {module}", module
             else:
-                place = PLACES.get(alias.name, whole) if whole == "sibcl_ray" else whole
+                place = PLACES.get(alias.name, module) if module == "sibcl_ray" else module
                 yield alias.asname or alias.name, f"{place}.{alias.name}" if place else alias.name
+
+
+def module_of(node: ast.ImportFrom, package: tuple[str, ...]) -> str:
+    """The full name of the module that something is imported from."""
+    base = package[: len(package) - node.level + 1] if node.level else ()
+    return ".".join([*base, *([node.module] if node.module else [])])
