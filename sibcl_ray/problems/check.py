@@ -88,16 +88,13 @@ def sample(problem: Problem, drawn: Any, count: int, what: str) -> Sample:
     for name, values in given.items():
         fine = isinstance(name, str) and name not in ("input", "label")
         require(fine, f"{what}, the name of a parameter", repr(name), "a text, but not 'input' or 'label'")
-        array = np.asanyarray(values)
-        came = f"{'masked ' * np.ma.isMaskedArray(array)}{array.dtype} of shape {array.shape}"
-        fine = array.dtype.kind in "biufc" and array.shape[:1] == (count,) and array.size > 0
-        fine = fine and not np.ma.isMaskedArray(array)
+        array, masked = np.asanyarray(values), np.ma.isMaskedArray(values)
+        came = f"{'masked ' * masked}{array.dtype} of shape {array.shape}"
+        fine = array.dtype.kind in "biufc" and array.shape[:1] == (count,) and array.size > 0 and not masked
         require(fine, f"{what}, parameter {name!r},", came, f"numbers, {count} rows of them")
-        parameters[name] = array.astype(_STORED.get(array.dtype.char, array.dtype))
+        stored = {"?": np.uint8, "g": np.float64, "G": np.complex128}  # of types that Parquet has not
+        parameters[name] = array.astype(stored.get(array.dtype.char, array.dtype))
     return Sample(drawn.inputs, parameters)
-
-
-_STORED = {"?": np.uint8, "g": np.float64, "G": np.complex128}  # of types that Parquet has not
 
 
 def training(problem: Problem, me: str, inputs: torch.Tensor) -> None:
