@@ -113,15 +113,12 @@ def grid_bands(
     """
     wedge, image = np.unique(np.sort(np.abs(k_points).round(12), axis=1), axis=0, return_inverse=True)
     square = has_square_symmetry(torch.from_numpy(cells)).numpy()
-    parts = {}
-    if square.any():
-        parts[True] = frequencies(cells[square], wedge)[:, image.reshape(-1)]
-    if not square.all():
-        parts[False] = frequencies(cells[~square], k_points)
-    found = np.empty((len(cells), *next(iter(parts.values())).shape[1:]))
-    for symmetric, part in parts.items():
-        found[square == symmetric] = part
-    return found
+    rows, found = [], []
+    for k, every, members in ((wedge, image.reshape(-1), square), (k_points, slice(None), ~square)):
+        if members.any():
+            rows.append(np.flatnonzero(members))
+            found.append(frequencies(cells[members], k)[:, every])
+    return np.concatenate(found)[np.argsort(np.concatenate(rows))]
 
 
 @dataclass(frozen=True)
@@ -293,9 +290,8 @@ class PhotonicGap(Photonic):
         """Labels (count, 1) of frequencies (count, k-points, 6)."""
         ceiling, floor = frequencies.max(1)[:, :-1], frequencies.min(1)[:, 1:]
         ratios = np.maximum(0, 2 * (floor - ceiling) / (floor + ceiling))
-        first = 0 if self.bands is None else self.bands[0] - 1
-        last = GAP_BANDS - 1 if self.bands is None else self.bands[0]
-        return ratios[:, first:last].max(1, keepdims=True)
+        chosen = slice(None) if self.bands is None else [self.bands[0] - 1]
+        return ratios[:, chosen].max(1, keepdims=True)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return losses.censored(prediction, label)
