@@ -1,7 +1,4 @@
-"""What a problem has to be, in as far as one look at it, at its inputs and at its labels can tell.
-
-Errors are one line: what came, what was expected and what to do.
-"""
+"""What a problem has to be, in as far as one look at it, at its inputs and at its labels can tell; else BadProblem."""
 
 import math
 import re
@@ -134,11 +131,7 @@ KINDS = {
 
 
 def labels(problem: Problem, given: np.ndarray, count: int, what: str) -> np.ndarray:
-    """Labels as they are stored, float32 or float64, (count, *label_shape); NaN where there is none.
-
-    Raises:
-        BadProblem: they are of a wrong type or shape, as all others will be.
-    """
+    """Labels as they are stored, float32 or float64, (count, *label_shape); NaN where there is none."""
     if isinstance(given, np.ma.MaskedArray) and given.mask.any():
         raise BadProblem(f"what {what} gives is masked: fill in the entries, or raise an exception where there is none")
     if given.dtype.kind in KINDS:
@@ -152,11 +145,7 @@ def labels(problem: Problem, given: np.ndarray, count: int, what: str) -> np.nda
 
 
 def several(problem: Problem, given: np.ndarray, what: str, role: str) -> None:
-    """What only several labels, (count, *label_shape), can show: whether networks can learn them and errors judge them.
-
-    Raises:
-        BadProblem: they cannot.
-    """
+    """What only several labels, (count, *label_shape), show: whether networks can learn them and errors judge them."""
     count = len(given)
     if count < 2:
         return

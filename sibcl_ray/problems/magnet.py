@@ -5,10 +5,9 @@ Spins ½ on a periodic lattice, H = Σ_near σ·σ + J2 Σ_far σ·σ in Pauli u
 configuration, the label the sign of its amplitude, and configurations are drawn with probability |ψ|².
 
 A configuration's images under the symmetries of H have the same label, or the same but for a known sign. So the
-roles share out *orbits*, not configurations: a permutation of the orbits, drawn from the study's seed, is cut into
-`SHARES`, and a role draws from its own orbits alone, an orbit by its part of |ψ|² and then one of its
-configurations. So no configuration of the test, and none of its images, is ever seen in training or in
-contrastive pairs, however much is drawn, and a shard depends on the seed, its role and its number alone.
+roles share out orbits, not configurations: a permutation of the orbits, drawn from the study's seed, is cut into
+`SHARES`, and a role draws an orbit of its own by its part of |ψ|², and then one of its configurations. No image of a
+test configuration is ever seen in training, and a shard depends on the seed, its role and its number alone.
 
 The error is 1 for a wrong sign and 0 for a right one. As the test is drawn by |ψ|², its mean over the test
 estimates Σ|ψ|² over the wrong ones, and the overlap Σ s ŝ |ψ|² / Σ |ψ|² is 1 − 2 · error.
