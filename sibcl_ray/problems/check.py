@@ -149,36 +149,31 @@ def several(problem: Problem, given: np.ndarray, what: str, role: str) -> None:
     count = len(given)
     if count < 2:
         return
-    wide = given.astype(np.float64)
+    gave, wide = f"the {count} {role} labels that {what} gave", given.astype(np.float64)
     mean, deviation = wide.mean(0), math.sqrt(wide.var(0).mean())
     if (wide == wide[0]).all():
-        raise BadProblem(
-            f"the {count} {role} labels that {what} gave are all equal; there is nothing to learn from them"
-        )
+        raise BadProblem(f"{gave} are all equal; there is nothing to learn from them")
     if given.dtype == np.float32 and deviation < STEPS * float(np.spacing(np.abs(given).max())):
         raise BadProblem(
-            f"the {count} {role} labels that {what} gave are float32 and deviate by {deviation:.2g} from "
-            f"{mean.flat[0]:.6g}, where float32 has steps of about as much; give float64, or labels less a constant"
+            f"{gave} are float32 and deviate by {deviation:.2g} from {mean.flat[0]:.6g}, where float32 has steps of "
+            "about as much; give float64, or labels less a constant"
         )
     learned = (wide - problem.offset) / problem.label_scale
     size, varies = math.sqrt(np.square(learned).mean()), deviation / problem.label_scale
     if not learnable(size, varies):
         far = size > 3 * varies and deviation > 0
-        advice = (
-            f"an offset near {mean.mean():.6g}, their mean, and a label_scale near " if far else "a label_scale near "
-        )
+        offset = f"an offset near {mean.mean():.6g}, their mean, and " if far else ""
+        scale = deviation if far else size * problem.label_scale
         raise BadProblem(
-            f"the {count} {role} labels that {what} gave, less the offset and over label_scale, are {size:.2g} in root "
-            f"mean square and deviate by {varies:.2g}; networks learn numbers of order one: give "
-            f"{advice}{deviation if far else size * problem.label_scale:.1g}"
+            f"{gave}, less the offset and over label_scale, are {size:.2g} in root mean square and deviate by "
+            f"{varies:.2g}; networks learn numbers of order one: give {offset}a label_scale near {scale:.1g}"
         )
     if role in ("target", "test"):
         tensors = torch.from_numpy(given)
-        errors = problem.error(tensors, tensors)
-        if bad := int((~torch.isfinite(errors)).sum()):
+        if bad := int((~torch.isfinite(problem.error(tensors, tensors))).sum()):
             zeros = int((wide.reshape(count, -1) == 0).all(1).sum())
             why = f" ({zeros} are zero, and the error divides by them)" if zeros else ""
             raise BadProblem(
-                f"{type(problem).__name__}.error is not finite for {bad} of the {count} {role} labels that {what} "
-                f"gave{why}; give it an error of its own that is defined for them, such as the absolute difference"
+                f"{type(problem).__name__}.error is not finite for {bad} of {gave}{why}; give it an error of its own "
+                "that is defined for them, such as the absolute difference"
             )
