@@ -1,7 +1,4 @@
-"""What a problem has to be, in as far as one look at it, at its inputs and at its labels can tell.
-
-Errors are one line: what came, what was expected and what to do.
-"""
+"""What a problem has to be, in as far as one look at it, at its inputs and at its labels can tell; else BadProblem."""
 
 import math
 import re
@@ -88,16 +85,13 @@ def sample(problem: Problem, drawn: Any, count: int, what: str) -> Sample:
     for name, values in given.items():
         fine = isinstance(name, str) and name not in ("input", "label")
         require(fine, f"{what}, the name of a parameter", repr(name), "a text, but not 'input' or 'label'")
-        array = np.asanyarray(values)
-        came = f"{'masked ' * np.ma.isMaskedArray(array)}{array.dtype} of shape {array.shape}"
-        fine = array.dtype.kind in "biufc" and array.shape[:1] == (count,) and array.size > 0
-        fine = fine and not np.ma.isMaskedArray(array)
+        array, masked = np.asanyarray(values), np.ma.isMaskedArray(values)
+        came = f"{'masked ' * masked}{array.dtype} of shape {array.shape}"
+        fine = array.dtype.kind in "biufc" and array.shape[:1] == (count,) and array.size > 0 and not masked
         require(fine, f"{what}, parameter {name!r},", came, f"numbers, {count} rows of them")
-        parameters[name] = array.astype(_STORED.get(array.dtype.char, array.dtype))
+        stored = {"?": np.uint8, "g": np.float64, "G": np.complex128}  # of types that Parquet has not
+        parameters[name] = array.astype(stored.get(array.dtype.char, array.dtype))
     return Sample(drawn.inputs, parameters)
-
-
-_STORED = {"?": np.uint8, "g": np.float64, "G": np.complex128}  # of types that Parquet has not
 
 
 def training(problem: Problem, me: str, inputs: torch.Tensor) -> None:
@@ -137,11 +131,7 @@ KINDS = {
 
 
 def labels(problem: Problem, given: np.ndarray, count: int, what: str) -> np.ndarray:
-    """Labels as they are stored, float32 or float64, (count, *label_shape); NaN where there is none.
-
-    Raises:
-        BadProblem: they are of a wrong type or shape, as all others will be.
-    """
+    """Labels as they are stored, float32 or float64, (count, *label_shape); NaN where there is none."""
     if isinstance(given, np.ma.MaskedArray) and given.mask.any():
         raise BadProblem(f"what {what} gives is masked: fill in the entries, or raise an exception where there is none")
     if given.dtype.kind in KINDS:
@@ -155,44 +145,35 @@ def labels(problem: Problem, given: np.ndarray, count: int, what: str) -> np.nda
 
 
 def several(problem: Problem, given: np.ndarray, what: str, role: str) -> None:
-    """What only several labels, (count, *label_shape), can show: whether networks can learn them and errors judge them.
-
-    Raises:
-        BadProblem: they cannot.
-    """
+    """What only several labels, (count, *label_shape), show: whether networks can learn them and errors judge them."""
     count = len(given)
     if count < 2:
         return
-    wide = given.astype(np.float64)
+    gave, wide = f"the {count} {role} labels that {what} gave", given.astype(np.float64)
     mean, deviation = wide.mean(0), math.sqrt(wide.var(0).mean())
     if (wide == wide[0]).all():
-        raise BadProblem(
-            f"the {count} {role} labels that {what} gave are all equal; there is nothing to learn from them"
-        )
+        raise BadProblem(f"{gave} are all equal; there is nothing to learn from them")
     if given.dtype == np.float32 and deviation < STEPS * float(np.spacing(np.abs(given).max())):
         raise BadProblem(
-            f"the {count} {role} labels that {what} gave are float32 and deviate by {deviation:.2g} from "
-            f"{mean.flat[0]:.6g}, where float32 has steps of about as much; give float64, or labels less a constant"
+            f"{gave} are float32 and deviate by {deviation:.2g} from {mean.flat[0]:.6g}, where float32 has steps of "
+            "about as much; give float64, or labels less a constant"
         )
     learned = (wide - problem.offset) / problem.label_scale
     size, varies = math.sqrt(np.square(learned).mean()), deviation / problem.label_scale
     if not learnable(size, varies):
         far = size > 3 * varies and deviation > 0
-        advice = (
-            f"an offset near {mean.mean():.6g}, their mean, and a label_scale near " if far else "a label_scale near "
-        )
+        offset = f"an offset near {mean.mean():.6g}, their mean, and " if far else ""
+        scale = deviation if far else size * problem.label_scale
         raise BadProblem(
-            f"the {count} {role} labels that {what} gave, less the offset and over label_scale, are {size:.2g} in root "
-            f"mean square and deviate by {varies:.2g}; networks learn numbers of order one: give "
-            f"{advice}{deviation if far else size * problem.label_scale:.1g}"
+            f"{gave}, less the offset and over label_scale, are {size:.2g} in root mean square and deviate by "
+            f"{varies:.2g}; networks learn numbers of order one: give {offset}a label_scale near {scale:.1g}"
         )
     if role in ("target", "test"):
         tensors = torch.from_numpy(given)
-        errors = problem.error(tensors, tensors)
-        if bad := int((~torch.isfinite(errors)).sum()):
+        if bad := int((~torch.isfinite(problem.error(tensors, tensors))).sum()):
             zeros = int((wide.reshape(count, -1) == 0).all(1).sum())
             why = f" ({zeros} are zero, and the error divides by them)" if zeros else ""
             raise BadProblem(
-                f"{type(problem).__name__}.error is not finite for {bad} of the {count} {role} labels that {what} "
-                f"gave{why}; give it an error of its own that is defined for them, such as the absolute difference"
+                f"{type(problem).__name__}.error is not finite for {bad} of {gave}{why}; give it an error of its own "
+                "that is defined for them, such as the absolute difference"
             )

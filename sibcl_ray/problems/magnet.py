@@ -5,10 +5,9 @@ Spins ½ on a periodic lattice, H = Σ_near σ·σ + J2 Σ_far σ·σ in Pauli u
 configuration, the label the sign of its amplitude, and configurations are drawn with probability |ψ|².
 
 A configuration's images under the symmetries of H have the same label, or the same but for a known sign. So the
-roles share out *orbits*, not configurations: a permutation of the orbits, drawn from the study's seed, is cut into
-`SHARES`, and a role draws from its own orbits alone, an orbit by its part of |ψ|² and then one of its
-configurations. So no configuration of the test, and none of its images, is ever seen in training or in
-contrastive pairs, however much is drawn, and a shard depends on the seed, its role and its number alone.
+roles share out orbits, not configurations: a permutation of the orbits, drawn from the study's seed, is cut into
+`SHARES`, and a role draws an orbit of its own by its part of |ψ|², and then one of its configurations. No image of a
+test configuration is ever seen in training, and a shard depends on the seed, its role and its number alone.
 
 The error is 1 for a wrong sign and 0 for a right one. As the test is drawn by |ψ|², its mean over the test
 estimates Σ|ψ|² over the wrong ones, and the overlap Σ s ŝ |ψ|² / Σ |ψ|² is 1 − 2 · error.
@@ -29,6 +28,7 @@ from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.solvers.spins import FLIP, GroundState, Lattice, ground_state, read_ground_state
 from sibcl_ray.symmetry import Group
+from sibcl_ray.symmetry.groups import NumberedGroup
 
 ALTERNATIONS = (1, 0), (0, 1), (1, 1)  # of two sublattices: with the row, with the column, as on a chessboard
 SHARES = {"test": 0.2, "target": 0.4, "surrogate": 0.2, "unlabelled": 0.2}  # of the orbits
@@ -55,47 +55,29 @@ class SpinFlip(Group):
 
 
 @dataclass(frozen=True)
-class SitePermutations(Group):
-    """The translations and point group of a lattice, as far as these ``characters`` of its generators make them +1.
-
-    An element is its index, (batch,).
-    """
+class SitePermutations(NumberedGroup):
+    """The translations and point group of a lattice, as far as these ``characters`` of its generators make them +1."""
 
     lattice: Lattice
     characters: tuple[tuple[str, int], ...]
 
     @property
     def order(self) -> int:
-        """The number of elements."""
         return len(self._sources(torch.device("cpu")))
 
+    @lru_cache  # noqa: B019  # there are few
     def _sources(self, device: torch.device) -> Tensor:
-        return _site_permutations(self.lattice, self.characters, device)
+        """Where the spin of each site comes from, (order, sites), the unit first."""
+        group = self.lattice.group
+        chosen = group.signs(dict(self.characters))[group.parities] > 0
+        return torch.tensor(group.permutations[chosen], device=device)
 
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randint(self.order, (len(x),), generator=generator, device=x.device)
-
-    def identity(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=torch.long, device=x.device)
-
-    def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        sources = self._sources(g.device)
-        product = sources[h].gather(1, sources[g])
-        return (product[:, None] == sources).all(2).long().argmax(1)
-
-    def inverse(self, g: Tensor) -> Tensor:
-        sources = self._sources(g.device)
-        return (sources[g].argsort(1)[:, None] == sources).all(2).long().argmax(1)
+    def products(self, device: torch.device) -> Tensor:
+        sources = self._sources(device)
+        return torch.stack([(sources[:, None, g] == sources).all(2).long().argmax(1) for g in sources])
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         return x.flatten(1).gather(1, self._sources(x.device)[g]).view(x.shape)
-
-
-@lru_cache
-def _site_permutations(lattice: Lattice, characters: tuple[tuple[str, int], ...], device: torch.device) -> Tensor:
-    """Where the spin of each site comes from, (order, sites), the unit first."""
-    group = lattice.group
-    return torch.tensor(group.permutations[group.signs(dict(characters))[group.parities] > 0], device=device)
 
 
 @dataclass(frozen=True)
@@ -153,8 +135,7 @@ class MagnetSign(Problem):
     @property
     def symmetries(self) -> Mapping[str, Group]:
         """All elements whose character is +1; the others change the sign, and are not used."""
-        sites = tuple((name, sign) for name, sign in self.characters.items())
-        groups: dict[str, Group] = {"space_group": SitePermutations(self.lattice, sites)}
+        groups: dict[str, Group] = {"space_group": SitePermutations(self.lattice, tuple(self.characters.items()))}
         return groups | ({FLIP: SpinFlip()} if self.characters[FLIP] > 0 else {})
 
     @property

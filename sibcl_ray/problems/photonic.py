@@ -4,7 +4,7 @@ The density of states and the bands are those of Loh et al., Nat. Commun. 13, 42
 Christensen et al., Nanophotonics 9, 4183 (2020).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sibcl_ray.problems import losses
+from sibcl_ray.problems.level_sets import centres, level_sets
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.solvers.density_of_states import EMPTY_LATTICE, GRID, has_square_symmetry, k_grid, photonic_dos
 from sibcl_ray.solvers.fine_bands import fine_bands
@@ -64,36 +65,15 @@ class Photonic(Problem):
 def level_set_cells(
     count: int, rng: np.random.Generator, complexity: int = 1, resolution: int = 32
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Two-tone cells bounded by a level set of f(r) = Re Σ_G c_G exp(2πi G·r), G ∈ {−F…F}².
-
-    |c| ~ U(0, 1), arg c ~ U(0, 2π), the inside fills U(0.01, 0.99) of the cell and both permittivities
-    are U(1, 20). ``complexity`` is F, ``resolution`` the pixels along an axis.
+    """Two-tone cells of `level_sets`, whose inside they are; both permittivities are U(1, 20).
 
     Returns:
         ε, float32 (count, resolution, resolution), averaged inside each pixel, and the parameters
         `coefficients` complex128 (count, 2F+1, 2F+1), `filling` (count,), `epsilon_inside` and
         `epsilon_outside` (count,).
     """
-    side = 2 * complexity + 1
-    shape = (count, side, side)
-    coefficients = rng.uniform(0, 1, shape) * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
-    filling = rng.uniform(0.01, 0.99, count)
-    inside, outside = rng.uniform(*PERMITTIVITY, (2, count))
-    coverage = np.empty((count, resolution, resolution))
-    points = (np.arange(resolution * SAMPLES) + 0.5) / (resolution * SAMPLES)
-    waves = np.exp(2j * np.pi * np.outer(points, np.arange(-complexity, complexity + 1)))
-    for cell in range(count):  # one at a time: the fine samples of many cells would not fit in a cache
-        field = (waves @ coefficients[cell] @ waves.T).real
-        rank = min(round(filling[cell] * field.size), field.size - 1)
-        threshold = np.partition(field, rank, axis=None)[rank]
-        coverage[cell] = _pixel_means(field < threshold)
-    parameters = {
-        "coefficients": coefficients,
-        "filling": filling,
-        "epsilon_inside": inside,
-        "epsilon_outside": outside,
-    }
-    return _mix(coverage, inside, outside), parameters
+    masks, parameters = level_sets(count, rng, 2, complexity, resolution * SAMPLES)
+    return _two_tone(masks, resolution, rng, parameters)
 
 
 def disc_cells(count: int, rng: np.random.Generator, resolution: int = 32) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -104,13 +84,21 @@ def disc_cells(count: int, rng: np.random.Generator, resolution: int = 32) -> tu
         `radius` (in a), `epsilon_inside` and `epsilon_outside`, each (count,).
     """
     radius = 0.5 - rng.uniform(0, 0.5, count)
-    inside, outside = rng.uniform(*PERMITTIVITY, (2, count))
-    points = (np.arange(resolution * SAMPLES) + 0.5) / (resolution * SAMPLES) - 0.5
+    points = centres(resolution * SAMPLES) - 0.5
     distance = np.hypot(points[:, None], points)
-    coverage = (
-        np.stack([_pixel_means(distance < r) for r in radius]) if count else np.empty((0, resolution, resolution))
-    )
-    return _mix(coverage, inside, outside), {"radius": radius, "epsilon_inside": inside, "epsilon_outside": outside}
+    return _two_tone((distance < r for r in radius), resolution, rng, {"radius": radius})
+
+
+def _two_tone(
+    masks: Iterable[np.ndarray], resolution: int, rng: np.random.Generator, parameters: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Cells, and their parameters, of masks of their insides on `SAMPLES` times as many points along an axis."""
+    coverage = [mask.reshape(resolution, SAMPLES, resolution, SAMPLES).mean((1, 3)) for mask in masks]
+    inside, outside = rng.uniform(*PERMITTIVITY, (2, len(coverage)))
+    parameters = parameters | {"epsilon_inside": inside, "epsilon_outside": outside}
+    inside, outside = inside[:, None, None], outside[:, None, None]
+    mixed = outside + (inside - outside) * np.reshape(coverage, (-1, resolution, resolution))
+    return mixed.astype(np.float32), parameters
 
 
 def grid_bands(
@@ -125,25 +113,12 @@ def grid_bands(
     """
     wedge, image = np.unique(np.sort(np.abs(k_points).round(12), axis=1), axis=0, return_inverse=True)
     square = has_square_symmetry(torch.from_numpy(cells)).numpy()
-    parts = {}
-    if square.any():
-        parts[True] = frequencies(cells[square], wedge)[:, image.reshape(-1)]
-    if not square.all():
-        parts[False] = frequencies(cells[~square], k_points)
-    found = np.empty((len(cells), *next(iter(parts.values())).shape[1:]))
-    for symmetric, part in parts.items():
-        found[square == symmetric] = part
-    return found
-
-
-def _pixel_means(fine: np.ndarray) -> np.ndarray:
-    n = fine.shape[0] // SAMPLES
-    return fine.reshape(n, SAMPLES, n, SAMPLES).mean((1, 3))
-
-
-def _mix(coverage: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    inside, outside = inside[:, None, None], outside[:, None, None]
-    return (outside + (inside - outside) * coverage).astype(np.float32)
+    rows, found = [], []
+    for k, every, members in ((wedge, image.reshape(-1), square), (k_points, slice(None), ~square)):
+        if members.any():
+            rows.append(np.flatnonzero(members))
+            found.append(frequencies(cells[members], k)[:, every])
+    return np.concatenate(found)[np.argsort(np.concatenate(rows))]
 
 
 @dataclass(frozen=True)
@@ -315,9 +290,8 @@ class PhotonicGap(Photonic):
         """Labels (count, 1) of frequencies (count, k-points, 6)."""
         ceiling, floor = frequencies.max(1)[:, :-1], frequencies.min(1)[:, 1:]
         ratios = np.maximum(0, 2 * (floor - ceiling) / (floor + ceiling))
-        first = 0 if self.bands is None else self.bands[0] - 1
-        last = GAP_BANDS - 1 if self.bands is None else self.bands[0]
-        return ratios[:, first:last].max(1, keepdims=True)
+        chosen = slice(None) if self.bands is None else [self.bands[0] - 1]
+        return ratios[:, chosen].max(1, keepdims=True)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return losses.censored(prediction, label)

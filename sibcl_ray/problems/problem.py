@@ -1,10 +1,7 @@
-"""The contract of a problem: inputs, labels, a symmetry and a cheap surrogate.
+"""The contract of a problem: inputs, labels, symmetries, a cheap surrogate, and how wrong a prediction is.
 
-A problem is what a physicist brings. It says how inputs are drawn, what a label costs to compute, which
-cheaper family of inputs or labels stands in for it, which transformations leave the label unchanged
-and how wrong a prediction is. It knows nothing of networks' weights, of budgets or of Ray.
-
-A problem is a frozen dataclass, so that its fields name it, and it must be importable where workers run.
+A problem knows nothing of networks' weights, of budgets or of Ray. It is a frozen dataclass, so that its fields name
+it, and must be importable where workers run.
 """
 
 from abc import ABC, abstractmethod
@@ -32,8 +29,6 @@ class Sample:
 
 
 FRACTION = "fraction"  # units of errors that are relative, or a share: they are shown in %
-
-
 MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start from outputs of order one
 # Deviation of what networks learn, over one or its root mean square if that is larger. At 1e-3 their errors were ten
 # times those of guessing the mean (600 steps, 200 labels), at 0.03 a fraction of them.
@@ -61,7 +56,7 @@ RENAMED = {"spread": "label_scale", "lacks": "missing_requirement"}
 
 
 class Problem(ABC):
-    """Physics, symmetry and surrogate of one regression task. See the module's text."""
+    """Physics, symmetry and surrogate of one regression task."""
 
     name: ClassVar[str]
     version: ClassVar[int]  # raise it when what the methods give changes, of a class that is not in a user's file
@@ -125,7 +120,7 @@ class Problem(ABC):
 
         Pairs of views are of unlabelled and surrogate inputs; symmetries augment; delta-learning starts from estimates.
         """
-        return "a cheap estimate of the label" if delta and type(self).estimate is Problem.estimate else ""
+        return "a cheap estimate of the label" if delta and not has_estimate(self) else ""
 
     lacks = missing_requirement  # for classes that override it by its old name
 
@@ -170,13 +165,12 @@ class Problem(ABC):
 
     @property
     def offset(self) -> np.ndarray:
-        """What is known of every label beforehand, *label_shape, float32 or float64: networks predict the difference
-        to it, which is taken in the wider of its type and the labels'. Zero, if not said otherwise."""
+        """What is known of every label beforehand, *label_shape, float32 or float64, by default zero: networks predict
+        the difference to it, which is taken in the wider of its type and the labels'."""
         return np.zeros(self.label_shape, np.float32)
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The loss, a scalar, where target labels are fitted; both (batch, …) less the offset. By default the mean
-        square."""
+        """The loss, a scalar, where target labels are fitted; both (batch, …) less the offset."""
         return losses.squared(prediction, label)
 
     def surrogate_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
@@ -186,3 +180,7 @@ class Problem(ABC):
     @abstractmethod
     def error(self, prediction: Tensor, label: Tensor) -> Tensor:
         """The figure of merit for each sample, (batch,), of whole labels; 0 if they agree."""
+
+
+def has_estimate(problem: Problem) -> bool:
+    return type(problem).estimate is not Problem.estimate

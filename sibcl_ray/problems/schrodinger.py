@@ -8,14 +8,15 @@ a potential, and what stands in for it cheaply, are fields of the problem: `Ener
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from sibcl_ray.problems.level_sets import along_axes, centres, level_sets
 from sibcl_ray.problems.problem import FRACTION, Problem, Sample
 from sibcl_ray.solvers.schrodinger import empty_box_energies, lowest_eigenpairs, lowest_eigenvalues
 from sibcl_ray.symmetry import Group, PointGroup
@@ -29,54 +30,32 @@ DISPLACEMENT = 0.25  # of a well from the middle along an axis, at most, in side
 CEILING = 1.0  # of a well
 
 
-class Label(ABC):
-    """What is learned of a potential. The problem tells the grid."""
-
-    invariant: ClassVar[bool]  # under rotations and reflections
-
-    @abstractmethod
-    def shape(self, problem: Schrodinger) -> tuple[int, ...]:
-        """Shape of one label."""
-
-    @abstractmethod
-    def solve(self, problem: Schrodinger, potentials: np.ndarray) -> np.ndarray:
-        """Labels (count, *shape) of potentials (count, m, …) on any grid."""
-
-    @abstractmethod
-    def empty(self, problem: Schrodinger) -> np.ndarray:
-        """The label (*shape) of V = 0."""
-
-    @abstractmethod
-    def harmonic(self, problem: Schrodinger, stiffness: np.ndarray, centre: np.ndarray) -> np.ndarray:
-        """Labels (count, *shape) of ½Σk_i(x_i − c_i)² in unlimited space; both arguments (count, d)."""
-
-    @abstractmethod
-    def error(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """The relative error of each sample, (batch,)."""
-
-
 @dataclass(frozen=True)
-class Energies(Label):
+class Energies:
     """The lowest energies, the ground state's first. Error: the mean of |Δ|/|true|."""
 
     levels: int = 1
 
-    invariant = True
+    invariant = True  # under rotations and reflections
 
     def __post_init__(self) -> None:
         if self.levels < 1:
             raise ValueError(f"levels is {self.levels}; it must be 1 or larger")
 
     def shape(self, problem: Schrodinger) -> tuple[int, ...]:
+        """Of one label."""
         return (self.levels,)
 
     def solve(self, problem: Schrodinger, potentials: np.ndarray) -> np.ndarray:
+        """Labels (count, *shape) of potentials (count, m, …) on any grid."""
         return lowest_eigenvalues(potentials, problem.half_width, self.levels, problem.dimensions)
 
     def empty(self, problem: Schrodinger) -> np.ndarray:
+        """The label (*shape) of V = 0."""
         return empty_box_energies(problem.resolution, problem.dimensions, problem.half_width, self.levels)
 
     def harmonic(self, problem: Schrodinger, stiffness: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Labels (count, *shape) of ½Σk_i(x_i − c_i)² in unlimited space; both arguments (count, d)."""
         quanta = np.array(list(itertools.product(range(self.levels), repeat=problem.dimensions)))
         return np.sort(np.sqrt(stiffness) @ (quanta + 0.5).T, axis=1)[:, : self.levels]
 
@@ -85,7 +64,7 @@ class Energies(Label):
 
 
 @dataclass(frozen=True)
-class Density(Label):
+class Density:
     """|ψ₀|² at the grid's points, over its mean in the box. Error: Σ|Δ| / Σ|true|.
 
     It turns with the potential, so it is invariant under none of the symmetries.
@@ -115,20 +94,8 @@ class Density(Label):
         return (prediction - label).abs().flatten(1).sum(1) / label.abs().flatten(1).sum(1)
 
 
-class Surrogate(ABC):
-    """Cheap inputs with cheap labels."""
-
-    @abstractmethod
-    def sample(self, problem: Schrodinger, count: int, rng: np.random.Generator) -> Sample:
-        """Draw ``count`` inputs."""
-
-    @abstractmethod
-    def solve(self, problem: Schrodinger, sample: Sample) -> np.ndarray:
-        """Their labels."""
-
-
 @dataclass(frozen=True)
-class CoarseGrid(Surrogate):
+class CoarseGrid:
     """Potentials of the target family, solved on few points: `Schrodinger.coarse`."""
 
     points: int = COARSE  # along an axis
@@ -141,7 +108,7 @@ class CoarseGrid(Surrogate):
 
 
 @dataclass(frozen=True)
-class HarmonicWells(Surrogate):
+class HarmonicWells:
     """V = ½Σk_i(x_i − c_i)² clipped at 1, with the labels, in closed form, of the well that is not clipped."""
 
     def sample(self, problem: Schrodinger, count: int, rng: np.random.Generator) -> Sample:
@@ -149,6 +116,10 @@ class HarmonicWells(Surrogate):
 
     def solve(self, problem: Schrodinger, sample: Sample) -> np.ndarray:
         return problem.label.harmonic(problem, sample.parameters["stiffness"], sample.parameters["centre"])
+
+
+Label = Energies | Density
+Surrogate = CoarseGrid | HarmonicWells
 
 
 @dataclass(frozen=True)
@@ -255,32 +226,22 @@ def _sine_interpolation(n: int, m: int) -> np.ndarray:
 def level_set_potentials(
     count: int, rng: np.random.Generator, dimensions: int, complexity: int = 2, resolution: int = 32
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Blurred plateaus bounded by a level set of f(r) = Re Σ_G c_G exp(2πi G·r), G ∈ {−F…F}^d, in a periodic cell.
+    """Blurred plateaus on `level_sets`: as high as the larger of two U(0, 1), the rest is 0.
 
-    |c| ~ U(0, 1), arg c ~ U(0, 2π); the plateau fills U(0.01, 0.99) of the cell and is as high as the larger of two
-    U(0, 1), the rest is 0. The step is smoothed by a Gaussian, and the box is the central 60 % of the cell.
-
-    ``dimensions`` are d, ``complexity`` is F, and ``resolution`` the interior points along an axis of the box, on which
-    the potential itself does not depend.
+    The step is smoothed by a Gaussian, and the box is the central 60 % of the cell. The potential itself does not
+    depend on ``resolution``, the interior points along an axis of the box.
 
     Returns:
         V, float32 (count, resolution, …), and the parameters `coefficients` complex128 (count, 2F+1, …), `filling`
         and `height`, each (count,).
     """
-    shape = (count, *[2 * complexity + 1] * dimensions)
-    coefficients = rng.uniform(0, 1, shape) * np.exp(1j * rng.uniform(0, 2 * np.pi, shape))
-    filling = rng.uniform(0.01, 0.99, count)
+    masks, parameters = level_sets(count, rng, dimensions, complexity, FINE)
     height = rng.uniform(0, 1, (2, count)).max(0)
-    fine = (np.arange(FINE) + 0.5) / FINE
-    waves = np.exp(2j * np.pi * np.outer(fine, np.arange(-complexity, complexity + 1)))
-    blur = _blur(0.5 + CENTRE / 2 * grid_points(resolution), fine)
+    blur = _blur(0.5 + CENTRE / 2 * grid_points(resolution), centres(FINE))
     potentials = np.empty((count, *[resolution] * dimensions), np.float32)
-    for i in range(count):  # one at a time: the fine points of many cells would not fit in a cache
-        field = along_axes(waves, coefficients[i]).real
-        rank = min(round(filling[i] * field.size), field.size - 1)
-        threshold = np.partition(field, rank, axis=None)[rank]
-        potentials[i] = height[i] * along_axes(blur, (field < threshold).astype(float))
-    return potentials, {"coefficients": coefficients, "filling": filling, "height": height}
+    for i, mask in enumerate(masks):
+        potentials[i] = height[i] * along_axes(blur, mask.astype(float))
+    return potentials, parameters | {"height": height}
 
 
 def harmonic_wells(
@@ -310,17 +271,6 @@ def _blur(points: np.ndarray, fine: np.ndarray) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def along_axes(matrix: np.ndarray, field: np.ndarray) -> np.ndarray:
-    """A matrix (m, n) applied along every axis of a field (n, …)."""
-    for _ in range(field.ndim):
-        field = np.tensordot(field, matrix, (0, 1))
-    return field
-
-
 def outer(combine: np.ufunc, lines: np.ndarray) -> np.ndarray:
     """Σ or Π over the axes i of lines[:, i], (count, d, n), at all points of the grid: (count, n, …)."""
-    d = lines.shape[1]
-    grid = lines[:, 0].reshape(len(lines), -1, *[1] * (d - 1))
-    for axis in range(1, d):
-        grid = combine(grid, lines[:, axis].reshape(len(lines), *[1] * axis, -1, *[1] * (d - 1 - axis)))
-    return grid
+    return np.stack([reduce(combine.outer, axes) for axes in lines])

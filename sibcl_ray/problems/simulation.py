@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from sibcl_ray.problems.problem import FRACTION, Problem, Sample
+from sibcl_ray.problems.problem import FRACTION, Problem, Sample, has_estimate
 from sibcl_ray.symmetry import Group
 
 
@@ -30,28 +30,19 @@ class Simulation(Problem):
         return {}
 
     def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
-        own = type(self)
-        cheap = (
-            own.estimate is not Problem.estimate
-            or own.sample_surrogate is not Simulation.sample_surrogate
-            or own.solve_surrogate is not Simulation.solve_surrogate
-        )
-        needs = (
-            (surrogate and not cheap, f"surrogate labels; give {own.__name__} an estimate, or a solve_surrogate"),
-            (contrastive and not self.symmetries, f"a symmetry; give {own.__name__} its symmetries"),
-            (
-                invariant and not (self.symmetries or self.equivariances),
-                f"a symmetry; give {own.__name__} its symmetries or equivariances",
-            ),
-            (delta and own.estimate is Problem.estimate, f"a cheap estimate of the label; give {own.__name__} one"),
-        )
-        return next((what for lacking, what in needs if lacking), "")
+        name, cheap = type(self).__name__, (self.behind("sample_surrogate"), self.behind("solve_surrogate"))
+        if surrogate and cheap == ("sample", "solve"):
+            return f"surrogate labels; give {name} an estimate, or a solve_surrogate"
+        if contrastive and not self.symmetries:
+            return f"a symmetry; give {name} its symmetries"
+        if invariant and not (self.symmetries or self.equivariances):
+            return f"a symmetry; give {name} its symmetries or equivariances"
+        return f"a cheap estimate of the label; give {name} one" if delta and not has_estimate(self) else ""
 
     def behind(self, method: str) -> str:
         if getattr(type(self), method) is not getattr(Simulation, method):
             return method
-        estimated = type(self).estimate is not Problem.estimate
-        passed_on = {"sample_surrogate": "sample", "solve_surrogate": "estimate" if estimated else "solve"}
+        passed_on = {"sample_surrogate": "sample", "solve_surrogate": "estimate" if has_estimate(self) else "solve"}
         return passed_on.get(method) or super().behind(method)
 
     def sample_surrogate(self, count: int, rng: np.random.Generator) -> Sample:
@@ -60,8 +51,7 @@ class Simulation(Problem):
 
     def solve_surrogate(self, sample: Sample) -> np.ndarray:
         """Estimates, if there are any; else by the same solver."""
-        estimated = type(self).estimate is not Problem.estimate
-        return self.estimate(sample.inputs) if estimated else self.solve(sample.inputs)
+        return (self.estimate if has_estimate(self) else self.solve)(sample.inputs)
 
     @property
     def error_units(self) -> str:  # type: ignore[override]  # a class's elsewhere

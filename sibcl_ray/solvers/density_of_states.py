@@ -37,13 +37,10 @@ def photonic_dos(epsilon: Array) -> Array:
     multiplied by a number, all within the accuracy of the solver (some 1e-4).
 
     Args:
-        epsilon: permittivity (n, n) or (B, n, n), real and positive.
+        epsilon: permittivity (n, n) or (B, n, n), real and positive; else ValueError.
 
     Returns:
         Float64 (..., 400), a tensor on epsilon's device or, for a NumPy array, a NumPy array.
-
-    Raises:
-        ValueError: what `checked_cells` rejects.
     """
     cells = checked_cells(epsilon)
     dos = cells.new_empty(len(cells), N_POINTS)

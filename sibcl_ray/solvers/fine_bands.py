@@ -39,18 +39,7 @@ class _Medium(NamedTuple):
 def fine_bands(epsilon: Array, k_points: np.ndarray | Tensor, n_bands: int, polarization: str = "tm") -> Array:
     """Lowest photonic bands of cells whose features may be as fine as a few pixels.
 
-    Args:
-        epsilon: permittivity on the pixels of the cell, (n, n) or (B, n, n), real and positive; axis 0 is x.
-        k_points: Bloch vectors (K, 2) in 2π/a, any order, in or outside the first zone.
-        n_bands: number of bands, counted from the lowest.
-        polarization: "tm" (E out of the plane) or "te" (H out of the plane).
-
-    Returns:
-        Frequencies (..., K, n_bands), ωa/2πc, ascending, float64: a tensor on epsilon's device, or a NumPy array
-        if epsilon is one.
-
-    Raises:
-        ValueError: a shape, value, number of bands or polarisation that cannot be used.
+    Arguments, errors and the frequencies (..., K, n_bands) are as of `planewave.bands`; there are no velocities.
     """
     cells, k, waves = checked(epsilon, k_points, n_bands, polarization)
     half, source, _ = half_zone(k)

@@ -104,11 +104,7 @@ def checked_cells(epsilon: np.ndarray | Tensor) -> Tensor:
 def checked(
     epsilon: np.ndarray | Tensor, k_points: np.ndarray | Tensor, n_bands: int, polarization: str, cutoff: float = np.inf
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells (B, n, n) and k-points (K, 2) of float64, and the plane waves G ∈ {−cutoff…cutoff}², (N, 2), if they fit.
-
-    Raises:
-        ValueError: as `bands`.
-    """
+    """Cells (B, n, n) and k-points (K, 2) of float64, and the plane waves G ∈ {−cutoff…cutoff}² (N, 2) that fit."""
     cells, k = checked_cells(epsilon), torch.as_tensor(k_points)
     if k.ndim != 2 or k.shape[1] != 2 or not len(k) or not bool(torch.isfinite(k).all()):
         raise ValueError(f"k_points has shape {tuple(k.shape)}; expected finite (K, 2): give kx, ky in 2π/a in rows")

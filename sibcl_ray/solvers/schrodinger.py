@@ -78,8 +78,8 @@ def lowest_eigenpairs(
     """The k lowest energies (…, k) and their states (…, k, n, …, n); arguments as `lowest_eigenvalues`.
 
     States are real, float64, Σ|ψ|²h^d = 1, and their sum weighted by exp((1x + 2y + 3z)/4L) is positive: the ground
-    state is positive everywhere. Among degenerate ones they are some orthonormal basis. Errors of
-    states are 1e-5 at most where levels are 1 % apart.
+    state is positive everywhere. Degenerate ones are some orthonormal basis. Where levels are 1 % apart, errors of
+    states are 1e-5 at most.
     """
     fields, box, lead = _checked(potential, half_width, k, dimensions)
     solved = zip(*_solved(fields, box, k, TOLERANCE_OF_STATES), strict=True)
@@ -119,10 +119,8 @@ def _checked(
 
 def _dimensions(shape: tuple[int, ...]) -> int:
     """How many trailing axes are of equal length: three at most, one only of a potential without a batch."""
-    equal = 0
-    while equal < min(3, len(shape)) and shape[-1 - equal] == shape[-1]:
-        equal += 1
-    return equal if equal > 1 or len(shape) == 1 else 0
+    equal = next((axes for axes, n in enumerate(reversed(shape)) if n != shape[-1]), len(shape))
+    return min(equal, 3) if equal > 1 or len(shape) == 1 else 0
 
 
 def _solved(fields: Tensor, box: Box, k: int, tolerance: float) -> Iterator[tuple[Tensor, Tensor]]:
@@ -146,7 +144,6 @@ class Box:
 
     @property
     def spacing(self) -> float:
-        """Distance of neighbouring points."""
         return 2 * self.half_width / (self.n + 1)
 
     @cached_property
@@ -199,10 +196,9 @@ class _LongWaves:
 
     def __init__(self, fields: Tensor, box: Box, count: int) -> None:
         n, d = box.n, box.d
-        self.box = box
         # Where the basis would soon fill the space, all of it is taken at once.
         whole = n**d <= max(WHOLE, 10 * count)
-        self.m = n if whole else max(WAVES[d], math.ceil((2 * count) ** (1 / d)))
+        self.box, self.m = box, n if whole else max(WAVES[d], math.ceil((2 * count) ** (1 / d)))
         sines, corner = box.sines[:, : self.m], (slice(self.m),) * d
         products = (sines[:, :, None] * sines[:, None]).flatten(1)
         block = fields
@@ -241,7 +237,7 @@ class _LongWaves:
 
 
 class _Basis:
-    """Orthonormal vectors (B, s, n^d), H applied to them, and H among them (B, s, s)."""
+    """Orthonormal vectors (B, s, n^d), their images under H, and H among them (B, s, s)."""
 
     def __init__(self, fields: Tensor, box: Box, vectors: Tensor, room: Tensor) -> None:
         self.fields, self.box, self.size = fields, box, 0
@@ -251,12 +247,10 @@ class _Basis:
 
     @property
     def vectors(self) -> Tensor:
-        """The vectors (B, s, n^d)."""
         return self._vectors[:, : self.size]
 
     @property
     def images(self) -> Tensor:
-        """H applied to the vectors (B, s, n^d)."""
         return self._images[:, : self.size]
 
     def extend(self, directions: Tensor) -> None:
@@ -295,10 +289,7 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _davidson(fields: Tensor, box: Box, k: int, tolerance: float, room: Tensor) -> tuple[Tensor, Tensor]:
-    """The k lowest energies (B, k) and states (B, k, n^d), Σψ² = 1, of potentials (B, n, …, n).
-
-    ``room`` (2, B, s, n^d) is where the basis may grow.
-    """
+    """The k lowest energies (B, k) and states (B, k, n^d), Σψ² = 1, of (B, n, …, n); the basis is in ``room``."""
     block = min(k + GUARDS, box.n**box.d)
     long_waves = _LongWaves(fields, box, block)
     basis = _Basis(fields, box, long_waves.guess(block), room)

@@ -5,9 +5,8 @@ A configuration is an integer whose bit i is set where the spin of site i = row 
 
 Translations, the lattice's point group and the flip of all spins commute with H. A state that each of them maps
 onto itself or its negative, by its *character* ±1, is known from one amplitude an orbit, that of its
-*representative*, the smallest integer in it: ψ(g·r) = χ(g) ψ(r). As σ·σ = 2P − 1, where P swaps two spins,
-H needs for each representative only where its swaps lead. That table is made once; every set of characters then
-costs one sparse matrix of some 15,000 rows for 24 sites, where all states with Sz = 0 are 2.7 million.
+*representative*, the smallest integer in it: ψ(g·r) = χ(g) ψ(r). As σ·σ = 2P − 1, where P swaps two spins, H needs
+only where swaps of representatives lead: for 24 sites some 15,000 rows of 2.7 million.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +34,24 @@ DATASETS = ("basis/representatives", "hamiltonian/eigenvectors", "hamiltonian/ei
 
 @dataclass(frozen=True)
 class Lattice:
-    """Periodic rows × columns sites; near neighbours along the axes, far ones along one diagonal or both.
-
-    One diagonal is the anisotropic triangular lattice, two are the square lattice with next-nearest neighbours.
-    """
+    """Periodic rows × columns sites; near neighbours along the axes, far ones along one diagonal or both."""
 
     rows: int
     columns: int
-    diagonals: int
+    diagonals: int  # 1: the anisotropic triangular lattice, 2: the square lattice with next-nearest neighbours
 
     def __post_init__(self) -> None:
         # Two rows would join the same two sites by two bonds.
         if self.rows < 3 or self.columns < 3 or self.rows * self.columns % 2 or self.rows * self.columns > 62:
-            raise ValueError(
-                f"the lattice has {self.rows} × {self.columns} sites; give 3 or more of each, an even number in all, "
-                "and at most 62"
-            )
+            raise ValueError(f"the lattice has {self}; give 3 or more of each, an even number in all, and at most 62")
         if self.diagonals not in (1, 2):
             raise ValueError(f"diagonals is {self.diagonals}; give 1 (triangular) or 2 (square)")
 
+    def __str__(self) -> str:
+        return f"{self.rows} × {self.columns} sites"
+
     @property
     def sites(self) -> int:
-        """Their number."""
         return self.rows * self.columns
 
     def moved(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -82,18 +78,28 @@ class Lattice:
             found["transposition"] = self.moved(column, row)
         return found
 
-    @cached_property
+    @property
+    @lru_cache  # noqa: B019  # equal lattices share it
     def group(self) -> SpaceGroup:
         """All symmetries, with the flip of all spins."""
-        return _space_group(self)
+        unit, generators = tuple(range(self.sites)), self.generators
+        found, relations, elements = {unit: 0}, {0}, [unit]
+        for element in elements:  # to which those that are new are added
+            for a, generator in enumerate(generators.values()):
+                product, parity = tuple(np.array(element)[generator]), found[element] ^ (1 << a)
+                if product not in found:
+                    found[product] = parity
+                    elements.append(product)
+                relations.add(parity ^ found[product])
+        names, parities = (*generators, FLIP), np.array(list(found.values()))
+        return SpaceGroup(names, np.array(elements), parities, np.array(sorted(relations)))
 
 
 @dataclass(frozen=True, eq=False)
 class SpaceGroup:
     """The elements that permute sites; each can also flip all spins.
 
-    An element's ``parity`` has bit a set where it is an odd product of generator a; the last bit is the flip's.
-    So any characters of the generators give its own.
+    An element's parity has bit a set where it is an odd product of generator a; the last bit is the flip's.
     """
 
     names: tuple[str, ...]  # of the generators, the flip last
@@ -103,39 +109,40 @@ class SpaceGroup:
 
     @property
     def order(self) -> int:
-        """The number of elements, flips included."""
+        """Flips included."""
         return 2 * len(self.permutations)
 
-    @cached_property
-    def tables(self) -> np.ndarray:
-        """The images of every byte of a configuration, (order / 2, bytes, 256)."""
-        sites = self.permutations.shape[1]
-        target = np.argsort(self.permutations, 1)  # where the spin of each site goes
-        tables = np.zeros((len(target), -(-sites // 8), 256), np.uint64)
-        values = np.arange(256)
-        for site in range(sites):
-            bit = (values >> site % 8 & 1).astype(np.uint64)
-            tables[:, site // 8] |= bit << target[:, site, None].astype(np.uint64)
-        return tables
+    @property
+    def _all_up(self) -> np.uint64:
+        return np.uint64(2 ** self.permutations.shape[1] - 1)
 
-    def images(self, states: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Of configurations (count,) uint64, the parity of each element and what it makes of them."""
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        """What becomes of every byte of a configuration, (order / 2, bytes, 256)."""
         sites = self.permutations.shape[1]
-        octets = [_octet(states, i) for i in range(-(-sites // 8))]
-        everything, flip = np.uint64(2**sites - 1), 1 << len(self.names) - 1
-        for parity, tables in zip(self.parities, self.tables, strict=True):
-            image = tables[0][octets[0]]
-            for table, octet in zip(tables[1:], octets[1:], strict=True):
-                image |= table[octet]
+        target = np.argsort(self.permutations, 1).astype(np.uint64)  # where the spin of each site goes
+        spins = np.pad(np.uint64(1) << target, ((0, 0), (0, -sites % 8))).reshape(len(target), -1, 8)
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        return spins @ bits.T.astype(np.uint64)
+
+    def _bytes(self, states: np.ndarray) -> np.ndarray:
+        """Those of each configuration, (bytes, count)."""
+        shifts = 8 * np.arange(self._tables.shape[1], dtype=np.uint64)
+        return (states >> shifts[:, None] & np.uint64(255)).astype(np.intp)
+
+    def images(self, states: np.ndarray, numbers: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
+        """For each element, of some permutations, its parity and the images of configurations (count,) uint64."""
+        octets, flip = self._bytes(states), 1 << len(self.names) - 1
+        for parity, tables in zip(self.parities[numbers], self._tables[numbers], strict=True):
+            image = reduce(np.bitwise_or, map(np.take, tables, octets))
             yield int(parity), image
-            yield int(parity) ^ flip, image ^ everything
+            yield int(parity) ^ flip, image ^ self._all_up
 
     def image(self, elements: np.ndarray, states: np.ndarray) -> np.ndarray:
         """What element ``elements``, (count,) below `order`, makes of each configuration, (count,)."""
-        image = np.zeros_like(states)
-        for i in range(self.tables.shape[1]):
-            image |= self.tables[elements // 2, i, _octet(states, i)]
-        return np.where(elements % 2, image ^ np.uint64(2 ** self.permutations.shape[1] - 1), image)
+        octets = self._bytes(states)
+        image = reduce(np.bitwise_or, (self._tables[elements // 2, i, octet] for i, octet in enumerate(octets)))
+        return np.where(elements % 2, image ^ self._all_up, image)
 
     def representatives(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The smallest image of each configuration, (count,), and the parity of what leads there."""
@@ -165,31 +172,6 @@ class SpaceGroup:
         return [c for c in choices if (self.signs(c)[self.relations] > 0).all()]
 
 
-def _octet(states: np.ndarray, number: int) -> np.ndarray:
-    """A byte of each configuration."""
-    return (states >> np.uint64(8 * number) & np.uint64(255)).astype(np.intp)
-
-
-@lru_cache
-def _space_group(lattice: Lattice) -> SpaceGroup:
-    generators = lattice.generators
-    unit = tuple(range(lattice.sites))
-    found, relations, new = {unit: 0}, {0}, [unit]
-    while new:
-        reached, new = new, []
-        for element in reached:
-            for a, generator in enumerate(generators.values()):
-                product = tuple(np.array(element)[generator])
-                parity = found[element] ^ (1 << a)
-                if product in found:
-                    relations.add(parity ^ found[product])
-                else:
-                    found[product] = parity
-                    new.append(product)
-    names = (*generators, FLIP)
-    return SpaceGroup(names, np.array(list(found)), np.array(list(found.values())), np.array(sorted(relations)))
-
-
 @dataclass(frozen=True, eq=False)
 class GroundState:
     """A state by one number an orbit."""
@@ -213,40 +195,25 @@ class GroundState:
         return np.where(np.abs(c) > NEGLIGIBLE, signs, np.nan)
 
 
-def _with_sign(
-    lattice: Lattice, energy: float, characters: Mapping[str, int], representatives: np.ndarray, c: np.ndarray
-) -> GroundState:
-    c = c * np.sign(c[np.abs(c).argmax()]) / np.linalg.norm(c)
-    return GroundState(lattice, float(energy), characters, representatives, c)
+def _normalised(c: np.ndarray) -> np.ndarray:
+    """Coefficients of which the largest is positive."""
+    return c * np.sign(c[np.abs(c).argmax()]) / np.linalg.norm(c)
 
 
-@dataclass(frozen=True, eq=False)
 class _Swaps:
-    """Where swaps of neighbours lead from representatives: entries of H that are not diagonal, character aside."""
+    """Where swaps of neighbours lead from representatives (rows,): entries of H off its diagonal, character aside."""
 
-    representatives: np.ndarray  # (rows,)
-    diagonal: np.ndarray  # (rows,)
-    row: np.ndarray  # (entries,) of the representative that is swapped
-    reached: np.ndarray  # (entries,) the representative of what comes out
-    parity: np.ndarray  # (entries,) of what leads there
-    strength: np.ndarray  # (entries,)
-    stabilisers: tuple[np.ndarray, np.ndarray]  # of the representatives, as `SpaceGroup.stabilisers` gives them
-
-
-def _swaps(lattice: Lattice, j2: float, representatives: np.ndarray) -> _Swaps:
-    pairs, couplings = lattice.bonds(j2)
-    one = np.uint64(1)
-    diagonal = np.zeros(len(representatives))
-    rows, states, strengths = [], [], []
-    for (i, j), coupling in zip(pairs.astype(np.uint64), couplings, strict=True):
-        differ = (representatives >> i ^ representatives >> j) & one == one
-        diagonal += np.where(differ, -coupling, coupling)
-        rows.append(np.flatnonzero(differ))
-        states.append(representatives[differ] ^ (one << i | one << j))
-        strengths.append(np.full(len(rows[-1]), 2 * coupling))
-    reached, parity = lattice.group.representatives(np.concatenate(states))
-    fixed = lattice.group.stabilisers(representatives)
-    return _Swaps(representatives, diagonal, np.concatenate(rows), reached, parity, np.concatenate(strengths), fixed)
+    def __init__(self, lattice: Lattice, j2: float, representatives: np.ndarray) -> None:
+        pairs, couplings = lattice.bonds(j2)
+        one, (i, j) = np.uint64(1), pairs.astype(np.uint64).T[..., None]
+        differ = (representatives >> i ^ representatives >> j) & one == one  # (bonds, rows)
+        bond, self.row = differ.nonzero()  # (entries,) the row of the representative that is swapped
+        swapped = representatives[self.row] ^ (one << i | one << j)[bond, 0]
+        self.reached, self.parity = lattice.group.representatives(swapped)  # (entries,)
+        self.strength = 2 * couplings[bond]  # (entries,)
+        self.representatives = representatives
+        self.diagonal = np.where(differ, -couplings[:, None], couplings[:, None]).sum(0)  # (rows,)
+        self.stabilisers, self.kinds = lattice.group.stabilisers(representatives)  # (rows,)
 
 
 @lru_cache(maxsize=4)
@@ -256,38 +223,33 @@ def _orbits(lattice: Lattice) -> np.ndarray:
     states = np.arange(2 ** (lattice.sites - 1), dtype=np.uint32)  # the flip makes the last spin point down
     states = states[sum(ones[states >> 8 * i & 255] for i in range(4)) == lattice.sites // 2].astype(np.uint64)
     group = lattice.group
-    for element in range(len(group.permutations)):  # most are gone after a few
-        one = SpaceGroup(group.names, group.permutations[[element]], group.parities[[element]], group.relations)
-        images = [image for _, image in one.images(states)]
+    for number in range(len(group.permutations)):  # most are gone after a few
+        images = [image for _, image in group.images(states, slice(number, number + 1))]
         states = states[np.minimum(*images) >= states]
     return states
 
 
 def _hamiltonian(swaps: _Swaps, group: SpaceGroup, characters: Mapping[str, int]) -> tuple[np.ndarray, Any]:
     """The representatives of orbits that these characters do not make vanish, and H among them, sparse."""
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_matrix, diags
 
     signs = group.signs(characters)
-    stabilisers, kinds = swaps.stabilisers
-    there = kinds & np.uint64(sum(1 << int(parity) for parity in np.flatnonzero(signs < 0))) == 0
-    number = np.where(there, np.cumsum(there) - 1, -1)
-    column = np.searchsorted(swaps.representatives, swaps.reached)
+    there = swaps.kinds & np.uint64(sum(1 << int(parity) for parity in np.flatnonzero(signs < 0))) == 0
+    number, column = np.cumsum(there) - 1, np.searchsorted(swaps.representatives, swaps.reached)
     # A normalised state of an orbit has 1/√size at each of its configurations; sizes are as 1/stabilisers.
-    ratio = np.sqrt(stabilisers[column] / stabilisers[swaps.row])
+    ratio = np.sqrt(swaps.stabilisers[column] / swaps.stabilisers[swaps.row])
     entries = swaps.strength * signs[swaps.parity] * ratio
     kept = there[swaps.row] & there[column]
-    shape = (int(there.sum()),) * 2
-    off = csr_matrix((entries[kept], (number[swaps.row[kept]], number[column[kept]])), shape)
-    diagonal = csr_matrix((swaps.diagonal[there], (np.arange(shape[0]),) * 2), shape)
-    return swaps.representatives[there], off + diagonal
+    places = number[swaps.row[kept]], number[column[kept]]
+    diagonal = diags(swaps.diagonal[there], format="csr")
+    return swaps.representatives[there], csr_matrix((entries[kept], places), diagonal.shape) + diagonal
 
 
 def _lowest(matrix: Any, count: int, tolerance: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """The lowest eigenvalues, ascending, and their vectors, (rows, count)."""
     from scipy.sparse.linalg import eigsh
 
-    rows = matrix.shape[0]
-    if rows <= SMALL:
+    if (rows := matrix.shape[0]) <= SMALL:
         energies, vectors = np.linalg.eigh(matrix.toarray())
         return energies[:count], vectors[:, :count]
     start = np.random.default_rng(0).normal(size=rows)
@@ -298,35 +260,34 @@ def _lowest(matrix: Any, count: int, tolerance: float = 0.0) -> tuple[np.ndarray
 
 @lru_cache(maxsize=4)
 def ground_state(lattice: Lattice, j2: float) -> GroundState:
-    """The lowest state with Sz = 0 that every symmetry maps onto itself or its negative; kept for the next call.
+    """The lowest state with Sz = 0 that every symmetry maps onto itself or its negative.
 
-    All choices of characters are tried. A ground state of any other kind, as one with a momentum that is not
-    its own negative, is degenerate, and so has no sign structure of its own.
+    A ground state of any other kind, as one with a momentum that is not its own negative, is degenerate, and so has
+    no sign structure of its own.
 
     Raises:
         ValueError: the lattice is too large, or two such states have the lowest energy.
     """
     if lattice.sites > SITES:
         raise ValueError(
-            f"{lattice.rows} × {lattice.columns} sites are too many to be diagonalised here; give at most {SITES}, "
-            "or read a ground state from a file"
+            f"{lattice} are too many to be diagonalised here; give at most {SITES}, or read a ground state from a file"
         )
-    group, swaps = lattice.group, _swaps(lattice, j2, _orbits(lattice))
-    found: list[tuple[float, int, dict[str, int]]] = []
+    group, swaps = lattice.group, _Swaps(lattice, j2, _orbits(lattice))
+    found: list[tuple[float, dict[str, int]]] = []
     for characters in group.all_characters():
         states, matrix = _hamiltonian(swaps, group, characters)
         if len(states):
-            found.append((_lowest(matrix, 1, SCAN)[0][0], len(found), characters))
-    (_, _, characters), *others = sorted(found)
+            found.append((_lowest(matrix, 1, SCAN)[0][0], characters))
+    (_, characters), *others = sorted(found, key=itemgetter(0))
     states, matrix = _hamiltonian(swaps, group, characters)
     energies, vectors = _lowest(matrix, min(2, len(states)))
-    gap = min([*energies[1:], *(energy for energy, *_ in others)], default=np.inf) - energies[0]
+    gap = min([*energies[1:], *(energy for energy, _ in others)], default=np.inf) - energies[0]
     if gap < 1e-6 * abs(energies[0]):
         raise ValueError(
-            f"the ground state of {lattice.rows} × {lattice.columns} sites with J2/J1 = {j2:g} is degenerate, so its "
-            "signs are not defined; change J2/J1 or the lattice"
+            f"the ground state of {lattice} with J2/J1 = {j2:g} is degenerate, so its signs are not defined; "
+            "change J2/J1 or the lattice"
         )
-    return _with_sign(lattice, energies[0], characters, states, vectors[:, 0])
+    return GroundState(lattice, float(energies[0]), characters, states, _normalised(vectors[:, 0]))
 
 
 @lru_cache(maxsize=1)
@@ -339,8 +300,35 @@ def read_ground_state(path: Path, lattice: Lattice, j2: float) -> GroundState:
     The characters are found by what fulfils Hψ = Eψ, row by row, for some hundred of the representatives.
 
     Raises:
-        ValueError: something is not there, or it is no eigenstate of this lattice's H; says what to look at.
+        ValueError: something is not there, or it is no eigenstate of this lattice's H.
     """
+    states, coefficients, energy = _read(path)
+    rows = np.abs(coefficients).argsort()[::-1][:CHECKED]
+    smallest, _ = lattice.group.representatives(states[rows])
+    if (smallest != states[rows]).any():
+        raise ValueError(
+            f"{path.name} has representatives that are not the smallest of their orbits under all symmetries of "
+            f"{lattice} and the flip; look at the lattice and the numbers of its sites"
+        )
+    swaps = _Swaps(lattice, j2, states[rows])
+    column = np.searchsorted(states, swaps.reached).clip(max=len(states) - 1)
+    there = states[column] == swaps.reached  # the others vanish by symmetry
+    ratio = np.sqrt(lattice.group.stabilisers(swaps.reached)[0] / swaps.stabilisers[swaps.row])
+    terms = swaps.strength * ratio * coefficients[column] * there
+    for characters in lattice.group.all_characters():
+        entries = terms * lattice.group.signs(characters)[swaps.parity]
+        applied = swaps.diagonal * coefficients[rows] + np.bincount(swaps.row, entries, len(rows))
+        residual = np.linalg.norm(applied - energy * coefficients[rows])
+        if residual < 1e-5 * abs(energy) * np.linalg.norm(coefficients[rows]):
+            return GroundState(lattice, energy, characters, states, _normalised(coefficients))
+    raise ValueError(
+        f"{path.name} has no eigenstate with energy {energy:g} of {lattice} with J2/J1 = {j2:g} along "
+        f"{lattice.diagonals} of the diagonals; look at these, and at the units of energy"
+    )
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """Representatives (orbits,), ascending, the ground state's coefficients (orbits,), and its energy."""
     try:
         import h5py
     except ImportError:
@@ -357,31 +345,4 @@ def read_ground_state(path: Path, lattice: Lattice, j2: float) -> GroundState:
     if coefficients.shape != states.shape or not np.isfinite(coefficients).all() or not len(states):
         raise ValueError(f"{path.name} has {len(states)} representatives and {vectors.shape} numbers; expected as many")
     order = states.argsort()
-    states, coefficients = states[order].astype(np.uint64), coefficients[order].astype(np.float64)
-    rows = np.abs(coefficients).argsort()[::-1][:CHECKED]
-    smallest, _ = lattice.group.representatives(states[rows])
-    if (smallest != states[rows]).any():
-        raise ValueError(
-            f"{path.name} has representatives that are not the smallest of their orbits under all symmetries of "
-            f"{lattice.rows} × {lattice.columns} sites and the flip; look at the lattice and the numbers of its sites"
-        )
-    energy, characters = float(energies.ravel()[0]), None
-    swaps = _swaps(lattice, j2, states[rows])
-    column = np.searchsorted(states, swaps.reached).clip(max=len(states) - 1)
-    there = states[column] == swaps.reached  # the others vanish by symmetry
-    here = swaps.stabilisers[0][swaps.row]
-    ratio = np.sqrt(lattice.group.stabilisers(swaps.reached)[0] / here)
-    terms = swaps.strength * ratio * coefficients[column] * there
-    for candidate in lattice.group.all_characters():
-        entries = terms * lattice.group.signs(candidate)[swaps.parity]
-        applied = swaps.diagonal * coefficients[rows] + np.bincount(swaps.row, entries, len(rows))
-        residual = np.linalg.norm(applied - energy * coefficients[rows])
-        if residual < 1e-5 * abs(energy) * np.linalg.norm(coefficients[rows]):
-            characters = candidate
-            break
-    if characters is None:
-        raise ValueError(
-            f"{path.name} has no eigenstate with energy {energy:g} of {lattice.rows} × {lattice.columns} sites with "
-            f"J2/J1 = {j2:g} along {lattice.diagonals} of the diagonals; look at these, and at the units of energy"
-        )
-    return _with_sign(lattice, energy, characters, states, coefficients)
+    return states[order].astype(np.uint64), coefficients[order].astype(np.float64), float(energies.ravel()[0])

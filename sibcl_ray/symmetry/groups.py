@@ -11,6 +11,7 @@ a whole batch moves in one gather.
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,31 @@ class Group(ABC):
     def shifted_axes(self) -> int:
         """Over how many of an input's last axes its elements are all the periodic shifts; 0 of other groups."""
         return 0
+
+
+class NumberedGroup(Group):
+    """A finite group; an element is its number, (batch,), and 0 is neutral."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The number of elements."""
+
+    @abstractmethod
+    def products(self, device: torch.device) -> Tensor:
+        """The multiplication table, (order, order)."""
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.order, (len(x),), generator=generator, device=x.device)
+
+    def identity(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return self.products(g.device)[g, h]
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return (self.products(g.device) == 0).long().argmax(1)[g]
 
 
 class GridGroup(Group):
@@ -130,38 +156,24 @@ def _signed_permutations(dimension: int, device: torch.device) -> tuple[Tensor, 
 
 @lru_cache
 def _products(dimension: int, device: torch.device) -> Tensor:
-    """The multiplication table, (order, order), of the elements' indices."""
     columns, signs = _signed_permutations(dimension, torch.device("cpu"))
     m = torch.eye(dimension, dtype=torch.long)[columns] * signs[..., None]
-    equal = (torch.einsum("aij,bjk->abik", m, m)[:, :, None] == m).flatten(3).all(-1)
+    equal = ((m[:, None] @ m)[:, :, None] == m).flatten(3).all(-1)
     return equal.long().argmax(-1).to(device)
 
 
 @dataclass(frozen=True)
-class PointGroup(GridGroup):
-    """All rotations and reflections of the square (C4v, 8 elements) or of the cube (Oh, 48).
-
-    An element is its index, (batch,); the fixed point is the middle of the grid.
-    """
+class PointGroup(NumberedGroup, GridGroup):
+    """All rotations and reflections of the square (C4v, 8 elements) or of the cube (Oh, 48) about the grid's middle."""
 
     dimension: int = 2
 
     @property
     def order(self) -> int:
-        """The number of elements."""
-        return len(_signed_permutations(self.dimension, torch.device("cpu"))[0])
+        return math.factorial(self.dimension) * 2**self.dimension
 
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randint(self.order, (len(x),), generator=generator, device=x.device)
-
-    def identity(self, x: Tensor) -> Tensor:
-        return torch.zeros(len(x), dtype=torch.long, device=x.device)
-
-    def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return _products(self.dimension, g.device)[g, h]
-
-    def inverse(self, g: Tensor) -> Tensor:
-        return (_products(self.dimension, g.device) == 0).long().argmax(1)[g]
+    def products(self, device: torch.device) -> Tensor:
+        return _products(self.dimension, device)
 
     def pull(self, g: Tensor, source: Tensor) -> Tensor:
         # Pixel p comes from q = Rᵀp: row b of R, with its entry ±1 in column a, says q_a = ±p_b.
@@ -201,36 +213,6 @@ class Scaling(Group):
         return (x.flatten(1) * g[:, None]).clamp(self.low, self.high).view(x.shape)
 
 
-def augment(
-    x: Tensor, groups: Mapping[str, Group], probabilities: Mapping[str, float], generator: torch.Generator
-) -> Tensor:
-    """A random view of each sample: each group acts on it with its own probability.
-
-    Args:
-        x: batch of inputs, (batch, n, …, n).
-        groups: the symmetries by name, applied in this order.
-        probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
-        generator: source of all randomness, on the device of ``x``.
-
-    Raises:
-        ValueError: a probability is given for a symmetry that is not there.
-    """
-    _check_known(probabilities, groups)
-    source = None  # of pixels that have been moved, but not yet read
-    for name, group in groups.items():
-        probability = probabilities.get(name, 0.0)
-        if probability <= 0:
-            continue
-        g = _draw(group, x, probability, generator)
-        if isinstance(group, GridGroup):
-            source = group.pull(g, _own_pixels(x) if source is None else source)
-            continue
-        if source is not None:
-            x, source = _read(x, source), None
-        x = group.act(g, x)
-    return x if source is None else _read(x, source)
-
-
 @dataclass(frozen=True)
 class Equivariance:
     """A group under which the label is not invariant but moves along: solve(g·x) = g·solve(x).
@@ -262,6 +244,13 @@ class Moves:
         return labels
 
 
+def augment(
+    x: Tensor, groups: Mapping[str, Group], probabilities: Mapping[str, float], generator: torch.Generator
+) -> Tensor:
+    """A random view of each sample, as `augment_labelled` without equivariances."""
+    return augment_labelled(x, groups, {}, probabilities, generator)[0]
+
+
 def augment_labelled(
     x: Tensor,
     groups: Mapping[str, Group],
@@ -269,28 +258,36 @@ def augment_labelled(
     probabilities: Mapping[str, float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Moves]:
-    """As `augment`, and then by equivariances; what becomes of the labels comes with the view.
+    """A random view of each sample, and what becomes of its label: each group acts with its own probability.
 
-    With no equivariances the view and the state of the generator are those of `augment`.
+    Args:
+        x: batch of inputs, (batch, n, …, n).
+        groups: the symmetries by name, applied in this order.
+        equivariances: those by name, applied after the symmetries.
+        probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
+        generator: source of all randomness, on the device of ``x``.
+
+    Raises:
+        ValueError: a probability is given for a symmetry that is not there.
     """
-    _check_known(probabilities, {**groups, **equivariances})
-    x = augment(x, groups, {name: p for name, p in probabilities.items() if name in groups}, generator)
-    steps = []
-    for name, equivariance in equivariances.items():
-        if (probability := probabilities.get(name, 0.0)) > 0:
-            g = _draw(equivariance.group, x, probability, generator)
-            x = equivariance.group.act(g, x)
-            steps.append((equivariance, g))
-    return x, Moves(tuple(steps))
-
-
-def _check_known(probabilities: Mapping[str, float], known: Mapping[str, object]) -> None:
-    if unknown := sorted(set(probabilities) - set(known)):
-        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join(known)}")
-
-
-def _draw(group: Group, x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """An element for each sample: with that probability a random one, else the neutral one."""
-    chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
-    drawn, identity = group.draw(x, generator), group.identity(x)
-    return torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)
+    if unknown := sorted(set(probabilities) - {*groups, *equivariances}):
+        raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join([*groups, *equivariances])}")
+    source, steps = None, []  # where pixels that have been moved, but not yet read, come from
+    every: list[tuple[str, Group | Equivariance]] = [*groups.items(), *equivariances.items()]
+    for name, moving in every:
+        probability = probabilities.get(name, 0.0)
+        if probability <= 0:
+            continue
+        group = moving.group if isinstance(moving, Equivariance) else moving
+        if source is not None and not isinstance(moving, GridGroup):
+            x, source = _read(x, source), None
+        chosen = torch.rand(len(x), generator=generator, device=x.device) < probability
+        drawn, identity = group.draw(x, generator), group.identity(x)
+        g = torch.where(chosen.view(-1, *[1] * (drawn.ndim - 1)), drawn, identity)
+        if isinstance(moving, GridGroup):
+            source = moving.pull(g, _own_pixels(x) if source is None else source)
+        else:
+            x = group.act(g, x)
+        if isinstance(moving, Equivariance):
+            steps.append((moving, g))
+    return x if source is None else _read(x, source), Moves(tuple(steps))

@@ -6,13 +6,13 @@ every r differs between inputs that no element turns into each other. The form o
 templates of independent normal entries. Inputs count as equal where all sixteen agree within `TOLERANCE`.
 
 They are numbers of x over its norm, with the logarithm of the norm; where no symmetry mixes the channels (the first
-axis of three or more), of each channel over its own. So what counts is the distance of x to the nearest g·y over the
-norm, of channels the root mean square. Nearer than 2e-7, such as one number rounded twice to float32, inputs are found
-equal; further apart than 1e-5 they are not, but for a chance below one in a million. In between it is left to chance.
+axis of three or more), of each channel over its own. Inputs nearer than 2e-7 of the norm (of channels the root mean
+square), such as one number rounded twice to float32, are found equal; those further apart than 1e-5 are not, but for a
+chance below one in a million.
 
-Elements are found by what they do: drawn ones act on an image of random numbers and on what becomes of it, until
-nothing new comes out. So a group needs no list of its elements, and those of a problem are taken together. Periodic
-shifts would be too many; the largest ⟨r, t·x⟩ over all shifts t comes from a Fourier transform.
+Elements are found by what drawn ones, one after the other, make of an image of random numbers, until nothing new comes
+out: of all groups of a problem together. Periodic shifts would be too many; the largest ⟨r, t·x⟩ over all shifts t
+comes from a Fourier transform.
 """
 
 from __future__ import annotations
@@ -37,78 +37,72 @@ AT_ONCE = 2**17  # values of images that are held together, for a cache, unless 
 
 
 def forms(x: np.ndarray | Tensor, groups: Mapping[str, Group]) -> np.ndarray:
-    """What inputs have in common with all that the groups make of them, and with no others.
+    """What inputs (count, *shape), of any real type, have in common with all that groups make of them, and no others.
 
-    Args:
-        x: inputs, (count, *input_shape), of any real type.
-        groups: those that act on inputs, in the order in which they are applied; of a problem its symmetries and the
-            groups of its equivariances.
-
-    Returns:
-        (count, `NUMBERS`) float64, for `shared` and `repeated`; not finite where an input is not.
+    Groups are given in the order in which they are applied: a problem's symmetries and the groups of its equivariances.
+    Forms are (count, `NUMBERS`) float64, for `shared` and `repeated`; not finite where an input is not.
     """
     return orbits_of(groups, tuple(x.shape[1:])).forms(x)
 
 
 def unchecked(groups: Mapping[str, Group], shape: tuple[int, ...]) -> list[str]:
-    """The names of groups that forms of inputs (*shape) take no account of: their elements are not known to be finitely
-    many, or are too many."""
+    """The names of groups of which forms of inputs (*shape) take no account: their elements may be too many."""
     return list(orbits_of(groups, shape).unchecked)
 
 
-def shared(forms: np.ndarray, others: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+def shared(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The rows of ``forms``, ascending, that agree with one of ``others``."""
-    return np.flatnonzero(twins(forms, others, tolerance) >= 0)
+    return np.flatnonzero(twins(forms, others) >= 0)
 
 
-def twins(forms: np.ndarray, others: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+def twins(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     """For each of ``forms`` the row of one of ``others`` that it agrees with, (count,); -1 where there is none."""
     found = np.full(len(forms), -1)
-    mine = np.flatnonzero(_neighbours(forms, others, tolerance))
-    theirs = np.flatnonzero(_neighbours(others, forms, tolerance))
+    mine = np.flatnonzero(_neighbours(forms, others))
+    theirs = np.flatnonzero(_neighbours(others, forms))
     if len(mine):
-        values, _, which = _distinct(forms[mine], tolerance)
-        known, rows, _ = _distinct(others[theirs], tolerance)
+        values, _, which = _distinct(forms[mine])
+        known, rows, _ = _distinct(others[theirs])
         from scipy.spatial import KDTree  # takes a while
 
-        _, near = KDTree(known).query(values, p=np.inf, distance_upper_bound=tolerance)
+        _, near = KDTree(known).query(values, p=np.inf, distance_upper_bound=TOLERANCE)
         found[mine] = np.append(theirs[rows], -1)[near][which]
     return found
 
 
-def repeated(forms: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
+def repeated(forms: np.ndarray) -> np.ndarray:
     """The rows to leave out so that none agree, (count, 2): an earlier one that each agrees with, and it; ascending."""
-    rows = np.flatnonzero(_neighbours(forms, forms, tolerance) > 1)
+    rows = np.flatnonzero(_neighbours(forms, forms) > 1)
     if not len(rows):
         return np.zeros((0, 2), int)
-    values, first, which = _distinct(forms[rows], tolerance)
+    values, first, which = _distinct(forms[rows])
     from scipy.spatial import KDTree
 
     tree, earliest = KDTree(values), first.copy()
-    _, near = tree.query(values, k=2, p=np.inf, distance_upper_bound=tolerance)
+    _, near = tree.query(values, k=2, p=np.inf, distance_upper_bound=TOLERANCE)
     for number in sorted(np.flatnonzero(near[:, 1] < len(values)), key=first.__getitem__):
         if earliest[number] == first[number]:
-            others = tree.query_ball_point(values[number], tolerance, p=np.inf)
+            others = tree.query_ball_point(values[number], TOLERANCE, p=np.inf)
             earliest[others] = np.minimum(earliest[others], first[number])
     earlier = earliest[which]
     later = np.flatnonzero(earlier != np.arange(len(rows)))
     return np.stack([rows[earlier[later]], rows[later]], 1)
 
 
-def _neighbours(forms: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
+def _neighbours(forms: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How many of ``others`` agree with each of ``forms`` in the first number, (count,): all but a few are settled."""
     ordered = np.sort(others[np.isfinite(others).all(1), 0])
-    found = np.searchsorted(ordered, forms[:, 0] + tolerance, "right")
-    found -= np.searchsorted(ordered, forms[:, 0] - tolerance, "left")
+    found = np.searchsorted(ordered, forms[:, 0] + TOLERANCE, "right")
+    found -= np.searchsorted(ordered, forms[:, 0] - TOLERANCE, "left")
     return np.where(np.isfinite(forms).all(1), found, 0)
 
 
-def _distinct(forms: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _distinct(forms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Forms that differ by more than rounding: themselves, the first row of each, and for each row which it is.
 
     With many equal ones a tree would be slow.
     """
-    coarse = np.round(forms / (tolerance / 1000))
+    coarse = np.round(forms / (TOLERANCE / 1000))
     _, rows, which = np.unique(coarse, axis=0, return_index=True, return_inverse=True)
     return forms[rows], rows, which.reshape(-1)
 
@@ -177,14 +171,17 @@ class Orbits:
         with torch.no_grad():
             self._elements = _Elements(self._probe[None], self._keys(self._probe[None]))
             for name, group in groups:
-                if not (group.shifted_axes or isinstance(group, Scaling)):
-                    self._take(name, group)
+                try:
+                    elements = self._with(group)
+                except Exception:  # a group of a user may have no use for the probe
+                    elements = None
+                self._elements = elements or self._elements
+                self.unchecked += () if elements else (name,)
             self._apart = self._keeps_channels(torch.from_numpy(10 ** rng.uniform(-4, 4, shape[:1])))
         channels = shape[0] if self._apart else 1
         self._weights = torch.from_numpy(rng.normal(size=(channels, NUMBERS)) / math.sqrt(channels))
 
     def forms(self, x: np.ndarray | Tensor) -> np.ndarray:
-        """The forms of inputs (count, *shape), of any real type; (count, `NUMBERS`) float64."""
         found = np.empty((len(x), NUMBERS))
         at_once = max(1, AT_ONCE // max(1, self._elements.images.numel()))
         with torch.no_grad():
@@ -225,33 +222,19 @@ class Orbits:
             peaks += [products.amax(1), products.amin(1)]
         return torch.stack(peaks, 1).view(*before, NUMBERS)
 
-    # Which elements there are
-
     def _keys(self, images: Tensor) -> np.ndarray:
         return (self._peaks(images) / self._probe.norm()).numpy()
 
-    def _take(self, name: str, group: Group) -> None:
-        try:
-            elements = self._with(group)
-        except Exception:  # a group of a user may have no use for the probe
-            elements = None
-        if elements is None:
-            self.unchecked += (name,)
-        else:
-            self._elements = elements
-
     def _with(self, group: Group) -> _Elements | None:
         """The products of the elements that there are and those of one more group; None if there is no end to them."""
+        if group.shifted_axes or isinstance(group, Scaling):
+            return self._elements
         most = min(MOST_ELEMENTS, MOST_VALUES // self._probe.numel())
         count = 32 + 8 * math.isqrt(most)  # of so many draws from so few elements some are equal (but for exp(-32))
-        drawn = group.draw(self._probe.expand(count, *self._shape), torch.Generator().manual_seed(0))
-        at_once = max(1, AT_ONCE // self._probe.numel())
-        keys = np.concatenate(
-            [
-                self._keys(_act(group, some, self._probe.expand(len(some), *self._shape)))
-                for some in drawn.split(at_once)
-            ]
-        )
+        probes = self._probe.expand(count, *self._shape)
+        drawn = group.draw(probes, torch.Generator().manual_seed(0))
+        parts = drawn.split(max(1, AT_ONCE // self._probe.numel()))
+        keys = np.concatenate([self._keys(_act(group, some, probes[: len(some)])) for some in parts])
         if not len(repeated(keys)):
             return None
         elements: _Elements | None = self._elements
@@ -311,5 +294,5 @@ def _norms(x: Tensor) -> Tensor:
 
 
 def _positive(sizes: Tensor) -> Tensor:
-    """Ones for zeros, which are divided by and have no logarithm."""
+    """Ones for zeros."""
     return torch.where(sizes > 0, sizes, 1)
