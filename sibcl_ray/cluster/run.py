@@ -11,7 +11,7 @@ import ray
 from ray import tune
 
 from sibcl_ray.cluster.generate import estimate, generate
-from sibcl_ray.cluster.scheduler import Unfinished
+from sibcl_ray.cluster.scheduler import State, Unfinished
 from sibcl_ray.cluster.trial_process import forward_job
 from sibcl_ray.cluster.tune import BudgetSearcher, run_searches
 from sibcl_ray.cluster.workers import Resources, Workers
@@ -88,7 +88,7 @@ def run(
 
     def show() -> None:
         nonlocal told
-        state = workers.state()
+        state: State = ray.get(workers.queue.state.remote())
         for note in state.notes[told:]:
             ledger.warn(note)
         told = len(state.notes)

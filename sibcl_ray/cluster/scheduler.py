@@ -46,11 +46,9 @@ class State:
 
 
 class JobQueue:
-    """Jobs on their way to a record. One that is lost with its group is run again.
+    """Jobs on their way to a record. What other sessions than that of ``claims`` run is waited for outside the workers.
 
-    Args:
-        claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
-        data_parallel: whether there are groups that run jobs together; else those are for one worker like all others.
+    Without ``data_parallel`` groups, jobs that could be run together are for one worker like all others.
     """
 
     def __init__(self, claims: Claims, data_parallel: bool = True) -> None:

@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.cluster.internals import free_what_the_dead_reserved, scales
-from sibcl_ray.cluster.scheduler import DATA_PARALLEL, SINGLE_WORKER, JobQueue, State, Unfinished
+from sibcl_ray.cluster.scheduler import DATA_PARALLEL, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
 from sibcl_ray.messages import one_line
@@ -142,12 +142,9 @@ class _Slot:
 
 
 class Workers:
-    """The groups of workers as a context: ``submit`` jobs, read ``state``; leaving it ends the groups.
+    """The groups of workers as a context: ``submit`` jobs; leaving it ends the groups.
 
-    Args:
-        resources: the groups that there may be.
-        scratch: a folder of the session's store for Ray Train's own files.
-        claims: of the driver's session.
+    ``scratch`` is a folder for Ray Train's own files in the store of the driver's session, whose ``claims`` are used.
     """
 
     def __init__(self, resources: Resources, scratch: str, claims: Claims) -> None:
@@ -189,10 +186,6 @@ class Workers:
     def submit(self, job: Job, priority: int = 0) -> ray.ObjectRef:
         """A reference to the job's record."""
         return self.queue.submit.remote(job, priority)
-
-    def state(self) -> State:
-        """What there is to show."""
-        return ray.get(self.queue.state.remote())
 
     def stop(self, reason: str) -> None:
         """Begin no more jobs; callers that wait for one get an Unfinished."""
