@@ -195,9 +195,9 @@ class Driver:
         from sibcl_ray.cluster.run import Timings, run
 
         timings, workforce = Timings(), self.workforce
-        with timings.stage("ray"):
-            if connect():
-                self.disconnect = disconnect
+        if connect():
+            self.disconnect = disconnect
+        timings.ends("ray")
         resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
         run(self.ledger, lacking, session, resources, watch, timings)
         self._say(str(timings))

@@ -1,9 +1,13 @@
 """The package from Python: names, recipes, and runs that do what the command does."""
 
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -77,20 +81,23 @@ ASKS = """
 
 
 def named_in(folder, *edit, factor="2", guard="if __name__ == '__main__':"):
-    """What a script says of the labels of its own class."""
+    """What a script says of the labels of its own class, as one that is run here."""
     (folder / "mine.py").write_text(SCRIPT.replace(*edit or ("", "")) + guard + ASKS)
-    command = [sys.executable, str(folder / "mine.py"), factor, str(folder / "runs")]
-    return subprocess.run(command, capture_output=True, text=True)
+    arguments = [str(folder / "mine.py"), factor, str(folder / "runs")]
+    with patch.object(sys, "argv", arguments), redirect_stdout(StringIO()) as said:
+        runpy.run_path(arguments[0], run_name="__main__")
+    return said.getvalue()
 
 
 def test_labels_of_a_class_in_a_script_are_named_by_what_it_does(tmp_path):
     plain = named_in(tmp_path)
-    assert plain.returncode == 0 and plain.stdout.endswith(" 2.0\n"), plain
-    assert named_in(tmp_path, "import sys", "import sys  # a comment").stdout == plain.stdout
+    command = [sys.executable, str(tmp_path / "mine.py"), "2", str(tmp_path / "runs")]
+    assert plain.endswith(" 2.0\n") and subprocess.run(command, capture_output=True, text=True).stdout == plain
+    assert named_in(tmp_path, "import sys", "import sys  # a comment") == plain
     edited = [named_in(tmp_path, "self.factor *", "self.factor +"), named_in(tmp_path, factor="3")]
-    assert len({done.stdout.split()[0] for done in (plain, *edited)}) == 3, edited
-    unguarded = named_in(tmp_path, guard="if True:")
-    assert "mine.py runs a study when it is imported; put what runs it below if __name__" in unguarded.stderr
+    assert len({said.split()[0] for said in (plain, *edited)}) == 3, edited
+    with pytest.raises(ValueError, match=r"mine\.py runs a study when it is imported; put what runs it below if __n"):
+        named_in(tmp_path, guard="if True:")
 
 
 def test_a_class_in_no_file_is_refused():

@@ -51,10 +51,7 @@ def lose_a_node(folder):
     with two_nodes() as nodes:
         ray.init(address=nodes.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
         shared = Resources(single_worker=(Group(cpus=0.1),), data_parallel=(Group(size=2, cpus=0.6),))
-        with (
-            Session(dataset.store) as session,
-            Workers(shared, "scratch", session.claims, idle=3.0) as workers,
-        ):
+        with Session(dataset.store) as session, Workers(shared, "scratch", session.claims) as workers:
             answer = workers.submit(job)
             wait_until(lambda: dataset.store.exists(f"checkpoints/{job.key}"), PATIENCE)
             nodes.remove_node(list(nodes.worker_nodes)[1], allow_graceful=False)

@@ -161,7 +161,7 @@ async def test_what_the_ledger_holds_is_not_computed(queue, dataset):
     record = run(job)
     (found,), _ = await answers(queue, await submitted(queue, job))
     assert found["finished"] == record["finished"] and computed(dataset) == [1]
-    assert (await queue.state())["seconds"]["noted"] == 0.0
+    assert (await queue.state()).seconds["noted"] == 0.0
 
 
 @in_a_loop
@@ -220,14 +220,14 @@ async def test_a_job_that_waits_keeps_no_worker_from_others(queue, dataset):
 async def test_the_state_says_what_is_done_and_what_runs(queue, dataset):
     jobs = [Sleep(dataset=dataset, number=i) for i in range(3)]
     await submitted(queue, *jobs)
-    assert (await queue.state())["first"] == 0.0
+    assert (await queue.state()).first == 0.0
     one, two = [await queue.next("group", rank, SINGLE_WORKER) for rank in (0, 1)]
     await queue.progress(two.key, 0.5, 1.25)
     await queue.progress(jobs[2].key, 0.9, 0.0)  # it does not run
     await queue.finish("group", 0, run(one))
     state = await queue.state()
-    assert state["submitted"] == {"sleep": 3} and state["finished"] == {"sleep": 1} and state["first"] > 0
-    assert state["running"] == [("sleep 1", 0.5, 1.25)] and state["notes"] == []
+    assert state.submitted == {"sleep": 3} and state.finished == {"sleep": 1} and state.first > 0
+    assert list(state.running.values()) == [("sleep 1", 0.5, 1.25)] and state.notes == []
 
 
 # Groups that come and go
@@ -251,8 +251,8 @@ async def test_a_group_is_wanted_when_those_before_it_have_no_time(queue, datase
 
 
 @in_a_loop
-async def test_a_group_that_is_idle_is_sent_home_as_a_whole(sessions, dataset):
-    queue = JobQueue(sessions(), idle=0.2)
+async def test_a_group_that_is_idle_is_sent_home_as_a_whole(queue, dataset, monkeypatch):
+    monkeypatch.setattr(queue_module, "IDLE", 0.2)
     job, other = (Sleep(dataset=dataset, number=i) for i in range(2))
     waiting = await submitted(queue, job)
     assert await queue.next("tired", 0, SINGLE_WORKER) == job
@@ -283,8 +283,8 @@ async def test_workers_of_a_group_get_the_same_job_for_the_same_turn(queue, data
 
 
 @in_a_loop
-async def test_a_worker_that_is_cut_off_from_the_storage_stops_nothing_if_it_is_lost_itself(sessions, dataset):
-    queue = JobQueue(sessions(), doubt=0.1)
+async def test_a_worker_cut_off_from_the_storage_stops_nothing_if_it_is_lost_itself(queue, dataset, monkeypatch):
+    monkeypatch.setattr(queue_module, "DOUBT", 0.1)
     await submitted(queue, Sleep(dataset=dataset, number=1))
     await queue.next("lost", 0, SINGLE_WORKER)
     said = asyncio.ensure_future(queue.cut_off("lost", "no route to the storage"))
@@ -314,7 +314,7 @@ async def test_a_failure_is_tried_a_few_times_and_then_stands(queue, dataset):
     assert len(given) == ATTEMPTS
     assert (record["state"], record["attempts"]) == (FAILED, ATTEMPTS) and "no room" in record["reason"]
     assert job.record()["reason"] == record["reason"]
-    notes = (await queue.state())["notes"]
+    notes = (await queue.state()).notes
     assert len(notes) == ATTEMPTS - 1 and all("no room" in note and "\n" not in note for note in notes)
 
 
@@ -374,7 +374,7 @@ async def test_what_was_damaged_on_the_way_is_told(queue, dataset):
     run(job)
     dataset.store.write(job.record_name, b"{")
     (record,), _ = await answers(queue, await submitted(queue, job))
-    (note,) = (await queue.state())["notes"]
+    (note,) = (await queue.state()).notes
     assert record["state"] == DONE and job.record_name in note and "made again" in note
 
 
@@ -387,7 +387,7 @@ async def test_jobs_of_a_group_that_died_are_given_out_again(queue, dataset):
     waiting = await submitted(queue, *jobs)
     for rank in (0, 1):
         await queue.next("old", rank, SINGLE_WORKER)
-    assert await queue.lost("old", [0]) and (await queue.state())["running"] == []
+    assert await queue.lost("old", [0]) and not (await queue.state()).running
     records, given = await answers(queue, waiting)
     assert {record["state"] for record in records} == {DONE} and sorted(numbers(given)) == [0, 1]
 
@@ -641,4 +641,4 @@ async def test_hundreds_of_jobs_pass_through_few_workers(queue, dataset):
     records, given = await answers(queue, waiting, ranks=4)
     assert len(records) == 200 and len(given) == 201
     state = await queue.state()
-    assert state["finished"] == state["submitted"] == {"sleep": 201} and state["running"] == []
+    assert state.finished == state.submitted == {"sleep": 201} and not state.running

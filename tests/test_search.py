@@ -13,6 +13,7 @@ import pytest
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
+from ray import tune
 from toy import ARCHITECTURE
 
 from sibcl_ray.cluster.tune import BudgetSearcher, run_searches, sampler
@@ -501,7 +502,7 @@ def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
     searches = [a_search(25, 2, METHODS["SIB-CL"]), a_search(100, 2, METHODS["SIB-CL-plain"])]
     finished = []
     searcher = BudgetSearcher(searches, storage, lambda s: finished.append(s.name))
-    run_searches(searcher, lambda job: value_of(job.open()), at_once=2, scratch=str(tmp_path))
+    run_searches(searcher, lambda config: tune.report(value_of(config["job"].open())), at_once=2, scratch=str(tmp_path))
     assert searcher.trials_left == 0
     assert sorted(finished) == sorted(s.name for s in searches)
     assert all(len(s.ended(load(storage, s.name))) == 2 for s in searches)

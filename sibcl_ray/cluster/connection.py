@@ -23,15 +23,9 @@ _replaced: dict[str, str | None] = {}  # variables of the environment that a con
 
 
 def connect() -> bool:
-    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here.
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, or start one here, behind a token.
 
-    One that is started here is for this driver alone, and behind a token, as is Ray's default.
-
-    Returns:
-        False where this process is connected already, and stays so.
-
-    Raises:
-        ValueError: there is no such cluster, in one line.
+    False where this process is connected already, and stays so. Raises ValueError, in one line, if there is no cluster.
     """
     if ray.is_initialized():
         return False
@@ -42,16 +36,18 @@ def connect() -> bool:
         _replaced[DASHBOARD] = os.environ.get(DASHBOARD)
         os.environ[DASHBOARD] = NOBODY
     try:
-        _knock(address or "")
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit() and "/" not in host:  # Ray would go on trying where nothing listens
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         with keeping_signals():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **alone)
     except Exception as error:  # also bare ones, where a part of Ray dies on the way
         disconnect()
+        if not address:
+            raise ValueError(f"Ray does not start here: {one_line(error, 300)}") from None
         raise ValueError(
             f"RAY_ADDRESS is {address} and cannot be reached ({one_line(error, 300)}); "
             "start that cluster, or unset it to use this machine"
-            if address
-            else f"Ray does not start here: {one_line(error, 300)}"
         ) from None
     return True
 
@@ -89,10 +85,3 @@ def keeping_signals() -> Iterator[None]:
             for lost in heard.recv(1000):
                 if lost in handlers:
                     signal.raise_signal(lost)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError if nothing listens at HOST:PORT: Ray would go on trying."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

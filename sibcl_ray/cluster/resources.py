@@ -11,8 +11,6 @@ from sibcl_ray.cluster.workers import LARGEST, Group, Resources
 def fit_resources(workers: int | None, gpus_per_worker: float | None, sharing: int) -> Resources:
     """The workers that the connected cluster has room for.
 
-    One that scales does not tell how far, so that the number has to be given, and is taken as it is.
-
     Args:
         workers: that run jobs each for itself; None for as many as there is room for.
         gpus_per_worker: None for one if the cluster has GPUs, else none.
@@ -22,24 +20,23 @@ def fit_resources(workers: int | None, gpus_per_worker: float | None, sharing: i
         ValueError: the cluster does not have enough, or has to be told; in one line.
     """
     free = ray.available_resources()
-    cpus, gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0.0) else 0.0
-    if scales():
-        if workers is None:
-            raise ValueError(
-                "the cluster scales and does not tell how far; say with --workers how many workers it may start, "
-                "and with --gpus-per-worker what GPUs each has"
-            )
-        cpus = gpus = math.inf
-    return allocate(cpus, gpus, workers, gpus_per_worker, sharing)
+    if not scales():
+        return allocate(free.get("CPU", 0.0), free.get("GPU", 0.0), workers, gpus_per_worker, sharing)
+    if workers is None:
+        raise ValueError(
+            "the cluster scales and does not tell how far; say with --workers how many workers it may start, "
+            "and with --gpus-per-worker what GPUs each has"
+        )
+    return allocate(math.inf, math.inf, workers, gpus_per_worker, sharing)
 
 
 def allocate(cpus: float, gpus: float, workers: int | None, gpus_per_worker: float, sharing: int) -> Resources:
     """Groups on so many CPUs and GPUs, which are infinite where the workers are as many as the cluster will start.
 
     Fine-tunes never take all of it where pretrainings have groups of their own; those may, and wait until groups
-    that are idle have left. Else as in `fit_resources`.
+    that are idle have left.
     """
     # A pretraining fills the GPU that several fine-tunes share, if there is more than one.
     apart = sharing > 1 or (0 < gpus_per_worker < 1 and gpus >= 2)
@@ -58,9 +55,11 @@ def allocate(cpus: float, gpus: float, workers: int | None, gpus_per_worker: flo
             + (f"; ask for at most {int(room)}" if room >= 1 else "; free some, or add nodes")
         )
     groups = -(-wanted // LARGEST)
-    alone = (Group(size=wanted // groups + (i < wanted % groups), gpus=gpus_per_worker) for i in range(groups))
+    alone = tuple(Group(size=wanted // groups + (i < wanted % groups), gpus=gpus_per_worker) for i in range(groups))
+    if not apart:
+        return Resources(single_worker=alone)
     if gpus_per_worker:
         shared = (Group(size=sharing, gpus=1.0),) * max(1, int(min(gpus, wanted * gpus_per_worker) // sharing))
     else:
         shared = (Group(size=sharing, cpus=min(1.0, max((cpus - wanted) / sharing, 0.01))),)
-    return Resources(single_worker=tuple(alone), data_parallel=shared if apart else ())
+    return Resources(single_worker=alone, data_parallel=shared)

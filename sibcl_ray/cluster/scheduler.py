@@ -12,6 +12,8 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sibcl_ray.storage.leases import Claims
@@ -21,37 +23,38 @@ from sibcl_ray.storage.store import StoreError
 if TYPE_CHECKING:
     from sibcl_ray.learning.jobs import Job
 
-SINGLE_WORKER, DATA_PARALLEL = (
-    "single-worker",
-    "data-parallel",
-)  # lanes: jobs for one worker, and those that a group's workers run together
+SINGLE_WORKER, DATA_PARALLEL = "single-worker", "data-parallel"  # lanes: jobs for one worker, or for a whole group
 POLL = 2.0  # seconds between looks at a job that another driver is running
-DOUBT = 5.0  # seconds after which a worker is believed that cannot use the storage
-IDLE = 30.0  # seconds without work after which a group of workers is sent home
+DOUBT = 5.0  # seconds in which a worker that cannot use the storage may turn out to be lost itself
+IDLE = 30.0  # seconds without work after which a group of workers is sent home, so that others can have its place
 
 
 class Unfinished(RuntimeError):
     """The study stopped before its end; the same command continues it."""
 
 
+@dataclass
+class State:
+    """What there is to show of a queue; jobs are counted by kind."""
+
+    first: float = 0.0  # unix time when a worker got its first job
+    submitted: Counter[str] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)  # of workers, for jobs that are finished
+    running: dict[str, tuple[str, float, float]] = field(default_factory=dict)  # title, fraction, loss by key
+    notes: list[str] = field(default_factory=list)
+
+
 class JobQueue:
-    """Jobs and their states; an asynchronous Ray actor between those who want results and the workers.
+    """Jobs on their way to a record. What other sessions than that of ``claims`` run is waited for outside the workers.
 
-    A job that is lost with its group is run again. One that `ATTEMPTS` times took its worker down has failed.
-
-    Args:
-        claims: of the driver's session. A job that another session has claimed is waited for, outside the workers.
-        data_parallel: whether there are groups that run jobs together; else those are for one worker like all others.
-        idle: seconds without work after which a group is sent home, so that others can have its place.
-        doubt: seconds in which a worker that cannot use the storage may turn out to be lost itself.
+    Without ``data_parallel`` groups, jobs that could be run together are for one worker like all others.
     """
 
-    def __init__(self, claims: Claims, data_parallel: bool = True, idle: float = IDLE, doubt: float = DOUBT) -> None:
-        self._claims, self._data_parallel, self._idle, self._doubt = claims, data_parallel, idle, doubt
+    def __init__(self, claims: Claims, data_parallel: bool = True) -> None:
+        self._claims, self._data_parallel = claims, data_parallel
         self._results: dict[str, asyncio.Future[Record]] = {}
-        self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {
-            lane: [] for lane in (SINGLE_WORKER, DATA_PARALLEL)
-        }
+        self._ready: dict[str, list[tuple[tuple[int, int], Job]]] = {SINGLE_WORKER: [], DATA_PARALLEL: []}
         self._held: dict[tuple[str, int], Job] = {}  # by group and rank
         self._turns: dict[tuple[str, int], asyncio.Future[Job | None]] = {}  # of groups that run jobs together
         self._gone: set[str] = set()  # groups that died or were sent home; their last requests may still wait here
@@ -62,12 +65,7 @@ class JobQueue:
         self._changed = asyncio.Condition()
         self._asked = 0  # requests for jobs since the last loss of a group
         self._over: str | None = None  # why no more jobs are given out
-        self._running: dict[str, tuple[str, float, float]] = {}  # title, fraction, loss
-        self._first = 0.0  # when a worker got its first job
-        self._submitted: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter()
-        self._notes: list[str] = []
+        self._state = State()
         self._tasks: set[asyncio.Task] = set()
 
     async def submit(self, job: Job, priority: int = 0) -> Record:
@@ -75,9 +73,9 @@ class JobQueue:
         if self._over is not None:
             raise Unfinished(self._over)
         if job.key not in self._results:
-            self._results[job.key] = asyncio.get_running_loop().create_future()
+            self._results[job.key] = asyncio.Future()
             self._priorities[job.key] = priority
-            self._submitted[job.kind] += 1
+            self._state.submitted[job.kind] += 1
             self._spawn(self._arrange(job))
         return await asyncio.shield(self._results[job.key])
 
@@ -95,31 +93,26 @@ class JobQueue:
         while True:
             async with self._changed:
                 try:
-                    work = self._changed.wait_for(lambda: home() or free())
-                    await asyncio.wait_for(work, self._idle)
+                    await asyncio.wait_for(self._changed.wait_for(lambda: home() or free()), IDLE)
                 except TimeoutError:
-                    if not self._is_idle(group):
+                    at_work = any(holder == group for holder, _ in self._held)
+                    if at_work or time.monotonic() - self._worked[group] < IDLE:
                         continue
                     self._gone.add(group)
                     self._changed.notify_all()
                 if home():
                     return None
                 _, job = heapq.heappop(self._ready[lane])
-            if not await self._storing(self._claims.take, _claim(job)):
+            if not await self._storing(self._claims.take, f"jobs/{job.key}"):
                 self._spawn(self._enqueue(job, delay=POLL))
             elif home():
                 await self._enqueue(job)
             else:
                 break
         self._held[group, rank] = job
-        self._first = self._first or time.time()
-        self._running[job.key] = (job.title, 0.0, float("nan"))
+        self._state.first = self._state.first or time.time()
+        self._state.running[job.key] = (job.title, 0.0, float("nan"))
         return job
-
-    def _is_idle(self, group: str) -> bool:
-        """Whether all of a group's workers have had nothing to do for long."""
-        held = any(holder == group for holder, _ in self._held)
-        return not held and time.monotonic() - self._worked[group] >= self._idle
 
     async def next_together(self, group: str, turn: int) -> Job | None:
         """As ``next``, for all workers of a group: those that ask for the same turn get the same job."""
@@ -139,8 +132,8 @@ class JobQueue:
 
     async def progress(self, key: str, fraction: float, loss: float) -> None:
         """A worker says how far it is."""
-        if key in self._running:
-            self._running[key] = (self._running[key][0], fraction, loss)
+        if key in self._state.running:
+            self._state.running[key] = (self._state.running[key][0], fraction, loss)
 
     async def finish(self, group: str, rank: int, record: Record) -> None:
         """A worker hands in the record of its job."""
@@ -150,13 +143,13 @@ class JobQueue:
         self._worked[group] = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
-        self._running.pop(job.key, None)
-        self._seconds[job.kind] += record["seconds"]
-        self._notes += record.get("remade", ())
+        self._state.running.pop(job.key, None)
+        self._state.seconds[job.kind] += record["seconds"]
+        self._state.notes += record.get("remade", ())
         if is_final(record):
             await self._end(job, record)
         else:
-            self._notes.append(f"{job.title} failed, and is tried again: {record['reason']}")
+            self._state.notes.append(f"{job.title} failed, and is tried again: {record['reason']}")
             for needed in job.requires:  # what it stands on may be the cause
                 if (result := self._results.get(needed.key)) and result.done():
                     del self._results[needed.key]
@@ -165,15 +158,13 @@ class JobQueue:
     async def lost(self, group: str, blamed: Collection[int] | None, reason: str = "") -> bool:
         """A group has died, and its jobs are queued again; whether others are at work, or any came as far as asking.
 
-        Args:
-            group: its name.
-            blamed: the ranks that died by what they ran; None if their node was lost.
-            reason: what was said last.
+        ``blamed`` are the ranks that died by what they ran, None if a node was lost; a job that is to blame `ATTEMPTS`
+        times has failed.
         """
         self._gone.add(group)
         for worker in [w for w in self._held if w[0] == group]:
             job = self._held.pop(worker)
-            self._running.pop(job.key, None)
+            self._state.running.pop(job.key, None)
             together = self._lane(job) == DATA_PARALLEL
             self._deaths[job.key] += blamed is not None and (together or worker[1] in blamed)
             if self._deaths[job.key] == ATTEMPTS:
@@ -186,24 +177,13 @@ class JobQueue:
         asked, self._asked = self._asked, 0
         return asked > 0 or bool(self._held)
 
-    async def state(self) -> dict[str, Any]:
-        """For display: jobs submitted, finished and their worker seconds by kind, what runs now, and notes.
-
-        ``first`` is the time when the first job began, 0 before.
-        """
-        return {
-            "first": self._first,
-            "submitted": dict(self._submitted),
-            "finished": dict(self._finished),
-            "seconds": dict(self._seconds),
-            "running": list(self._running.values()),
-            "notes": list(self._notes),
-        }
+    async def state(self) -> State:
+        """The queue's state now."""
+        return deepcopy(self._state)
 
     async def stop(self, reason: str) -> None:
         """Send all workers home; callers that wait for a result get an Unfinished with the reason."""
-        if self._over is None:
-            self._over = reason
+        self._over = self._over or reason
         async with self._changed:
             self._changed.notify_all()
         for result in self._results.values():
@@ -213,7 +193,7 @@ class JobQueue:
 
     async def cut_off(self, group: str, reason: str) -> None:
         """A worker cannot use the storage, and all work stops; unless it is the worker whose host was cut off."""
-        await asyncio.sleep(self._doubt)
+        await asyncio.sleep(DOUBT)
         if group not in self._gone:
             await self.stop(reason)
 
@@ -243,17 +223,17 @@ class JobQueue:
 
     async def _fail(self, job: Job, outcome: Record) -> None:
         """End a job that no worker can end, unless one had ended it and died before it could say so."""
-        record = await self._storing(job.record, self._notes.append)
+        record = await self._storing(job.record, self._state.notes.append)
         if record is None:
             record = timed(outcome)
             await self._storing(write_record, job, record)
         await self._end(job, record)
 
     async def _end(self, job: Job, record: Record) -> None:
-        self._finished[job.kind] += 1
+        self._state.finished[job.kind] += 1
         if not self._results[job.key].done():
             self._results[job.key].set_result(record)
-        await self._storing(self._claims.release, _claim(job))
+        await self._storing(self._claims.release, f"jobs/{job.key}")
 
     async def _storing(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """Do something with the store, beside the other requests; if that fails, all work stops."""
@@ -266,10 +246,6 @@ class JobQueue:
         return DATA_PARALLEL if job.data_parallel and self._data_parallel else SINGLE_WORKER
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _claim(job: Job) -> str:
-    return f"jobs/{job.key}"

@@ -4,7 +4,6 @@ There is one for every trial that waits, so it imports neither torch nor Optuna,
 never opens the job: that halves its memory.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from ray import cloudpickle, get, tune
@@ -33,11 +32,6 @@ class _Forwarded:
         return cloudpickle.loads, (self._bytes,)
 
 
-def forward_job(config: dict[str, Any], submit: Callable[[Payload], Any]) -> None:
-    """Tune's trainable: reports the record of the job in ``config``."""
-    tune.report(submit(config["job"]))
-
-
-def submit_and_wait(queue: Any, priority: int, job: Payload) -> Any:
-    """The record of a job that a worker does."""
-    return get(queue.submit.remote(job.forwarded(), priority))
+def forward_job(config: dict[str, Any], queue: Any) -> None:
+    """Tune's trainable: reports the record of the job in ``config``, which a worker does."""
+    tune.report(get(queue.submit.remote(config["job"].forwarded())))

@@ -1,15 +1,16 @@
-"""All searches of a study behind one Tune searcher, as one Tune experiment.
+"""All searches of a study behind one Tune searcher, as one Tune experiment; those of different methods side by side.
 
 Trials of one search are asked for in rounds, each trial seeded by its number, so that the proposals do not
-depend on which worker was faster; the first round is all trials that are random. Searches of different methods
-advance side by side.
+depend on which worker was faster; the first round is all trials that are random.
 """
 
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -21,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from sibcl_ray.cluster.trial_process import Payload, forward_job
+from sibcl_ray.cluster.trial_process import Payload
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.search.history import load, running
@@ -35,8 +36,7 @@ LOSSES = 20  # trials in a row whose processes end without a result, before the 
 def sampler(search: Search, ordinal: int) -> TPESampler:
     """Optuna's sampler of a search's trial of that ordinal; the first half of the trials are random.
 
-    All arguments that decide proposals are passed, as defaults may change; the others are deprecated, with one default
-    in all versions.
+    All arguments that decide proposals are passed, as defaults may change; the others are deprecated.
     """
     return TPESampler(
         n_startup_trials=search.trials // 2,
@@ -60,19 +60,19 @@ class _Rounds:
         self.search = search
         self.history = search.begin(storage, starts)
         self._asked: deque[optuna.Trial] = deque()  # of this round, for the next callers
-        self._running: dict[str, optuna.Trial] = {}
+        self.running: dict[str, optuna.Trial] = {}  # by Tune's name of the trial
 
     @property
     def finished(self) -> bool:
-        return not self._running and not self.search.missing(self.history)
+        return not self.search.missing(self.history)
 
     def ask(self, trial_id: str) -> TrialJob | None:
         """Another trial's work; None while a round is under way, or when there is no more to ask."""
-        if not (self._running or self._asked):
+        if not (self.running or self._asked):
             self._asked.extend(self._round())
         if not self._asked:
             return None
-        trial = self._running[trial_id] = self._asked.popleft()
+        trial = self.running[trial_id] = self._asked.popleft()
         return self.search.job(self.search.propose(trial))
 
     def _round(self) -> list[optuna.Trial]:
@@ -83,9 +83,8 @@ class _Rounds:
         """
         search, history = self.search, self.history
         ended = len(search.ended(history))
-        size = min(
-            max(_first_round(search), ended - ended % search.at_once + search.at_once) - ended, search.missing(history)
-        )
+        end = max(_first_round(search), ended - ended % search.at_once + search.at_once)
+        size = min(end - ended, search.missing(history))
         trials = running(history, size)
         for ordinal in range(ended + len(trials), ended + size):
             history.sampler = sampler(search, ordinal)
@@ -95,7 +94,7 @@ class _Rounds:
 
     def tell(self, trial_id: str, record: Record | None) -> None:
         """Ends a trial with its job's record; None where its process ended without one."""
-        trial = self._running.pop(trial_id)
+        trial = self.running.pop(trial_id)
         if record is None:
             self._asked.append(trial)
         elif "error" in record:
@@ -128,81 +127,65 @@ class BudgetSearcher(Searcher):
         warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
-        self._warn = warn
-        self._warned: set[str] = set()
-        self._storage = storage
-        self._on_finish = on_finish
-        self._stopped = stopped
+        self._searches, self._storage, self._on_finish, self._stopped = searches, storage, on_finish, stopped
+        self._warn = cache(warn)  # once of each line
         self._losses = 0
-        self._chains: dict[str, deque[Search]] = {}
+        methods: dict[str, list[Search]] = {}
         for search in searches:
-            self._chains.setdefault(search.method, deque()).append(search)
+            methods.setdefault(search.method, []).append(search)
         # of all trials: a round of each method, of whichever of its searches
-        self.at_once = sum(
-            max(max(search.at_once, _first_round(search)) for search in chain) for chain in self._chains.values()
-        )
-        self._active: dict[str, _Rounds] = {}
-        self._asked: dict[str, str] = {}  # Tune's trial to its method
-        for method in list(self._chains):
-            self._advance(method, None)
+        self.at_once = sum(max(max(s.at_once, _first_round(s)) for s in chain) for chain in methods.values())
+        self._begun = {method: self._begin(chain) for method, chain in methods.items()}
+        # What is under way: a search of each method, the one that has waited longest first.
+        self._active = [rounds for begun in self._begun.values() for rounds in islice(begun, 1)]
 
     @property
     def trials_left(self) -> int:
         """How many trials Tune will have to run."""
-        waiting = (search for chain in self._chains.values() for search in chain)
-        return sum(search.missing(load(self._storage, search.name)) for search in waiting) + sum(
-            rounds.search.missing(rounds.history) for rounds in self._active.values()
-        )
+        return sum(search.missing(load(self._storage, search.name)) for search in self._searches)
 
-    def _advance(self, method: str, done: _Rounds | None) -> None:
-        """Start the method's next search that has trials missing, from what the one before has found."""
-        while self._chains[method]:
-            search = self._chains[method].popleft()
-            best = done.search.best(done.history, STARTS) if done else []
-            done = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
-            before = search.note_version(done.history)  # others propose differently from the same seed
-            if before and before not in self._warned:
-                self._warned.add(before)
+    def _begin(self, searches: Iterable[Search]) -> Iterator[_Rounds]:
+        """A method's searches with trials missing, each begun from what the one before has found when that is over."""
+        rounds: _Rounds | None = None
+        for search in searches:
+            best = rounds.search.best(rounds.history, STARTS) if rounds else []
+            rounds = _Rounds(search, self._storage, [t.params for t in best] or [search.start])
+            if before := search.note_version(rounds.history):  # others propose differently from the same seed
                 self._warn(
                     f"searches that were begun with Optuna {before} go on with {optuna.__version__}, which may propose "
                     "others; install the former for the same trials"
                 )
-            if not done.finished:
-                self._active[method] = done
-                return
+            if not rounds.finished:
+                yield rounds
             self._on_finish(search)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if not self._active or self._losses >= LOSSES or self._stopped():
             return Searcher.FINISHED
-        # The search that has waited longest is asked first, so that all advance side by side.
-        for method, rounds in list(self._active.items()):
+        for rounds in self._active:  # side by side
             if (job := rounds.ask(trial_id)) is not None:
-                self._active[method] = self._active.pop(method)
-                self._asked[trial_id] = method
+                self._active.remove(rounds)
+                self._active.append(rounds)
                 return {"job": Payload(job)}
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        method = self._asked.pop(trial_id)
-        rounds = self._active[method]
+        rounds = next(rounds for rounds in self._active if trial_id in rounds.running)
         record = None if error else result
         self._losses = self._losses + 1 if record is None else 0
         rounds.tell(trial_id, record)
         if rounds.finished:
-            del self._active[method]
-            self._on_finish(rounds.search)
-            self._advance(method, rounds)
+            self._active.remove(rounds)
+            self._active.extend(islice(self._begun[rounds.search.method], 1))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing for Tune's own checkpoint to hold: the state is in Optuna's storage."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state is in Optuna's storage."""
+        """Nothing, likewise."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the state is in Optuna's storage."""
+    restore = save
 
 
 class _FirstCome(FIFOScheduler):
@@ -212,20 +195,13 @@ class _FirstCome(FIFOScheduler):
         return None
 
 
-def _address() -> str:
-    """Of the driver's node, as Ray calls it."""
-    here = ray.get_runtime_context().get_node_id()
-    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
-
-
-def run_searches(searcher: BudgetSearcher, submit: Callable[[Payload], Any], at_once: int, scratch: str) -> None:
+def run_searches(searcher: BudgetSearcher, trainable: Callable[..., None], at_once: int, scratch: str) -> None:
     """Run all missing trials as one Tune experiment.
 
     Args:
         searcher: what to try.
-        submit: does a trial's job and returns its record; called in a trial's process.
-        at_once: how many trials may wait for workers at the same time. There are never more than the searches ask
-            for at once, and each takes a process.
+        trainable: reports the record of the job in ``config["job"]``, a `Payload`.
+        at_once: how many trials may wait for workers at the same time; each takes a process.
         scratch: an absolute folder of the driver's node for Tune's own files; trials have none.
     """
     if not searcher.trials_left:
@@ -236,14 +212,12 @@ def run_searches(searcher: BudgetSearcher, submit: Callable[[Payload], Any], at_
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # all trials every time, and nothing is ever restored from it
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output prints a banner even if it is asked for none
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # pages of trace for a trial that is asked for again
-    trainable = tune.with_resources(
-        tune.with_parameters(forward_job, submit=submit),
-        # Trials only wait: beside the driver, as elsewhere they would keep machines that could be given back. A CPU
-        # for each would starve the workers that they wait for.
-        tune.PlacementGroupFactory([{f"node:{_address()}": 1e-3}]),
-    )
+    # Trials only wait: beside the driver, as elsewhere they would keep machines that could be given back. A CPU for
+    # each would starve the workers that they wait for.
+    here = ray.get_runtime_context().get_node_id()
+    address = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
     tune.Tuner(
-        trainable,
+        tune.with_resources(trainable, tune.PlacementGroupFactory([{f"node:{address}": 1e-3}])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_FirstCome(),

@@ -1,10 +1,9 @@
 """Groups of Ray Train workers that stay up and run job after job from a queue.
 
 A Train run costs seconds to start, a fine-tune may cost less; so a group is a Train run that takes jobs until it
-has been idle for long. A job waits in the queue, never in a worker, until the jobs it requires are done. Workers
-of most groups take jobs each for itself; those of some run one pretraining together. Groups are small, so that the
-loss of a node costs little; and every group that has work asks the cluster for its place at once, so that an
-autoscaler sees the whole demand.
+has been idle for long. Workers of most groups take jobs each for itself; those of some run one pretraining together.
+Groups are small, so that the loss of a node costs little; and every group that has work asks the cluster for its
+place at once, so that an autoscaler sees the whole demand.
 """
 
 import itertools
@@ -12,16 +11,21 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import ray
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sibcl_ray.cluster.internals import free_what_the_dead_reserved, scales
-from sibcl_ray.cluster.scheduler import DATA_PARALLEL, IDLE, SINGLE_WORKER, JobQueue, Unfinished
+from sibcl_ray.cluster.scheduler import DATA_PARALLEL, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
 from sibcl_ray.messages import one_line
@@ -77,97 +81,93 @@ def _gone(error: ray.exceptions.RayError) -> str:
     return f"a part of Ray that the study needs has died: {one_line(error, 300)}"
 
 
-def _throttled(queue: Any, key: str, interval: float = 0.5) -> Callable[[float, float], None]:
-    last = 0.0
-
-    def report(fraction: float, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > interval:
-            last = time.monotonic()
-            queue.progress.remote(key, fraction, loss)
-
-    return report
-
-
 def _serve(configuration: dict[str, Any]) -> None:
-    """The train function of a group whose workers work alone: take jobs until there are none."""
-    queue, group, device = configuration["queue"], configuration["group"], _device()
-    me = group, ray.train.get_context().get_world_rank()
-    while (job := ray.get(queue.next.remote(*me, SINGLE_WORKER))) is not None:
-        try:
-            record = execute(job, device, _throttled(queue, job.key))
-        except StoreError as error:
-            ray.get(queue.cut_off.remote(group, str(error)))
-            return
-        ray.get(queue.finish.remote(*me, record))
+    """The train function of a group: take jobs until there are none.
 
-
-def _serve_together(configuration: dict[str, Any]) -> None:
-    """The train function of a group whose workers share each job.
-
-    One that fails ends the group, and so frees the others, which may wait for its part. Whether the job is to blame
-    is found out by those who know which nodes are left.
+    Where workers share each job, one that fails ends the group, and so frees the others, which may wait for its part.
+    Whether the job is to blame is found out by those who know which nodes are left.
     """
-    queue, group, device = configuration["queue"], configuration["group"], _device()
-    first = ray.train.get_context().get_world_rank() == 0
-    turns = itertools.count()
-    with distributed.process_group():
-        while (job := ray.get(queue.next_together.remote(group, next(turns)))) is not None:
-            report = _throttled(queue, job.key) if first else lambda fraction, loss: None
-            try:
-                record = execute(job, device, report, announce=first)
-            except StoreError as error:
-                ray.get(queue.cut_off.remote(group, str(error)))
-                raise
-            if first:
-                ray.get(queue.finish.remote(group, 0, record))
-
-
-def _device() -> Any:
-    """That of this worker."""
-    import ray.train.torch
-    import torch
-
+    queue, group, lane = (configuration[name] for name in ("queue", "group", "lane"))
+    together, rank, turns = lane == DATA_PARALLEL, ray.train.get_context().get_world_rank(), itertools.count()
+    announces = rank == 0 or not together
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)  # a worker is one core; and the number of threads changes rounding
-    return device
+
+    shown = 0.0
+
+    def report(key: str, fraction: float, loss: float) -> None:
+        nonlocal shown
+        if announces and time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
+            queue.progress.remote(key, fraction, loss)
+
+    def next_job() -> Job | None:
+        asked = queue.next_together.remote(group, next(turns)) if together else queue.next.remote(group, rank, lane)
+        return ray.get(asked)
+
+    with distributed.process_group() if together else nullcontext():
+        while (job := next_job()) is not None:
+            try:
+                record = execute(job, device, partial(report, job.key), announces)
+            except StoreError as error:
+                ray.get(queue.cut_off.remote(group, str(error)))
+                if together:
+                    raise
+                return
+            if announces:
+                ray.get(queue.finish.remote(group, rank, record))
+
+
+def _without_process_group() -> TorchConfig:
+    """For workers that work alone: the store of a process group takes connections from any machine."""
+
+    class Apart(Backend):  # known here alone, so that Ray's own processes get it without the library
+        share_cuda_visible_devices = True
+
+    class Config(TorchConfig):
+        backend_cls = Apart  # type: ignore[assignment]
+
+    return Config()
+
+
+@dataclass
+class _Slot:
+    """A place for a group, which may be started again and again."""
+
+    group: Group
+    lane: str
+    beyond: int  # it is started for more jobs of its lane than these
+    size: int  # number of workers with which it runs, or starts
 
 
 class Workers:
-    """The groups of workers as a context: ``submit`` jobs, read ``state``; leaving it ends the groups.
+    """The groups of workers as a context: ``submit`` jobs; leaving it ends the groups.
 
-    Args:
-        resources: the groups that there may be.
-        scratch: a folder of the session's store for Ray Train's own files.
-        claims: of the driver's session.
-        idle: seconds without work after which a group leaves its place.
+    ``scratch`` is a folder for Ray Train's own files in the store of the driver's session, whose ``claims`` are used.
     """
 
-    def __init__(self, resources: Resources, scratch: str, claims: Claims, idle: float = IDLE) -> None:
+    def __init__(self, resources: Resources, scratch: str, claims: Claims) -> None:
         # Ray Train asks its workers for their health every two seconds, and only then sees them end.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         self._scales = scales()
-        if not self._scales:  # machines that are not lent are not called back
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        else:
+        if self._scales:
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(PATIENCE))
-        self.resources = resources
-        self.file_system, self.scratch = claims.store.arrow(scratch)
+        else:  # machines that are not lent are not called back
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        self._file_system, self._scratch = claims.store.arrow(scratch)
         # Without it the driver is worth nothing, so it lives on the same node; Ray takes a soft wish lightly.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(JobQueue).options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=here)
-        self.queue: Any = actor.remote(claims, bool(resources.data_parallel), idle)
-        self._sizes = [
-            group.size for group in resources.single_worker + resources.data_parallel
-        ]  # with which they are, or start
-        sizes = itertools.accumulate((group.size for group in resources.single_worker), initial=0)
-        lanes = [(group, SINGLE_WORKER, before) for group, before in zip(resources.single_worker, sizes, strict=False)]
-        lanes += [(group, DATA_PARALLEL, before) for before, group in enumerate(resources.data_parallel)]
-        self._threads = [
-            threading.Thread(target=self._keep, args=(number, *lane), daemon=True) for number, lane in enumerate(lanes)
-        ]
-        self.failure: str | None = None
+        self.queue: Any = actor.remote(claims, bool(resources.data_parallel))
+        self._slots, before = list[_Slot](), 0
+        for group in resources.single_worker:  # the first is wanted soon in any case
+            self._slots.append(_Slot(group, SINGLE_WORKER, before or -1, group.size))
+            before += group.size
+        for before, group in enumerate(resources.data_parallel):
+            self._slots.append(_Slot(group, DATA_PARALLEL, before, group.size))
+        self._threads = [threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in self._slots]
+        self._failure: str | None = None
         self._closing = False
 
     def __enter__(self) -> Self:
@@ -187,10 +187,6 @@ class Workers:
         """A reference to the job's record."""
         return self.queue.submit.remote(job, priority)
 
-    def state(self) -> dict[str, Any]:
-        """See `JobQueue.state`."""
-        return ray.get(self.queue.state.remote())
-
     def stop(self, reason: str) -> None:
         """Begin no more jobs; callers that wait for one get an Unfinished."""
         with suppress(ray.exceptions.RayError):
@@ -199,7 +195,7 @@ class Workers:
     def stopped(self) -> str | None:
         """Why no job is begun any more, if so."""
         try:
-            return self.failure or ray.get(self.queue.stopped.remote())
+            return self._failure or ray.get(self.queue.stopped.remote())
         except ray.exceptions.RayError as error:
             return _gone(error)
 
@@ -208,18 +204,15 @@ class Workers:
         if reason := self.stopped():
             raise Unfinished(reason)
 
-    def _keep(self, number: int, group: Group, lane: str, before: int) -> None:
-        """Have a group serve a lane whenever there is more work than those before it can do."""
-        from ray.train import WorkerGroupError
-
+    def _keep(self, slot: _Slot) -> None:
+        """Have a group serve its lane whenever there is more work than those before it can do."""
         fruitless, whole = 0, True
         try:
-            # The first is wanted soon in any case.
-            while ray.get(self.queue.wanted.remote(lane, before if before or lane == DATA_PARALLEL else -1)):
+            while ray.get(self.queue.wanted.remote(slot.lane, slot.beyond)):
                 nodes, name = _nodes(), uuid.uuid4().hex
-                self._sizes[number] = self._size(number, group, lane, whole)
+                slot.size = self._size(slot, whole)
                 try:
-                    self._train(lane, group, self._sizes[number], name)
+                    self._train(slot, name)
                     whole = True  # it was sent home, for want of work
                     continue
                 except WorkerGroupError as error:
@@ -229,65 +222,49 @@ class Workers:
                 if self._closing:
                     return
                 free_what_the_dead_reserved()
-                whole = _are_there(nodes, NOTICED if lane == DATA_PARALLEL else 0.0)  # if not, that is reason enough
+                whole = _are_there(nodes, NOTICED if slot.lane == DATA_PARALLEL else 0.0)  # if not, reason enough
                 at_work = ray.get(self.queue.lost.remote(name, blamed if whole else None, reason))
                 fruitless = 0 if at_work and (blamed or not whole) else fruitless + 1
                 if fruitless == ATTEMPTS:
                     what = "by no job's fault" if at_work else "before it asked for a job"
                     self.stop(f"the worker group failed {ATTEMPTS} times {what}: {reason}")
         except ray.exceptions.RayError as error:
-            self.failure = _gone(error)
+            self._failure = _gone(error)
         except Exception as error:  # an error in this thread would be lost, and all would wait
-            self.failure = f"a group of workers cannot be kept: {type(error).__name__}: {error}"
+            self._failure = f"a group of workers cannot be kept: {type(error).__name__}: {error}"
             raise
 
-    def _size(self, number: int, group: Group, lane: str, whole: bool) -> int:
+    def _size(self, slot: _Slot, whole: bool) -> int:
         """How many workers a group starts with.
 
         A cluster that scales replaces what it lost, and a group waits for that; but one that shares its work goes
         on with what is there now. On a cluster that does not, no group asks for what there is no room for.
         """
-        if self._scales and (whole or lane == SINGLE_WORKER):
+        group = slot.group
+        if self._scales and (whole or slot.lane == SINGLE_WORKER):
             return group.size
         left = dict(ray.available_resources() if self._scales else ray.cluster_resources())
-        for other, spec in enumerate(self.resources.single_worker + self.resources.data_parallel):
-            if other != number and not self._scales:
-                left |= {name: left.get(name, 0.0) - self._sizes[other] * n for name, n in spec.needs.items()}
+        for other in self._slots:
+            if other is not slot and not self._scales:
+                left |= {name: left.get(name, 0.0) - other.size * n for name, n in other.group.needs.items()}
         room = min(int(left.get(name, 0.0) / amount + 1e-6) for name, amount in group.needs.items() if amount)
         return max(1, min(group.size, room))
 
-    def _train(self, lane: str, group: Group, size: int, name: str) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        trainer: Any = TorchTrainer(
-            _SERVE[lane],
-            train_loop_config={"queue": self.queue, "group": name},
-            torch_config=TorchConfig() if lane == DATA_PARALLEL else _without_process_group(),
-            scaling_config=ScalingConfig(num_workers=size, use_gpu=bool(group.gpus), resources_per_worker=group.needs),
+    def _train(self, slot: _Slot, name: str) -> None:
+        """Run a group until there is no more work for it."""
+        together, group = slot.lane == DATA_PARALLEL, slot.group
+        TorchTrainer(
+            _serve,
+            train_loop_config={"queue": self.queue, "group": name, "lane": slot.lane},
+            torch_config=TorchConfig() if together else _without_process_group(),
+            scaling_config=ScalingConfig(
+                num_workers=slot.size, use_gpu=bool(group.gpus), resources_per_worker=group.needs
+            ),
             run_config=RunConfig(
                 name=name,  # a new one each time: there is nothing to resume, the jobs are in the queue
-                storage_path=self.scratch,
-                storage_filesystem=self.file_system,
+                storage_path=self._scratch,
+                storage_filesystem=self._file_system,
                 # A group that dies is started again here, not by Train, which would not let go of a lost node.
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=ATTEMPTS),  # type: ignore[call-arg]
             ),
-        )
-        trainer.fit()
-
-
-def _without_process_group() -> Any:
-    """For workers that work alone: the store of a process group takes connections from any machine."""
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig
-
-    class Apart(Backend):
-        share_cuda_visible_devices = True
-
-    class Config(TorchConfig):
-        backend_cls = Apart
-
-    return Config()
-
-
-_SERVE = {SINGLE_WORKER: _serve, DATA_PARALLEL: _serve_together}
+        ).fit()
