@@ -755,6 +755,7 @@ def test_a_column_for_each_pixel_is_told_how_to_be_stored(said, tmp_path):
     assert np.array_equal(everything(load(described(tmp_path, "data.npz")))[0], X.astype(np.float32))
 
 
+@pytest.mark.thorough
 def test_one_large_row_group_is_read_in_pieces(tmp_path):
     """48 MB of tensors in less than half of that, and in their order."""
     rng = np.random.default_rng(0)

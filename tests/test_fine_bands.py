@@ -90,7 +90,7 @@ def test_bad_input_ends_in_one_clear_line(epsilon, k, n_bands, polarization, mes
 
 
 @pytest.mark.skipif("not mpb_reference.available()", reason=mpb_reference.INSTALL)
-@pytest.mark.parametrize("polarization", POLARIZATIONS)
+@pytest.mark.parametrize("polarization", [pytest.param("tm", marks=pytest.mark.thorough), "te"])
 def test_fine_features_agree_with_mpb(polarization):
     """Both have all waves of the pixels; the promise is 0.5 %, kept at 96 × 96 too (benchmarks/mpb.py)."""
     k = SOME[[0, 4, 8, 12]]

@@ -36,6 +36,19 @@ def test_a_placement_group_says_who_made_it():
     assert needed <= fields, f"ray {version('ray')}: {needed - fields} are gone; cluster/internals.py needs them"
 
 
+def test_a_run_of_train_starts_two_processes_less():
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from sibcl_ray.cluster.internals import UNNEEDED, Trainer
+
+    theirs, ours = (
+        {type(each).__name__ for each in kind(print, scaling_config=ScalingConfig())._create_default_callbacks()}
+        for kind in (TorchTrainer, Trainer)
+    )
+    assert theirs - ours == {*UNNEEDED}, f"ray {version('ray')}: cluster/internals.py needs the names of callbacks"
+
+
 def test_trials_of_optuna_have_numbers_and_say_what_was_asked_for():
     study = optuna.create_study()
     study.enqueue_trial({"x": 0.5})

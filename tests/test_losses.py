@@ -109,7 +109,7 @@ def _worker(rank, workers, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("workers", [2, 4, 5])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.thorough), 5])
 def test_workers_together_are_one_worker_with_the_whole_batch(workers, tmp_path):
     """The mean of the losses, and of the gradients as data parallelism takes it, are those of one worker."""
     group(_worker, (workers, str(tmp_path)), workers)

@@ -46,7 +46,7 @@ def loaded(folder: Path, *changes: tuple[str, str]) -> Problem:
 # It goes everywhere
 
 
-@pytest.mark.parametrize("pickler", [pickle, ray.cloudpickle])
+@pytest.mark.parametrize("pickler", [pytest.param(pickle, marks=pytest.mark.thorough), ray.cloudpickle])
 def test_another_process_needs_no_file(pickler, tmp_path):
     """Nor a name for it: the problem makes its module, and keeps it when it goes on from there."""
     problem = loaded(tmp_path)

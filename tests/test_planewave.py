@@ -62,7 +62,7 @@ def test_velocities_are_the_slopes_of_the_bands(polarization):
         np.testing.assert_allclose(velocities[..., axis], (ahead - behind) / (2 * step), atol=2e-5)
 
 
-@pytest.mark.parametrize("polarization, largest", [("tm", 1e-3), ("te", 3e-3)])
+@pytest.mark.parametrize("polarization, largest", [pytest.param("tm", 1e-3, marks=pytest.mark.thorough), ("te", 3e-3)])
 def test_reduced_modes_agree_with_all_plane_waves(polarization, largest, full_basis):
     some = np.arange(0, 625, 48)
     frequencies, velocities = bands(CELLS[:2], k_grid(), 10, polarization)
@@ -72,6 +72,7 @@ def test_reduced_modes_agree_with_all_plane_waves(polarization, largest, full_ba
     assert np.median(np.linalg.norm(velocities[:, some] - slopes, axis=-1)) < largest / 3
 
 
+@pytest.mark.thorough
 def test_more_plane_waves_change_little():
     few, _ = bands(CELLS[:1], GENERIC, 10)
     more, _ = bands(CELLS[:1], GENERIC, 10, cutoff=14)
@@ -147,7 +148,10 @@ def test_bad_input_ends_in_one_clear_line(epsilon, k, n_bands, polarization, mes
 
 
 @pytest.mark.skipif("not mpb_reference.available()", reason=mpb_reference.INSTALL)
-@pytest.mark.parametrize("polarization, largest, mean, slope", [("tm", 2e-3, 2e-4, 1e-3), ("te", 2e-2, 1e-2, 3e-3)])
+@pytest.mark.parametrize(
+    "polarization, largest, mean, slope",
+    [("tm", 2e-3, 2e-4, 1e-3), pytest.param("te", 2e-2, 1e-2, 3e-3, marks=pytest.mark.thorough)],
+)
 def test_bands_agree_with_mpb(polarization, largest, mean, slope):
     k = k_grid(5).numpy()
     found = bands(CELLS, k, 10, polarization)

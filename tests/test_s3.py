@@ -51,6 +51,7 @@ def test_what_another_process_writes_is_seen_at_once(store):
     assert not store.exists("a/b") and store.names("a") == [] and store.names("c") == ["c/b"]
 
 
+@pytest.mark.thorough
 def test_processes_that_end_right_after_a_request_end_well(store):
     """Nothing of obstore's is left then that wants Python back; of eight, one would be aborted."""
     program = "import sys; from sibcl_ray.storage.store import Store; Store(sys.argv[1]).read_records(['a', 'b'])"

@@ -54,7 +54,7 @@ FIXED = """
 """.strip()
 
 
-@pytest.mark.parametrize("how", ["one by one", "with a timeout", "together"])
+@pytest.mark.parametrize("how", [pytest.param("one by one", marks=pytest.mark.thorough), "with a timeout", "together"])
 def test_programs_with_fixed_names_of_files_get_their_own(how, cluster, tmp_path, monkeypatch):
     """Two at a time on one machine; nothing is left where the driver, the workers or the folders of calls were."""
     monkeypatch.chdir(tmp_path)

@@ -312,7 +312,9 @@ for i in range(prizes):
 """
 
 
-@pytest.mark.parametrize(("place", "prizes"), [("tmp_path", 100), ("bucket", 15)])
+@pytest.mark.parametrize(
+    ("place", "prizes"), [("tmp_path", 100), pytest.param("bucket", 15, marks=pytest.mark.thorough)]
+)
 def test_a_name_is_created_by_one_of_many_processes(place, prizes, request, tmp_path):
     store = Store(str(request.getfixturevalue(place)))
     start = [sys.executable, "-c", CREATOR, str(tmp_path), store.uri]

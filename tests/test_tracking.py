@@ -276,7 +276,15 @@ def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(
         assert now["favourite"].data.tags["sibcl.key"] == shown["SIB-CL"].data.tags["sibcl.key"]
 
 
-@pytest.mark.parametrize("name", ["a?b", "a%41b", "it's", "a#b c"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a?b",
+        pytest.param("a%41b", marks=pytest.mark.thorough),
+        pytest.param("it's", marks=pytest.mark.thorough),
+        "a#b c",
+    ],
+)
 def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, first_sync, place, tmp_path):
     folder = tmp_path / name
     folder.mkdir()

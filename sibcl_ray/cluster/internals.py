@@ -1,15 +1,28 @@
 """What of Ray is used here and is not public; `tests/test_internals.py` says what a release has changed."""
 
+from typing import Any
+
 import ray
 from ray._private.state import state
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+UNNEEDED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 def scales() -> bool:
     """Whether the connected cluster has an autoscaler (the second version of Ray's). How far it goes, nothing tells."""
     return is_autoscaler_v2(fetch_from_server=True)
+
+
+class Trainer(TorchTrainer):
+    """Without two processes that every run of Train would start, each in seconds: one hands out data, of which these
+    runs have none, and one does what `free_what_the_dead_reserved` does."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ not in UNNEEDED]
 
 
 def free_what_the_dead_reserved() -> None:

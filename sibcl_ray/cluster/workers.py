@@ -21,10 +21,10 @@ import ray.train.torch
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sibcl_ray.cluster.internals import free_what_the_dead_reserved, scales
+from sibcl_ray.cluster.internals import Trainer, free_what_the_dead_reserved, scales
 from sibcl_ray.cluster.scheduler import DATA_PARALLEL, SINGLE_WORKER, JobQueue, Unfinished
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.jobs import Job, execute
@@ -253,7 +253,7 @@ class Workers:
     def _train(self, slot: _Slot, name: str) -> None:
         """Run a group until there is no more work for it."""
         together, group = slot.lane == DATA_PARALLEL, slot.group
-        TorchTrainer(
+        Trainer(
             _serve,
             train_loop_config={"queue": self.queue, "group": name, "lane": slot.lane},
             torch_config=TorchConfig() if together else _without_process_group(),
