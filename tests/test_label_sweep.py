@@ -409,7 +409,10 @@ def test_showing_what_there_is_solves_nothing(tmp_path, capfd):
 COSTS = [  # of 70 target labels and 50 of the surrogate: declared, recorded of two shards, in seconds; and what is said
     ("", (), ["not known before the first label"] * 2, "labels of unknown cost not"),
     ("label_seconds = 3600", (), ["3 days", "not known before the first label"], "labels of unknown cost not"),
-    ("label_seconds, surrogate_seconds = 86400.0, 36", (), ["70 days", "30 min"], "about 70 days of one core"),
+    pytest.param(
+        *("label_seconds, surrogate_seconds = 86400.0, 36", (), ["70 days", "30 min"], "about 70 days of one core"),
+        marks=pytest.mark.thorough,
+    ),
     ("label_seconds, surrogate_seconds = 86400.0, 36", (3600, 7200), ["4 days", "30 min"], "about 4 days of one core"),
     ("surrogate_seconds = 0", (60, 60), ["68 min", "0 s"], "about 68 min of one core"),
 ]

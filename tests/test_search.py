@@ -223,7 +223,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["between lines", "within a line"])
-@pytest.mark.parametrize("stage", [0, 1], ids=["new", "extended"])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.thorough), 1], ids=["new", "extended"])
 def test_a_driver_killed_at_any_operation_changes_nothing(stage, torn, undisturbed, tmp_path):
     """Every prefix of the journal is what a driver may leave, and the next one ends the same."""
     searches, lines, first, expected = undisturbed[stage]

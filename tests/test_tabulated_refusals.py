@@ -484,7 +484,10 @@ def read_or_refused(folder):
     return True
 
 
-@pytest.fixture(scope="module", params=[WRITERS[0], WRITERS[1], WRITERS[4], WRITERS[5], WRITERS[7]])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(WRITERS[i], marks=[pytest.mark.thorough] * (i in (1, 5))) for i in (0, 1, 4, 5, 7)],
+)
 def whole(request, tmp_path_factory):
     """A folder, the file of its target, and what that should hold."""
     suffix, write = request.param
