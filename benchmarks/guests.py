@@ -60,10 +60,10 @@ def seconds(problem: Simulation, labels: int) -> float:
     """Seconds a label, the first shard, which starts processes, left out."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(problem, 0, Store(folder))
-        first, *shards = dataset.missing({TARGET: labels + problem.labels_per_task})
+        first, *others = dataset.missing({TARGET: labels + problem.labels_per_task})
         shards.make_shard(dataset, first)
         began = time.perf_counter()
-        for shard in shards:
+        for shard in others:
             shards.make_shard(dataset, shard)
         return (time.perf_counter() - began) / labels
 
@@ -72,13 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--labels", type=int, default=500)
     labels = parser.parse_args().labels
-    apart = shards.call, shards.draw
+    apart = shards.call
     print("labels a task  timeout   direct    alone   difference (ms a label)")
     for problem in (Together(), LimitedTogether(), Millisecond(), Limited()):
-        shards.call = lambda problem, method, *arguments, seconds=None: getattr(problem, method)(*arguments)
-        shards.draw = lambda problem, surrogate, count, rng: (problem.sample(count, rng), rng)
+        shards.call = lambda problem, method, *arguments, seconds=None: sandbox.result_of(problem, method, arguments)
         direct = seconds(problem, labels)
-        shards.call, shards.draw = apart
+        shards.call = apart
         alone = seconds(problem, labels)
         timeout = "-" if problem.timeout is None else f"{problem.timeout:g} s"
         numbers = f"{1e3 * direct:8.2f} {1e3 * alone:8.2f} {1e3 * (alone - direct):12.2f}"

@@ -36,8 +36,8 @@ def described(folder, file="data.h5", inputs="x", labels="y", said=""):
 
 def everything(problem):
     """All target inputs and labels, in the order of the file."""
-    sample, labels = problem.samples("target", 0, 0, problem.available["target"])
-    tested, more = problem.samples("test", 0, 0, problem.available["test"])
+    ((_, sample, labels),) = problem.shards("target", 0, [0], problem.available["target"])
+    ((_, tested, more),) = problem.shards("test", 0, [0], problem.available["test"])
     order = np.argsort(np.concatenate([sample.parameters["row"], tested.parameters["row"]]))
     return np.concatenate([sample.inputs, tested.inputs])[order], np.concatenate([labels, more])[order]
 
@@ -769,7 +769,7 @@ from sibcl_ray.problems.tabulated import load, tables
 tables.BLOCK = 2**18
 tracemalloc.start()
 problem = load(sys.argv[1])
-sample, labels = problem.samples("target", 0, 0, 64)
+((_, sample, labels),) = problem.shards("target", 0, [0], 64)
 peak = tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
 np.savez(sys.argv[2], inputs=sample.inputs, row=sample.parameters["row"], labels=labels)
 print(json.dumps([problem.available["target"], peak]))

@@ -11,7 +11,6 @@ from processes import environment
 from test_dataset import make
 from toy import Moments
 
-from sibcl_ray.data import dataset
 from sibcl_ray.data.dataset import SHARD, TARGET, TEST, Dataset, Shard
 from sibcl_ray.storage import node_cache
 from sibcl_ray.storage.node_cache import UNUSED, copy_of, read_once
@@ -42,7 +41,7 @@ def distant(bucket, place):
     found = Dataset(Moments(), 3, Store(bucket))
     for shard in (Shard(TARGET, 0), Shard(TARGET, 1), Shard(TARGET, 2), Shard(TEST, 0)):
         make(found, shard.role, shard.index)
-    dataset._read.cache_clear()
+    Dataset.read.cache_clear()
     return found
 
 

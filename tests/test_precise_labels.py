@@ -30,7 +30,7 @@ def labelled(said="", toml=TARGET_ONLY):
 
 
 def samples(problem, role="target"):
-    sample, labels = problem.samples(role, 0, 0, problem.available[role])
+    ((_, sample, labels),) = problem.shards(role, 0, [0], problem.available[role])
     return sample.parameters["row"], labels
 
 

@@ -291,7 +291,7 @@ SHOWN = {
 @pytest.mark.parametrize(("body", "says"), SHOWN.values(), ids=SHOWN)
 def test_what_only_several_labels_show_is_told(body, says, tmp_path):
     dataset = a_dataset(tmp_path, DEAR, before(body))
-    inputs = [sandbox.draw(dataset.problem, False, 1, dataset.rng(TARGET, i))[0].inputs for i in range(10)]
+    inputs = [call(dataset.problem, "sample", 1, dataset.rng(TARGET, i))[0].inputs for i in range(10)]
     with Sandbox(dataset.problem) as apart, pytest.raises(BadProblem, match=says) as refused:
         check.several(dataset.problem, np.concatenate([apart("solve", x) for x in inputs]), "mean.solve", "target")
     assert "\n" not in str(refused.value)
@@ -311,7 +311,7 @@ def test_what_only_several_labels_show_ends_a_generation_at_ten(body, says, clus
 
 def test_what_all_labels_show_is_told_before_training(cluster, tmp_path):
     """Also by a command that finds all labels there."""
-    last, _ = sandbox.draw(loaded(tmp_path / "plain"), False, 1, a_dataset(tmp_path).rng(TARGET, 59))
+    last, _ = call(loaded(tmp_path / "plain"), "sample", 1, a_dataset(tmp_path).rng(TARGET, 59))
     body = f"x = inputs.mean((1, 2))[:, None]; return np.where(inputs[:, 0, :1] == {last.inputs[0, 0, 0]!r}, 1e4, x)"
     dataset = a_dataset(tmp_path, DEAR, before(body))
     for _ in range(2):
@@ -366,7 +366,7 @@ def test_no_image_of_a_test_input_is_anywhere_else(cluster, tmp_path):
     undisturbed = [
         orbit(x)
         for shard in dataset.missing({}) or dataset.stored()
-        for x in [sandbox.draw(dataset.problem, False, 1, dataset.rng(shard.role, shard.index))[0].inputs[0]]
+        for x in [call(dataset.problem, "sample", 1, dataset.rng(shard.role, shard.index))[0].inputs[0]]
         if shard.role == TARGET
     ]
     assert set(undisturbed) & set(found[TEST]), "nothing had to be drawn again, so nothing was shown"

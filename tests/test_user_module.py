@@ -344,7 +344,7 @@ def test_what_cannot_work_is_refused_by_name(top, says, tmp_path):
 
 
 def test_a_sample_of_another_kind_is_told(tmp_path):
-    assert isinstance(sandbox.draw(loading.load(written(tmp_path)), False, 2, np.random.default_rng(0))[0], Sample)
+    assert isinstance(sandbox.call(loading.load(written(tmp_path)), "sample", 2, np.random.default_rng(0))[0], Sample)
 
 
 def test_files_elsewhere_are_neither_taken_along_nor_do_they_name_labels(tmp_path):

@@ -273,13 +273,32 @@ class Dataset:
         there = {n for folder in {self.line(role).folder for role in sizes} for n in self.store.names(folder)}
         return [shard for shard in self._wanted(sizes) if name(*shard) not in there]
 
+    @lru_cache(maxsize=16)  # noqa: B019  # equal data sets share it
     def read(self, role: Role, count: int, estimated: bool = False) -> Split:
         """The first ``count`` samples of a role, with estimates if asked; kept in memory for the next call.
 
         Raises:
             StoreError: a shard is damaged, and has been set aside, or is gone. The next run makes it anew.
         """
-        return _read(self, role, count, estimated)
+        if not count:
+            nothing = [torch.zeros(0, *shape) for shape in (self.problem.input_shape, self.problem.label_shape)]
+            return Split(nothing[0], nothing[1] if role.labelled else None)
+
+        def shard(index: int) -> Split:
+            return self._from_node(self.shard_name(role, index), partial(self._checked, role, index))
+
+        def estimates_of(index: int) -> Tensor:
+            return self._from_node(self.estimate_name(role, index), _checked_estimates)
+
+        with ThreadPoolExecutor(READERS if self.store.is_distant else 1) as readers:
+            indices = range(self.shards_for(role, count))
+            shards = list(readers.map(shard, indices))
+            estimates = list(readers.map(estimates_of, indices)) if estimated else []
+        inputs = torch.cat([s.inputs for s in shards])[:count]
+        if len(inputs) < count:
+            raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")
+        labels = torch.cat([s.labels for s in shards if s.labels is not None])[:count] if role.labelled else None
+        return Split(inputs, labels, torch.cat(estimates)[:count] if estimated else None)
 
     def _from_node(self, name: str, check: Callable[[bytes], T]) -> T:
         """What has to be there, from this node's disk if one of its processes has read it before."""
@@ -289,29 +308,6 @@ class Dataset:
             raise StoreError(f"{damage}; it is kept as {self.store.set_aside(name)}, to be made again") from damage
         except FileNotFoundError as error:
             raise StoreError(f"{name} is no longer in {self.store.uri}, and is to be made again") from error
-
-
-@lru_cache(maxsize=16)
-def _read(dataset: Dataset, role: Role, count: int, estimated: bool) -> Split:
-    if not count:
-        nothing = [torch.zeros(0, *shape) for shape in (dataset.problem.input_shape, dataset.problem.label_shape)]
-        return Split(nothing[0], nothing[1] if role.labelled else None)
-
-    def shard(index: int) -> Split:
-        return dataset._from_node(dataset.shard_name(role, index), partial(dataset._checked, role, index))
-
-    def estimates_of(index: int) -> Tensor:
-        return dataset._from_node(dataset.estimate_name(role, index), _checked_estimates)
-
-    with ThreadPoolExecutor(READERS if dataset.store.is_distant else 1) as readers:
-        indices = range(dataset.shards_for(role, count))
-        shards = list(readers.map(shard, indices))
-        estimates = list(readers.map(estimates_of, indices)) if estimated else []
-    inputs = torch.cat([s.inputs for s in shards])[:count]
-    if len(inputs) < count:
-        raise ValueError(f"there are {len(inputs)} {role.name} samples and {count} were asked for; ask for fewer")
-    labels = torch.cat([s.labels for s in shards if s.labels is not None])[:count] if role.labelled else None
-    return Split(inputs, labels, torch.cat(estimates)[:count] if estimated else None)
 
 
 def _checked_estimates(data: bytes) -> Tensor:

@@ -33,7 +33,7 @@ import torch
 from sibcl_ray import isolation
 from sibcl_ray.data.fork_server import STARTING, Fork, NoProcess, Server, print_to
 from sibcl_ray.messages import one_line
-from sibcl_ray.problems.problem import Problem, Sample, SolverFailed
+from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.storage.folders import private_folder
 
 IDLE = 60.0  # seconds without a call after which a process ends
@@ -56,6 +56,8 @@ class CallFailed(Exception):
 def call(problem: Problem, method: str, *arguments: Any, seconds: float | None = None) -> Any:
     """What a method of a problem returns: of a problem of ours that has no time limit in this process, else apart.
 
+    A method that draws takes the generator as its last argument; it comes back with the sample, as it is afterwards.
+
     Raises:
         CallFailed: it raised an exception, took longer than ``seconds`` or took its process down.
         SolverFailed: there is no process to be had.
@@ -63,17 +65,17 @@ def call(problem: Problem, method: str, *arguments: Any, seconds: float | None =
     if isolation.is_guest(type(problem)) or seconds is not None:
         return _sandbox(problem)(method, *arguments, seconds=seconds)
     try:
-        return getattr(problem, method)(*arguments)
+        return result_of(problem, method, arguments)
     except SolverFailed:
         raise
     except Exception as error:
         raise CallFailed(_reason(error)) from error
 
 
-def draw(problem: Problem, surrogate: bool, count: int, rng: np.random.Generator) -> tuple[Sample, np.random.Generator]:
-    """Inputs of one of the problem's families, and the generator as it is after the draw; raises as `call`."""
-    drawn = call(problem, "sample_surrogate" if surrogate else "sample", count, rng)
-    return drawn if isolation.is_guest(type(problem)) else (drawn, rng)
+def result_of(problem: Problem, method: str, arguments: tuple) -> Any:
+    """What a method returns; of one that draws with the generator, as `call` says."""
+    result = getattr(problem, method)(*arguments)
+    return (result, arguments[-1]) if method.startswith("sample") else result
 
 
 class Sandbox:
@@ -91,7 +93,7 @@ class Sandbox:
         self._alone = threading.Lock()
 
     def __call__(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
-        """As `call`; for what draws, the generator comes with the sample."""
+        """As `call`."""
         with self._alone:
             try:
                 return self._called(method, arguments, seconds)
@@ -305,9 +307,8 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
     os.chdir(place)
     print_to(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     try:
-        result = getattr(problem, method)(*arguments)
-        result = (result, arguments[-1]) if method.startswith("sample") else _plain(result)
-        answer = pickle.dumps(("", result))
+        result = result_of(problem, method, arguments)
+        answer = pickle.dumps(("", result if method.startswith("sample") else _plain(result)))
     except Exception as error:
         answer = pickle.dumps((_reason(error), None))
     sys.stdout.flush()

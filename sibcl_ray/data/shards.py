@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from sibcl_ray.data.dataset import TEST, Dataset, Role, Shard
-from sibcl_ray.data.sandbox import CallFailed, call, draw
+from sibcl_ray.data.sandbox import CallFailed, call
 from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import BadProblem, Problem, Sample, SolverFailed
 from sibcl_ray.symmetry import Group, orbits
@@ -112,26 +112,25 @@ def drawn(
     problem: Problem, shard: Shard, count: int, rng: np.random.Generator, apart: np.ndarray | None
 ) -> tuple[Sample, np.random.Generator]:
     """Inputs none of which is in ``apart``, and the generator afterwards."""
-    surrogate = shard.role.surrogate
-    what = f"{problem.name}.{'sample_surrogate' if surrogate else 'sample'}"
-
-    def once(count: int, rng: np.random.Generator) -> tuple[Sample, np.random.Generator]:
+    method = "sample_surrogate" if shard.role.surrogate else "sample"
+    what = f"{problem.name}.{method}"
+    sample: Sample | None = None
+    rows = np.arange(count)
+    for _ in range(1 + REDRAWS):
         try:
-            sample, rng = draw(problem, surrogate, count, rng)
+            new, rng = call(problem, method, len(rows), rng)
         except CallFailed as failed:
             raise SolverFailed(f"{what} raises {failed}{failed.left}; mend it") from None
-        return check.sample(problem, sample, count, what), rng
-
-    sample, rng = once(count, rng)
-    if apart is None or not len(apart):
-        return sample, rng
-    rows = np.arange(count)
-    for _ in range(REDRAWS + 1):
-        rows = rows[orbits.shared(forms(problem, sample.inputs[rows]), apart)]
+        new = check.sample(problem, new, len(rows), what)
+        if sample is None:
+            sample = new
+        else:
+            _replace(sample, rows, new, what)
+        if apart is None or not len(apart):
+            return sample, rng
+        rows = rows[orbits.shared(forms(problem, new.inputs), apart)]
         if not len(rows):
             return sample, rng
-        again, rng = once(len(rows), rng)
-        _replace(sample, rows, again, what)
     others = "inputs of other roles" if shard.role == TEST else "test inputs"
     raise BadProblem(
         f"{what} draws {others} again and again: {len(rows)} of {count} in {shard.role.name} shard {shard.index} "

@@ -13,7 +13,6 @@ The error is 1 for a wrong sign and 0 for a right one. As the test is drawn by |
 estimates Σ|ψ|² over the wrong ones, and the overlap Σ s ŝ |ψ|² / Σ |ψ|² is 1 − 2 · error.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,23 +34,16 @@ SHARES = {"test": 0.2, "target": 0.4, "surrogate": 0.2, "unlabelled": 0.2}  # of
 
 
 @dataclass(frozen=True)
-class SpinFlip(Group):
-    """The flip of all spins; an element is a factor ±1, (batch,)."""
+class SpinFlip(NumberedGroup):
+    """The flip of all spins."""
 
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return 1 - 2 * torch.randint(2, (len(x),), generator=generator, device=x.device)
+    order = 2
 
-    def identity(self, x: Tensor) -> Tensor:
-        return torch.ones(len(x), dtype=torch.long, device=x.device)
-
-    def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return g * h
-
-    def inverse(self, g: Tensor) -> Tensor:
-        return g
+    def products(self, device: torch.device) -> Tensor:
+        return torch.tensor([[0, 1], [1, 0]], device=device)
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
-        return x * g.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return x * (1 - 2 * g).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ class MagnetSign(Problem):
     @property
     def available(self) -> Mapping[str, int]:
         """As many as are asked for: they are drawn with replacement, but each role's by itself; see `shards`."""
-        return dict.fromkeys(SHARES, sys.maxsize)
+        return {}
 
     def shards(
         self, role: str, seed: int, indices: Sequence[int], size: int

@@ -112,7 +112,7 @@ class Problem(ABC):
 
     @property
     def available(self) -> Mapping[str, int] | None:
-        """How many samples there are of each role, by name, if they are given; None if they are drawn and solved."""
+        """How many samples `shards` gives of a role, by name; {} if as many as asked for; None if drawn and solved."""
         return None
 
     def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:

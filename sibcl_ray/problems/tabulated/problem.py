@@ -158,34 +158,23 @@ class Tabulated(Problem):
         order = self._order(role, seed)
         parts = [order[size * index : size * (index + 1)] for index in indices]
         if empty := [index for index, part in zip(indices, parts, strict=True) if not len(part)]:
-            raise self._too_few(role, f"those from {size * empty[0]:,}")
+            raise BadData(
+                f"{self.name} has {self.available[role]:,} {role} samples, and those from {size * empty[0]:,} were "
+                "asked for; ask for fewer"
+            )
         if not parts:
             return
-        sample, labels = self._take(role, np.concatenate(parts))
-        first = 0
-        for index, rows in zip(indices, parts, strict=True):
-            here = slice(first, first := first + len(rows))
-            yield index, Sample(sample.inputs[here], {"row": rows}), None if labels is None else labels[here]
-
-    def samples(self, role: str, seed: int, first: int, count: int) -> tuple[Sample, np.ndarray | None]:
-        """A role's samples from number ``first`` on; arguments, results and errors are those of `shards`."""
-        rows = self._order(role, seed)[first : first + count]
-        if len(rows) < count:
-            raise self._too_few(role, f"{count:,} from {first:,} on")
-        return self._take(role, rows)
-
-    def _take(self, role: str, rows: np.ndarray) -> tuple[Sample, np.ndarray | None]:
         source: Source | None = self._source  # type: ignore[attr-defined]
         if source is None:
             raise BadData(f"it is not known where the arrays of {self.name} lie; load their folder")
-        inputs, labels = source.take("target" if role == "test" and self.drawn else role, rows)
-        given = None if labels is None else labels.astype(self.precision).reshape(-1, *self.outputs)
-        return Sample(inputs, {"row": rows}), given
-
-    def _too_few(self, role: str, asked: str) -> BadData:
-        return BadData(
-            f"{self.name} has {self.available[role]:,} {role} samples, and {asked} were asked for; ask for fewer"
-        )
+        stored = "target" if role == "test" and self.drawn else role
+        inputs, labels = source.take(stored, np.concatenate(parts))
+        if labels is not None:
+            labels = labels.astype(self.precision).reshape(-1, *self.outputs)
+        first = 0
+        for index, rows in zip(indices, parts, strict=True):
+            here = slice(first, first := first + len(rows))
+            yield index, Sample(inputs[here], {"row": rows}), None if labels is None else labels[here]
 
     @property
     def _rows(self) -> dict[str, int]:
