@@ -71,11 +71,11 @@ class UserModule:
     @property
     def version(self) -> int:
         """A number for all of its code and data, which named labels in earlier versions of this library."""
-        sources = [importlib.util.decode_source(content) for path, content in self.files if path.endswith(".py")]
+        contents = [content for path, content in self.files if path.endswith(".py")]
         try:
-            code = fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
-        except (RecursionError, ValueError):  # of a very deep expression or a very long number
-            code = fingerprint(sources)
+            code = fingerprint([ast.unparse(_without_docstrings(ast.parse(content))) for content in contents])
+        except (RecursionError, SyntaxError, ValueError):  # a very deep expression, a very long number, or Python 2
+            code = fingerprint([_decoded(content) for content in contents])
         return int(fingerprint(code, list(self.data)) if self.data else code, 16)
 
     def module(self) -> ModuleType:
@@ -224,6 +224,12 @@ def _is_taken(stem: str, path: Path) -> bool:
         there = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     others = (place for place in there if f"{os.sep}{FOLDER}-" not in place)
     return any(not (os.path.exists(place) and os.path.samefile(place, path)) for place in others)
+
+
+def _decoded(content: bytes) -> str:
+    with suppress(SyntaxError, UnicodeDecodeError):
+        return importlib.util.decode_source(content)
+    return content.decode("latin-1")
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

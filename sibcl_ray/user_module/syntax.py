@@ -99,7 +99,7 @@ def evaluated_outside(node: Scope) -> list[ast.AST]:
     defaults: list[ast.AST] = [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]
     if isinstance(node, ast.Lambda):
         return defaults
-    return [*node.decorator_list, *defaults, *(annotations(node) if may_read_annotations(node) else ())]
+    return [*node.decorator_list, *defaults, *(annotations_of(node) if may_read_annotations(node) else ())]
 
 
 def run_when_defined(node: ast.AST) -> list[ast.AST]:
@@ -113,7 +113,7 @@ def run_when_defined(node: ast.AST) -> list[ast.AST]:
     return [*called, *node.bases, *(k.value for k in node.keywords), *inside]
 
 
-def annotations(node: Function) -> list[ast.expr]:
+def annotations_of(node: Function) -> list[ast.expr]:
     arguments = [n.annotation for n in walk(node.args) if isinstance(n, ast.arg)]
     return [each for each in (*arguments, node.returns) if each]
 
@@ -129,7 +129,7 @@ def unread_annotations(node: ast.AST, in_class: bool) -> set[int]:
     functions = [n for n in walk(node) if isinstance(n, Function)]
     scopes = functions if in_class or isinstance(node, Definition) else [*functions, node]
     unread = {id(n.annotation) for each in scopes for n in scope(each) if isinstance(n, ast.AnnAssign)}
-    return unread | {id(a) for each in functions if not may_read_annotations(each) for a in annotations(each)}
+    return unread | {id(a) for each in functions if not may_read_annotations(each) for a in annotations_of(each)}
 
 
 def names_in_string(text: str) -> set[str]:
