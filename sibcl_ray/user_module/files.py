@@ -145,9 +145,7 @@ def _named_files(
 ) -> Iterator[str]:
     """The files, by path, that strings may name in one of the folders, or in a folder below that a string names.
 
-    Args:
-        listed: all files of a folder that is named count.
-        deep: and those in folders below it.
+    All files of a folder that a string names are among them if ``listed``, with those in folders below if ``deep``.
     """
     patterns = {each.removeprefix("./") for each in strings}
     patterns |= {text.removeprefix("*").lstrip("/") for text in patterns}
