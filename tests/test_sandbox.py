@@ -522,13 +522,14 @@ def test_what_cannot_be_sent_to_a_process_is_told(tmp_path):
         loaded(tmp_path, lock)
 
 
-def test_a_death_costs_no_new_start_and_its_last_words_are_told(tmp_path):
-    problem = loaded(tmp_path, before("if len(inputs) == 1: os.write(2, b'no licence\\n'); os.abort()"))
+@pytest.mark.parametrize(("death", "told"), [("os.abort()", "SIGABRT"), ("os.kill(os.getpid(), 40)", "signal 40")])
+def test_a_death_costs_no_new_start_and_its_last_words_are_told(death, told, tmp_path):
+    problem = loaded(tmp_path, before(f"if len(inputs) == 1: os.write(2, b'no licence\\n'); {death}"))
     with Sandbox(problem) as apart:
         apart("solve", INPUTS)
         server = sandbox._SERVER._process.pid
         for _ in range(2):
-            with pytest.raises(CallFailed, match="SIGABRT") as failed:
+            with pytest.raises(CallFailed, match=told) as failed:
                 apart("solve", INPUTS[:1])
             assert "no licence" in failed.value.left and "Extension modules" not in failed.value.left
             apart("solve", INPUTS)

@@ -382,3 +382,9 @@ def test_a_problem_may_come_from_a_module_beside_it(tmp_path):
     problem = loading.load(f"{tmp_path / 'mine.py'}:Theirs")
     assert pickle.loads(pickle.dumps(problem)) == problem and problem.version
     np.testing.assert_allclose(solved(problem), MEANS, rtol=1e-6)
+
+
+def test_a_program_that_is_no_python_of_this_version_may_be_named(tmp_path):
+    (tmp_path / "old.py").write_bytes(b"print 'caf\xe9'\n")
+    problem = loading.load(written(tmp_path, (IMPORTED, f'{IMPORTED}\nPROGRAM = "old.py"')))
+    assert [path for path, _ in problem.source.data] == ["old.py"]

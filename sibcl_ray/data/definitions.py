@@ -58,7 +58,7 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
 
 
 def version_of(definitions: Mapping[str, str]) -> str:
-    """A name for what they decide. In which file they stand has a part in it only where one name stands in several."""
+    """A name for what they decide; files have a part in it only where several define the same name."""
     places = Counter(name.partition(" in ")[0] for name in definitions)
     named = []
     for name, value in definitions.items():

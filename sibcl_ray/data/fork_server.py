@@ -1,6 +1,6 @@
-"""A process that has the libraries loaded, which takes seconds, and forks others from itself, which takes milliseconds.
+"""A server process that has loaded the libraries, which takes seconds, and forks others, which takes milliseconds.
 
-The code that the forked processes run never runs in it, or in the process that asks for them.
+Code of users runs only in the forked processes, not in the server, nor in the process that asks for them.
 """
 
 import os
@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 STARTING = 300.0  # seconds in which libraries are loaded, also from a slow disk
-IDLE = 60.0  # seconds after which a server ends that has no processes and is not asked for any
+IDLE = 60.0  # seconds without a request after which a server ends if all its processes have ended
 ENDING = 5.0  # seconds in which a process that has closed its connection should end
 PROGRAM = (
     "import sys; sys.path[:] = sys.argv[4:]; from sibcl_ray.data.fork_server import _serve; _serve(*sys.argv[1:4])"
 )
-RUNNING = "it does not answer"  # for how a process has ended
-UNKNOWN = "it cannot be said how"  # of a server that has ended
+RUNNING = "it does not answer"  # how a process ended, if it has not
+UNKNOWN = "it cannot be said how"  # and if the server that forked it has ended
+SIGNALS = {each.value: each.name for each in signal.Signals}  # most real-time signals have no name
 
 
 class NoProcess(OSError):
-    """No process is to be had; the text says why."""
+    """No process can be started; the text says why."""
 
 
 class Fork(NamedTuple):
@@ -39,35 +40,35 @@ class Fork(NamedTuple):
 
 
 class Server:
-    """Forks processes that run a function of a `Connection`, by its module and name. Started when first needed."""
+    """The server, started when it is first needed; its processes call a function, of a module, with a `Connection`."""
 
     def __init__(self, module: str, function: str) -> None:
-        self._runs = module, function
+        self._function = module, function
         self._process: subprocess.Popen | None = None
         self._connection: Connection | None = None
-        self._alone = threading.Lock()  # one question at a time
+        self._lock = threading.Lock()  # one request at a time
 
     def fork(self, folder: Path, log: Path, group: int) -> Fork:
-        """A process of a group that works in a folder and prints into a file, with this process's environment and path.
+        """Start a process in a folder and a group, with this process's environment and path, that prints into a file.
 
         Raises:
             NoProcess: the libraries cannot be loaded.
         """
         ours, theirs = Pipe()
-        with open(log, "ab") as output, theirs, self._alone:
-            number = self._ask_for_one(theirs.fileno(), output.fileno())
+        with open(log, "ab") as output, theirs, self._lock:
+            number = self._request_fork(theirs.fileno(), output.fileno())
         ours.send((dict(os.environ), _path(), str(folder), group))
         return Fork(number, ours)
 
-    def _ask_for_one(self, *descriptors: int) -> int:
+    def _request_fork(self, *descriptors: int) -> int:
         for again in (True, False):
             try:
                 server = self._connection or self._start()
                 server.send(None)
                 for descriptor in descriptors:
                     send_handle(server, descriptor, None)
-                return _heard(server, STARTING)
-            except (EOFError, OSError) as error:  # it was idle, and has ended
+                return _receive(server, STARTING)
+            except (EOFError, OSError) as error:  # a server that was idle has ended
                 code = self.close()
                 if not again:
                     reason = str(error) or f"exit code {code}"
@@ -78,9 +79,9 @@ class Server:
         ours, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *self._runs, *_path()],
+                [sys.executable, "-c", PROGRAM, str(theirs.fileno()), *self._function, *_path()],
                 pass_fds=(theirs.fileno(),),
-                process_group=0,  # no key of a terminal reaches it
+                process_group=0,  # Ctrl+C does not reach it
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
@@ -88,11 +89,11 @@ class Server:
         return ours
 
     def how_it_ended(self, fork: Fork) -> str:
-        """In words, of a process that has closed its connection or is killed."""
-        with self._alone, suppress(EOFError, OSError):
+        """How a process ended that has closed its connection or was killed: its exit code or signal."""
+        with self._lock, suppress(EOFError, OSError):
             if self._connection:
                 self._connection.send(fork.number)
-                return _heard(self._connection, 2 * ENDING)
+                return _receive(self._connection, 2 * ENDING)
         return UNKNOWN
 
     def close(self) -> int | None:
@@ -111,28 +112,28 @@ def _path() -> list[str]:
     return [os.path.abspath(entry) for entry in sys.path]
 
 
-def _heard(connection: Connection, seconds: float) -> Any:
+def _receive(connection: Connection, seconds: float) -> Any:
     if not connection.poll(seconds):
         raise TimeoutError(f"no sign of life after {seconds:g} s")
     return connection.recv()
 
 
 def _serve(descriptor: str, module: str, function: str) -> None:
-    """What the server does until the other end of its connection is closed."""
+    """Answer requests until the other end of the connection is closed."""
     run: Callable[[Connection], None] = getattr(import_module(module), function)
     client = Connection(int(descriptor))
-    ends: dict[int, str] = {}  # of each process, in words
+    ends: dict[int, str] = {}  # how each process ended
     with suppress(EOFError):
-        while client.poll(IDLE) or any(_end(ends, number, 0) == RUNNING for number in ends):
+        while client.poll(IDLE) or any(_how_it_ended(ends, number, 0) == RUNNING for number in ends):
             if client.poll():
                 _answer(client, run, ends)
 
 
 def _answer(client: Connection, run: Callable[[Connection], None], ends: dict[int, str]) -> None:
-    """Fork a process and give its number, or say how one has ended."""
+    """Fork a process and send its number, or send how a process ended."""
     number = client.recv()
     if number is not None:
-        client.send(_end(ends, number, ENDING))
+        client.send(_how_it_ended(ends, number, ENDING))
         return
     descriptors = [recv_handle(client), recv_handle(client)]
     if (number := os.fork()) == 0:
@@ -144,14 +145,14 @@ def _answer(client: Connection, run: Callable[[Connection], None], ends: dict[in
     client.send(number)
 
 
-def _end(ends: dict[int, str], number: int, seconds: float) -> str:
-    """How a process ended, which may take a while."""
+def _how_it_ended(ends: dict[int, str], number: int, seconds: float) -> str:
+    """How a process ended, which is waited for."""
     until = time.monotonic() + seconds
     while ends.get(number) == RUNNING:
         ended, status = os.waitpid(number, os.WNOHANG)
         if ended:
             code = os.waitstatus_to_exitcode(status)
-            ends[number] = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            ends[number] = f"exit code {code}" if code >= 0 else SIGNALS.get(-code, f"signal {-code}")
         elif time.monotonic() >= until:
             break
         else:
@@ -185,7 +186,7 @@ def _run(run: Callable[[Connection], None], descriptor: int, log: int) -> None:
 
 
 def print_to(descriptor: int) -> None:
-    """Have this process, and what it starts, print into an open file, which is closed but for that."""
+    """Have this process, and those that it starts, print into an open file, whose descriptor is closed."""
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)

@@ -1,8 +1,8 @@
-"""A process for the code of a problem, which can be ended where it hangs, may take itself down, and changes nothing.
+"""A process for the code of a problem, which may hang, crash or change global state there.
 
 It serves one problem, call by call. Each call runs in a new folder, which is removed afterwards, or kept if the call
-failed and left something; what the code prints goes to a log. The process ends with whoever uses it, and after a minute
-without a call, together with all programs that were started from it.
+failed and left files; what the code prints goes to a log. The process ends with the process that uses it, and after a
+minute without a call, together with all programs that it started.
 """
 
 import faulthandler
@@ -37,16 +37,16 @@ from sibcl_ray.problems.problem import Problem, SolverFailed
 from sibcl_ray.storage.folders import private_folder
 
 IDLE = 60.0  # seconds without a call after which a process ends
-TURN = 0.5  # seconds for which nothing else is heard while an answer is waited for
-KEPT = 5  # folders of calls that failed
-TOLD = 300  # last characters of what was printed
-# Leads the group of the process and of all that it starts, and ends it as soon as nobody holds the other end of this
-# one's input: whoever made them is gone, perhaps killed, and the process may be deaf inside a library.
+TURN = 0.5  # seconds of waiting for an answer after which interrupts are handled
+KEPT = 5  # folders of failed calls that are kept
+TOLD = 300  # characters at the end of what was printed that a message contains
+# A shell that leads the process group of the sandbox, and kills the group when its standard input is closed: then the
+# process that started it has ended or was killed, and the process of the sandbox may be inside a library.
 LEADER = 'read _; rm -rf -- "$1"; kill -s KILL 0'
 
 
 class CallFailed(Exception):
-    """The problem's code failed on what it was called with; the text says how, ``left`` what it printed and wrote."""
+    """The problem's code failed on its arguments; the text says how, ``left`` what it printed and its files."""
 
     def __init__(self, reason: str, left: str = "", too_long: bool = False) -> None:
         super().__init__(reason)
@@ -54,13 +54,13 @@ class CallFailed(Exception):
 
 
 def call(problem: Problem, method: str, *arguments: Any, seconds: float | None = None) -> Any:
-    """What a method of a problem returns: of a problem of ours that has no time limit in this process, else apart.
+    """What a method of a problem returns; in a sandbox if the problem is a user's or there is a time limit.
 
     A method that draws takes the generator as its last argument; it comes back with the sample, as it is afterwards.
 
     Raises:
         CallFailed: it raised an exception, took longer than ``seconds`` or took its process down.
-        SolverFailed: there is no process to be had.
+        SolverFailed: no process can be started.
     """
     if isolation.is_guest(type(problem)) or seconds is not None:
         return _sandbox(problem)(method, *arguments, seconds=seconds)
@@ -79,7 +79,7 @@ def result_of(problem: Problem, method: str, arguments: tuple) -> Any:
 
 
 class Sandbox:
-    """The process of a problem. It is started by the first call, and anew after one that it did not survive."""
+    """The process of a problem, which the first call starts, and the next call after one that ended it."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -90,22 +90,22 @@ class Sandbox:
         self._environment: dict[str, str] = {}
         self._used = -math.inf
         self._number = 0
-        self._alone = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, method: str, *arguments: Any, seconds: float | None = None) -> Any:
-        """As `call`."""
-        with self._alone:
+        """As `call`, always in the process."""
+        with self._lock:
             try:
-                return self._called(method, arguments, seconds)
+                return self._call(method, arguments, seconds)
             except (CallFailed, SolverFailed):
                 raise
-            except BaseException:  # an interrupt: the answer would be taken for that to the next call
+            except BaseException:  # an interrupt: the answer would be read as that to the next call
                 self.close()
                 raise
 
-    def _called(self, method: str, arguments: tuple, seconds: float | None) -> Any:
+    def _call(self, method: str, arguments: tuple, seconds: float | None) -> Any:
         if time.monotonic() - self._used > IDLE / 2 or dict(os.environ) != self._environment:
-            self.close()  # it may be about to end; or have another's GPUs
+            self.close()  # it may be about to end, or have other GPUs
         fork = self._fork or self._start()
         place = self._folder / str(self._number)
         self._number += 1
@@ -113,25 +113,25 @@ class Sandbox:
             fork.connection.send_bytes(cloudpickle.dumps((method, arguments, place)))
             if not _answers(fork.connection, seconds):
                 reason = f"no end after {seconds:g} s, the timeout of {self.problem.name}"
-                raise CallFailed(reason, self._ended_at(place), too_long=True)
+                raise CallFailed(reason, self._end_failed(place), too_long=True)
             reason, result = fork.connection.recv()
         except (EOFError, OSError):
             how = _SERVER.how_it_ended(fork)
-            raise CallFailed(f"it takes its process down ({how})", self._ended_at(place)) from None
+            raise CallFailed(f"it takes its process down ({how})", self._end_failed(place)) from None
         self._used = time.monotonic()
         if method.startswith("solve") and not reason and _nowhere_finite(result):
             reason = "a label that is not finite"
         if reason:
-            raise CallFailed(reason, _kept(place, self.problem.name))
+            raise CallFailed(reason, _keep_files(place, self.problem.name))
         shutil.rmtree(place, ignore_errors=True)
         place.with_suffix(".log").unlink(missing_ok=True)
         return result
 
-    def _ended_at(self, place: Path) -> str:
-        """End the process; what it left."""
+    def _end_failed(self, place: Path) -> str:
+        """End the process; what it printed and left in its folder."""
         if self._leader:
             _kill_all(self._fork, self._leader)
-        left = _kept(place, self.problem.name)
+        left = _keep_files(place, self.problem.name)
         self.close()
         return left
 
@@ -160,16 +160,13 @@ class Sandbox:
             raise SolverFailed(f"the solver of {self.problem.name} cannot be started: {error}") from None
         self._end = weakref.finalize(self, _end, fork, leader, self._folder)
         try:
-            # The number of threads may change rounding, so it is that of the caller.
+            # As many threads as the caller has, as their number may change rounding.
             fork.connection.send(torch.get_num_threads())
             fork.connection.send_bytes(problem)
             started = _answers(fork.connection, STARTING)
             reason = fork.connection.recv() if started else f"no sign of life after {STARTING:g} s"
         except (EOFError, OSError):
-            reason = f"its process ends ({_SERVER.how_it_ended(fork)}){_said(log)}"
-        except BaseException:
-            self.close()
-            raise
+            reason = f"its process ends ({_SERVER.how_it_ended(fork)}){_printed(log)}"
         if reason:
             self.close()
             raise SolverFailed(
@@ -178,7 +175,7 @@ class Sandbox:
         return fork
 
     def close(self) -> None:
-        """End the process, and all that it has started."""
+        """End the process and all that it started."""
         self._end()
         self._fork = self._leader = None
 
@@ -190,22 +187,22 @@ class Sandbox:
 
 
 def leads(command: list[str]) -> bool:
-    """Whether a command is that of the leader of such a group, which ends with whoever made it, and clears up."""
+    """Whether a command is that of the leader of such a group, which ends by itself when this process has ended."""
     return command[1:3] == ["-c", LEADER]
 
 
 _SERVER = Server(__name__, "serve")
-_sandbox = lru_cache(maxsize=1)(Sandbox)  # of a process, for all that it calls
+_sandbox = lru_cache(maxsize=1)(Sandbox)  # of the problem that this process called last
 
 
 def end() -> None:
-    """End what this process has started here; the next call starts it anew."""
+    """End the processes that this one has started for sandboxes; the next call starts new ones."""
     _sandbox.cache_clear()
     _SERVER.close()
 
 
 def _answers(connection: Connection, seconds: float | None) -> bool:
-    """Wait for an answer; by turns, as Ray's interrupts are heard between them only."""
+    """Wait for an answer, in short turns, as interrupts by Ray are handled only between them."""
     until = math.inf if seconds is None else time.monotonic() + seconds
     while not connection.poll(max(0.0, min(TURN, until - time.monotonic()))):
         if time.monotonic() >= until:
@@ -221,19 +218,19 @@ def _nowhere_finite(labels: np.ndarray) -> bool:
 
 def _end(fork: Fork | None, leader: subprocess.Popen, folder: Path) -> None:
     _kill_all(fork, leader)
-    leader.wait()  # until now its number was not reused
+    leader.wait()  # only from now on can its process number be reused
     assert leader.stdin
     leader.stdin.close()
     if fork:
         fork.connection.close()
-        _SERVER.how_it_ended(fork)  # so that nothing is left of it
+        _SERVER.how_it_ended(fork)  # the server waits for it, so no zombie is left
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kill_all(fork: Fork | None, leader: subprocess.Popen) -> None:
-    """End the group of the process, and those that it has started in groups of their own."""
+    """Kill the process group, and processes that were started from it in other groups."""
     with suppress(psutil.Error, ProcessLookupError):
-        if fork and os.getpgid(fork.number) == leader.pid:  # the number may be another's by now
+        if fork and os.getpgid(fork.number) == leader.pid:  # else the number is that of another process by now
             for process in psutil.Process(fork.number).children(recursive=True):
                 with suppress(psutil.Error):
                     process.kill()
@@ -241,10 +238,10 @@ def _kill_all(fork: Fork | None, leader: subprocess.Popen) -> None:
         os.killpg(leader.pid, signal.SIGKILL)
 
 
-def _kept(place: Path, name: str) -> str:
-    """What a call that failed has printed, and where its files are now: the last few are kept."""
+def _keep_files(place: Path, name: str) -> str:
+    """What a failed call printed, and where its files are kept, as are those of the last few failed calls."""
     log = place.with_suffix(".log")
-    said = _said(log)
+    said = _printed(log)
     if place.is_dir() and any(place.iterdir()):
         with suppress(OSError):
             there = private_folder(Path(tempfile.gettempdir()), "sibcl_ray-failed")
@@ -261,8 +258,8 @@ def _kept(place: Path, name: str) -> str:
     return said
 
 
-def _said(log: Path) -> str:
-    """The last lines that were printed."""
+def _printed(log: Path) -> str:
+    """The end of what was printed, for a message."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 2**16))
@@ -270,24 +267,21 @@ def _said(log: Path) -> str:
     except OSError:
         return ""
     crash = next((i for i, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
-    where = [line for line in lines[crash:] if line.startswith("File ")]  # faulthandler's, the last call first
+    where = [line for line in lines[crash:] if line.startswith("File ")]  # by faulthandler, the innermost call first
     told = [" | ".join(filter(None, lines[:crash]))[-TOLD:], *lines[crash : crash + 1], *where[:1]]
     return f"; it printed: {' | '.join(filter(None, told))}" if any(told) else ""
 
 
-# What the process does
-
-
 def serve(connection: Connection) -> None:
-    """Answer calls, with the process's end of the connection."""
-    isolation.at_home()
+    """What the process does: answer calls that come through the connection."""
+    isolation.disable()
     faulthandler.enable()
-    os.register_at_fork(after_in_child=connection.close)  # a pool's workers may outlive this process, or it them
+    os.register_at_fork(after_in_child=connection.close)  # workers of a process pool may outlive this process
     here = Path.cwd()
     threads = connection.recv()
     try:
         problem = connection.recv()
-    except Exception as error:  # a library that this machine does not have, for one
+    except Exception as error:  # for example, a library is missing on this machine
         connection.send(_reason(error))
         return
     os.chdir(here)
@@ -298,11 +292,11 @@ def serve(connection: Connection) -> None:
             answer = _answer(problem, *connection.recv())
             os.chdir(here)
             connection.send_bytes(answer)
-    os.killpg(0, signal.SIGKILL)  # with what was left running
+    os.killpg(0, signal.SIGKILL)  # with all programs that are still running
 
 
 def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> bytes:
-    """A reason or a result, pickled."""
+    """The reason of a failure, or empty, and the result, pickled."""
     place.mkdir()
     os.chdir(place)
     print_to(os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
@@ -317,7 +311,7 @@ def _answer(problem: Problem, method: str, arguments: tuple, place: Path) -> byt
 
 
 def _plain(result: Any) -> np.ndarray:
-    """What a method gives as an array, if it is one; of objects only how many they are."""
+    """What a method returned as an array; if it is one of objects, only its shape counts."""
     if isinstance(result, torch.Tensor):
         result = result.detach().cpu()
         result = result.float() if result.dtype == torch.bfloat16 else result
@@ -332,7 +326,7 @@ def _masked_within(values: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """An exception in a line, with the place in the user's file."""
+    """An exception in one line, with the line of the user's file."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if any(f.filename.startswith(p) for p in isolation.paths)
     ]

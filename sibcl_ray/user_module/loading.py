@@ -1,4 +1,4 @@
-"""A problem in the user's own file: ``my_problem.py:MyProblem``. All of it is looked at that costs nothing."""
+"""A problem in the user's own file, such as ``my_problem.py:MyProblem``: loaded, and checked as far as that is fast."""
 
 import ast
 import inspect
@@ -23,9 +23,9 @@ from sibcl_ray.storage.folders import expanded
 from sibcl_ray.user_module.module import TooLarge, UserModule, classes, line_of, read
 
 TABULATED = "tabulated"
-TRIED = 5.0  # seconds in which inputs should come, to be looked at
+TRIED = 5.0  # seconds after which inputs that are drawn for a check are not waited for
 MISSING = "install what it needs, or put it beside the file"
-_importing: list[str] = []  # files that are being imported
+_importing: list[str] = []  # files that are being imported now
 SPELLED = re.compile(r"(?P<file>.*\.py)(:(?P<kind>.*))?", re.DOTALL)
 
 
@@ -62,16 +62,16 @@ def load(name: str) -> Problem:
     """
     spelled = SPELLED.fullmatch(name)
     assert spelled
-    return _made(_read(Path(spelled["file"])), spelled["kind"] or "", {})
+    return _instance(_read_module(Path(spelled["file"])), spelled["kind"] or "", {})
 
 
 def from_file(problem: Problem) -> Problem:
-    """The same problem of a class that is imported from its file, so that its labels are named by what it does.
+    """The same problem, of a class that is loaded from its file, so that its labels are named by the code in there.
 
-    One of the library, and of a class that says its own ``version``, stays what it is.
+    One of the library, or of a class with a ``version``, is returned as it is.
 
     Raises:
-        BadProblem: it cannot be used, or stands in no file, such as a cell of a notebook.
+        BadProblem: it cannot be used, or is in no file but, for example, in a notebook.
     """
     kind: Any = type(problem)
     if kind.source is not None or not is_guest(kind) or "version" in vars(kind):
@@ -91,34 +91,34 @@ def from_file(problem: Problem) -> Problem:
             f'{file.name} runs a study when it is imported; put what runs it below if __name__ == "__main__":'
         )
     values = {field.name: getattr(problem, field.name) for field in fields(kind) if field.init}
-    return _made(_read(file), kind.__name__, values)
+    return _instance(_read_module(file), kind.__name__, values)
 
 
-def _made(its: UserModule, name: str, values: dict[str, Any]) -> Problem:
-    """A problem of a class in a module, looked at."""
-    _importing.append(its.file)
+def _instance(source: UserModule, name: str, values: dict[str, Any]) -> Problem:
+    """A problem of a class in a module, checked."""
+    _importing.append(source.file)
     try:
-        with _telling(its, its.file, MISSING):
-            module = its.module()
+        with _explaining_errors(source, source.file, MISSING):
+            module = source.module()
     finally:
         _importing.pop()
-    kind = _kind(module, its.file, name)
-    me = f"{its.file}: {kind.__name__}"
-    with _telling(its, f"{me}()", "it is made without arguments, so give every field a value"):
+    kind = _find_class(module, source.file, name)
+    me = f"{source.file}: {kind.__name__}"
+    with _explaining_errors(source, f"{me}()", "it is made without arguments, so give every field a value"):
         problem = kind(**values)
     check.declared(problem, me)
     for before, now in RENAMED.items():
         if any(before in vars(k) for k in kind.__mro__ if is_guest(k)):
             print(f"note: {me}.{before} is now called {now}; the old name still works", file=sys.stderr, flush=True)
     with Sandbox(problem) as sandbox:
-        inputs = [_drawn(sandbox, me, method) for method in ("sample", "sample_surrogate")]
+        inputs = [_draw_twice(sandbox, me, method) for method in ("sample", "sample_surrogate")]
     if inputs[0] is not None:
-        with _telling(its, me, "mend it"):
+        with _explaining_errors(source, me, "mend it"):
             check.training(problem, me, torch.from_numpy(inputs[0]))
     return problem
 
 
-def _read(path: Path) -> UserModule:
+def _read_module(path: Path) -> UserModule:
     try:
         return read(path)
     except TooLarge as error:
@@ -133,7 +133,7 @@ def _read(path: Path) -> UserModule:
         raise BadProblem(f"{path} cannot be read ({error.strerror}); give a Python file") from None
 
 
-def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
+def _find_class(module: ModuleType, file: str, wanted: str) -> type[Problem]:
     own = classes(module)
     problems = [name for name, kind in own.items() if issubclass(kind, Problem)]
     if not wanted:
@@ -150,8 +150,8 @@ def _kind(module: ModuleType, file: str, wanted: str) -> type[Problem]:
 
 
 @contextmanager
-def _telling(module: UserModule, what: str, advice: str) -> Iterator[None]:
-    """Errors of the user's file become one line that says where."""
+def _explaining_errors(module: UserModule, what: str, advice: str) -> Iterator[None]:
+    """Turns errors of the user's file into a message of one line that says where."""
     try:
         yield
     except BadProblem:
@@ -167,8 +167,8 @@ def _telling(module: UserModule, what: str, advice: str) -> Iterator[None]:
         ) from None
 
 
-def _drawn(sandbox: Sandbox, me: str, method: str) -> np.ndarray | None:
-    """Two inputs of a family; None if they take long, and are looked at when they are needed."""
+def _draw_twice(sandbox: Sandbox, me: str, method: str) -> np.ndarray | None:
+    """Two inputs of a family; None if that takes long: they are checked when they are needed."""
     what = f"{me}.{method}"
     draws: list[np.ndarray] = []
     try:

@@ -1,9 +1,9 @@
-"""A user's Python file as a module that is importable by its name in every process, wherever that runs.
+"""A user's Python file as a module that every process on every machine can import by its name.
 
-The file is read once, with the modules beside it that it imports and the small files that it names. All of them are
-unpacked into a folder of this user's on each machine, named by its content, and imported from there: so workers
-elsewhere need no file, the pools of processes that a solver starts can import it, what is changed meanwhile changes
-nothing, and no bytecode or cache is written beside the file. What else lies there is linked to, where it is seen.
+The file is read once, with the modules beside it that it imports and the small files that it names. On each machine all
+of them are unpacked into a private folder, named by their content, and imported from there: so workers on other
+machines need no file, process pools that a solver starts can import it, later edits have no effect, and no bytecode or
+cache is written beside the file. Other files beside it are linked to, on machines where they exist.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.folders import private_folder
 from sibcl_ray.user_module import files as its_files
 from sibcl_ray.user_module.dependencies import Sources
-from sibcl_ray.user_module.files import LARGEST, TooLarge, beside
+from sibcl_ray.user_module.files import LARGEST, TooLarge, visible
 
 UNUSED = 3 * 86_400.0  # seconds after which an unpacked module that was not imported is removed
 FOLDER = "sibcl_ray-modules"
@@ -46,39 +46,36 @@ _loading = threading.RLock()
 _modules: dict[UserModule, ModuleType] = {}
 
 
-@lru_cache(maxsize=8)
-def _sources(module: UserModule) -> Sources:
-    data = dict(module.data)  # programs in Python among them, which are not imported
-    return Sources({path: content for path, content in module.files if path.endswith(".py") and path not in data}, data)
-
-
 @dataclass(frozen=True)
 class UserModule:
-    """A module, and what it needs of what lies beside it."""
+    """A module, and the files beside it that it needs."""
 
-    file: str  # its name, as the user has it
+    file: str  # the name of the user's file
     name: str  # by which it is imported
     files: tuple[tuple[str, bytes], ...]  # by path below the folder that is first in sys.path; the module's own first
-    data: tuple[tuple[str, str], ...]  # path and checksum of the files that it names in a text
+    data: tuple[tuple[str, str], ...]  # path and checksum of the files that a string of it names
     origin: str  # that folder, on the machine where the files were read
 
     @property
+    @lru_cache(maxsize=8)  # noqa: B019
     def sources(self) -> Sources:
-        """Its code, to find out what decides what."""
-        return _sources(self)
+        """Its code, to find what methods depend on."""
+        data = dict(self.data)  # also of Python files that are not imported
+        code = {path: content for path, content in self.files if path.endswith(".py") and path not in data}
+        return Sources(code, data)
 
     def defines(self, kind: type) -> bool:
-        """Whether the class is one of its code."""
+        """Whether the class is defined in its code."""
         return kind.__module__ in self.sources.modules
 
     @property
     def version(self) -> int:
-        """What named its labels before they were named by what decides them."""
-        sources = [importlib.util.decode_source(content) for path, content in self.files if path.endswith(".py")]
+        """A number for all of its code and data, which named labels in earlier versions of this library."""
+        contents = [content for path, content in self.files if path.endswith(".py")]
         try:
-            code = fingerprint([ast.unparse(_without_docstrings(ast.parse(source))) for source in sources])
-        except (RecursionError, ValueError):  # of source so long, or of so long a number, that there was none
-            code = fingerprint(sources)
+            code = fingerprint([ast.unparse(_without_docstrings(ast.parse(content))) for content in contents])
+        except (RecursionError, SyntaxError, ValueError):  # a very deep expression, a very long number, or Python 2
+            code = fingerprint([_decoded(content) for content in contents])
         return int(fingerprint(code, list(self.data)) if self.data else code, 16)
 
     def module(self) -> ModuleType:
@@ -90,8 +87,8 @@ class UserModule:
                 isolation.paths[:] = [str(root)]
                 importlib.invalidate_caches()
                 here = contextlib.chdir(root) if os.path.isdir(root) else contextlib.nullcontext()
-                with isolation.kept_apart(), here, self._unhidden():
-                    if str(root) not in sys.path:  # in a process of its own it stays there, for those that it starts
+                with isolation.state_restored(), here, self._unhidden():
+                    if str(root) not in sys.path:  # in a sandbox it stays there, for the processes that it starts
                         sys.path.insert(0, str(root))
                     module = importlib.import_module(self.name)
                 for name, kind in classes(module).items():
@@ -109,7 +106,7 @@ class UserModule:
 
     @contextlib.contextmanager
     def _unhidden(self) -> Iterator[None]:
-        """Modules of this process with names of the user's are out of the way, but for Python's and installed ones."""
+        """Meanwhile no module of this process, but Python's and installed ones, hides a module of the user's."""
         tops = {PurePosixPath(path).parts[0].removesuffix(".py") for path, _ in self.files} - {"sibcl_ray"}
         hiding = [n for n, m in sys.modules.items() if n.partition(".")[0] in tops and not _is_installed(n, m)]
         away = {name: sys.modules.pop(name) for name in hiding}
@@ -119,7 +116,7 @@ class UserModule:
             sys.modules.update(away)
 
     def _unpacked(self) -> Path:
-        """The folder, below one that is this user's alone, with all that belongs to the module."""
+        """A private folder with all files of the module."""
         place = private_folder(Path(tempfile.gettempdir()), FOLDER)
         root = place / hashlib.sha256(repr(self).encode()).hexdigest()[:16]
         if root.is_dir():
@@ -131,11 +128,11 @@ class UserModule:
                     shutil.rmtree(old, ignore_errors=True)
         draft = place / f"{uuid.uuid4().hex}.draft"
         for path, content in self.files:
-            if not (os.path.isabs(path) and os.path.exists(path)):  # the user's, who may have edited it since
+            if not (os.path.isabs(path) and os.path.exists(path)):  # the user's own file is never written to
                 (draft / path).parent.mkdir(parents=True, exist_ok=True)
                 (draft / path).write_bytes(content)
         for folder in {PurePosixPath(path).parent for path, _ in self.files}:
-            for each in beside(Path(self.origin) / folder):
+            for each in visible(Path(self.origin) / folder):
                 if not os.path.lexists(draft / folder / each.name):
                     (draft / folder / each.name).symlink_to(each)
         try:
@@ -146,20 +143,20 @@ class UserModule:
 
 
 def classes(module: ModuleType) -> dict[str, type]:
-    """The classes that a module defines, and problems that it has from another of the user's, by name."""
+    """The classes that a module defines, and problems that it imports from another of the user's, by name."""
     kinds = {name: kind for name, kind in vars(module).items() if isinstance(kind, type)}
     own = {name: kind for name, kind in kinds.items() if kind.__module__ == module.__name__}
     return own | {name: kind for name, kind in kinds.items() if issubclass(kind, Problem) and isolation.is_guest(kind)}
 
 
 def _remade(module: UserModule, name: str, *arguments: Any) -> Any:
-    """In whichever process: an object of a class in the module, still without its state."""
+    """An unpickled object of a class in the module, still without its state."""
     kind = getattr(module.module(), name)
     return kind.__new__(kind, *arguments)
 
 
 def _forget_others(place: Path) -> None:
-    """Have no module that was imported from another user's file answer to a name."""
+    """Remove modules of other user files, which are unpacked in the same place, from those imported."""
     for name, module in list(sys.modules.items()):
         if any(where.startswith(f"{place}{os.sep}") for where in _places(module)):
             del sys.modules[name]
@@ -184,7 +181,7 @@ def read(path: Path) -> UserModule:
     Raises:
         OSError: the file cannot be read.
         UnicodeDecodeError: it is no text.
-        TooLarge: it, and what goes along with it, is larger than a page of Python.
+        TooLarge: it is too large to be sent with every job.
     """
     path = path.absolute()
     content = path.read_bytes()
@@ -204,7 +201,7 @@ def read(path: Path) -> UserModule:
 
 
 def _levels(path: Path, content: bytes) -> int:
-    """How many folders up its package begins."""
+    """How many folders above the file are packages."""
     levels = 0
     while (path.parents[levels] / "__init__.py").is_file() and levels < len(path.parents) - 1:
         levels += 1
@@ -215,7 +212,7 @@ def _levels(path: Path, content: bytes) -> int:
 
 
 def _is_taken(stem: str, path: Path) -> bool:
-    """Whether a module of Python, or one that is installed, has the name."""
+    """Whether a module of Python's, or another one that can be imported, has the name."""
     if stem in sys.stdlib_module_names:
         return True
     there = _places(sys.modules[stem]) if stem in sys.modules else []
@@ -227,6 +224,12 @@ def _is_taken(stem: str, path: Path) -> bool:
         there = [] if spec is None else [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
     others = (place for place in there if f"{os.sep}{FOLDER}-" not in place)
     return any(not (os.path.exists(place) and os.path.samefile(place, path)) for place in others)
+
+
+def _decoded(content: bytes) -> str:
+    with suppress(SyntaxError, UnicodeDecodeError):
+        return importlib.util.decode_source(content)
+    return content.decode("latin-1")
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
