@@ -1,8 +1,8 @@
 """A process for the code of a problem, which can be ended where it hangs, may take itself down, and changes nothing.
 
 It serves one problem, call by call. Each call runs in a new folder, which is removed afterwards, or kept if the call
-failed and left something; what the code prints goes to a log. The process ends with whoever uses it, and after a minute
-without a call, together with all programs that were started from it.
+failed and left something; what the code prints goes to a log. The process ends with the one that uses it, and after a
+minute without a call, together with all programs that were started from it.
 """
 
 import faulthandler
@@ -41,7 +41,7 @@ TURN = 0.5  # seconds for which nothing else is heard while an answer is waited 
 KEPT = 5  # folders of calls that failed
 TOLD = 300  # last characters of what was printed
 # Leads the group of the process and of all that it starts, and ends it as soon as nobody holds the other end of this
-# one's input: whoever made them is gone, perhaps killed, and the process may be deaf inside a library.
+# one's input: the process that made them is gone, perhaps killed, and the process may be deaf inside a library.
 LEADER = 'read _; rm -rf -- "$1"; kill -s KILL 0'
 
 
@@ -188,7 +188,7 @@ class Sandbox:
 
 
 def leads(command: list[str]) -> bool:
-    """Whether a command is that of the leader of such a group, which ends with whoever made it, and clears up."""
+    """Whether a command is that of such a group's leader, which ends with the process that made it, and clears up."""
     return command[1:3] == ["-c", LEADER]
 
 
