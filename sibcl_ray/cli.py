@@ -207,8 +207,8 @@ def _show_plan(ledger: Ledger) -> None:
     table.add_row("target labels", str(p.target_labels), _known(p.target_seconds))
     table.add_row("surrogate labels", str(p.surrogate_labels), _known(p.surrogate_seconds))
     table.add_row("pretrainings", f"at most {p.pretrainings}", duration(p.pretraining_seconds))
-    table.add_row(f"trials, {study.folds} folds each", str(p.trials), duration(p.trial_seconds))
-    table.add_row("cells", str(p.cells), duration(p.cell_seconds))
+    table.add_row(f"trials, {study.folds} folds each", str(lacking.trials), duration(p.trial_seconds))
+    table.add_row("cells", str(lacking.cells), duration(p.cell_seconds))
     console.print(table)
     cores = os.cpu_count() or 1
     without = ", labels of unknown cost not" if None in (p.target_seconds, p.surrogate_seconds) else ""

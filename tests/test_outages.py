@@ -21,7 +21,7 @@ from sibcl_ray.results.figure import learning_curve_figure
 from sibcl_ray.results.mlflow import tracking
 from sibcl_ray.results.mlflow.background import Tracker
 from sibcl_ray.results.mlflow.runs import curve_runs, search_runs, trial_runs
-from sibcl_ray.results.mlflow.tracking import TrackingUnavailable, sync
+from sibcl_ray.results.mlflow.tracking import Mirror, TrackingUnavailable
 
 REQUEST, SLACK = 2, 4  # seconds: a request's timeout in some tests, and what a busy machine takes for nothing
 NOTHING = pd.DataFrame()
@@ -119,22 +119,22 @@ def refused(act, seconds):
 def test_the_server_shows_the_ledger_once(server, study, tmp_path):
     early, late = ledgers()
     figure = learning_curve_figure(late[0], tmp_path / "curves", "planted")
-    sync(server.address, study, *early)
+    Mirror(server.address, study).sync(*early)
     for _ in range(2):
-        sync(server.address, study, *late, figure)
+        Mirror(server.address, study).sync(*late, figure)
         assert_shows(server.address, study, *late, figure)
 
 
 def test_a_database_without_a_server_shows_it_too_and_through_a_restart(database, study):
     uri = database.create("direct")
     early, late = ledgers()
-    sync(uri, study, *early)
+    Mirror(uri, study).sync(*early)
     database.crash()
     database.start()
-    assert PASSWORD not in sync(uri, study, *late)  # the pool's connections are of before
+    assert PASSWORD not in Mirror(uri, study).sync(*late)  # the pool's connections are of before
     assert_shows(uri, study, *late)
     before = rows(database, "direct")
-    sync(uri, study, *late)
+    Mirror(uri, study).sync(*late)
     assert rows(database, "direct") == before
 
 
@@ -152,9 +152,9 @@ def test_runs_stay_themselves_while_they_grow(server, study):
         experiment = client.get_experiment_by_name(f"{study}/trials").experiment_id
         return {run.data.tags[tracking.KEY]: run.info.run_id for run in client.search_runs([experiment])}
 
-    sync(server.address, study, *early)
+    Mirror(server.address, study).sync(*early)
     before = searches()
-    sync(server.address, study, *late)
+    Mirror(server.address, study).sync(*late)
     after = searches()
     assert before.items() <= after.items() and len(after) == len(before) + 1
 
@@ -163,63 +163,64 @@ def test_runs_stay_themselves_while_they_grow(server, study):
 @pytest.mark.parametrize("step", [16, pytest.param(1, marks=pytest.mark.thorough)])
 def test_cut_off_after_any_request_the_next_sync_completes_it(step, server, link, study):
     early, late = ledgers()
-    sync(link.address, f"{study} whole", *early)
+    Mirror(link.address, f"{study} whole").sync(*early)
     begun = link.requests
-    sync(link.address, f"{study} whole", *late)
+    Mirror(link.address, f"{study} whole").sync(*late)
     for requests in range(2, link.requests - begun + 1, step):
         name = f"{study} {requests}"
-        sync(server.address, name, *early)
+        Mirror(server.address, name).sync(*early)
         link.cut_at = link.requests + requests
-        refused(partial(sync, link.address, name, *late), 1)
+        refused(partial(Mirror(link.address, name).sync, *late), 1)
         link.cut_at = None
-        sync(server.address, name, *late)
+        Mirror(server.address, name).sync(*late)
         assert_shows(server.address, name, *late)
 
 
 def test_killed_in_the_middle_and_started_again(server, link, study):
     early, late = ledgers()
-    sync(server.address, study, *early)
+    Mirror(server.address, study).sync(*early)
     link.delay = 0.1  # so that there is a middle
     outcome = []
-    thread = threading.Thread(target=lambda: outcome.append(refused(lambda: sync(link.address, study, *late), 30)))
+    mirror = Mirror(link.address, study)
+    thread = threading.Thread(target=lambda: outcome.append(refused(lambda: mirror.sync(*late), 30)))
     thread.start()
     wait_until(lambda: link.requests == 15, 30)
     server.kill()
     thread.join()
     assert "cannot be written" in outcome[0]
-    refused(lambda: sync(server.address, study, *late), 1)
+    refused(lambda: Mirror(server.address, study).sync(*late), 1)
     server.start()
-    sync(server.address, study, *late)
+    Mirror(server.address, study).sync(*late)
     assert_shows(server.address, study, *late)
 
 
 def test_a_slow_server_is_given_up_between_two_requests(server, link, study):
     ledger = ledgers()[1]
     link.delay = 1
-    line = refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(2)), 2 + 2)
+    line = refused(lambda: Mirror(link.address, study).sync(*ledger, deadline=Deadline(2)), 2 + 2)
     assert "of 6 runs up to date" in line and "next synchronisation completes" in line
     link.delay = 0
-    sync(link.address, study, *ledger, deadline=Deadline(60))
+    Mirror(link.address, study).sync(*ledger, deadline=Deadline(60))
     assert_shows(server.address, study, *ledger)
 
 
 def test_a_server_that_goes_silent_is_given_up(server, link, study, impatient):
     ledger = ledgers()[1]
     link.silent = True
-    refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(0)), REQUEST)
+    refused(lambda: Mirror(link.address, study).sync(*ledger, deadline=Deadline(0)), REQUEST)
     link.silent = False
     thread = hang(link, study, ledger)
-    refused(lambda: sync(link.address, study, *ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
+    refused(lambda: Mirror(link.address, study).sync(*ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
     thread.join()
     link.silent = False
-    sync(link.address, study, *ledger)
+    Mirror(link.address, study).sync(*ledger)
     assert_shows(server.address, study, *ledger)
 
 
 def hang(link, study, ledger):
     """A sync that, in a thread, waits for an answer of a link that went silent in its middle."""
     begun = link.requests
-    thread = threading.Thread(target=lambda: refused(lambda: sync(link.address, study, *ledger), 30))
+    thread = threading.Thread(target=lambda: refused(lambda: Mirror(link.address, study).sync(*ledger), 30))
     thread.start()
     wait_until(lambda: link.requests > begun + 4, 20)
     link.silent = True
@@ -229,15 +230,15 @@ def hang(link, study, ledger):
 def test_a_silent_database_is_left_behind(database, study, impatient):
     """Its driver would wait for ever; the request that is left behind then does no harm."""
     uri, ledger = database.create("silent"), ledgers()[1]
-    sync(uri, study, *ledger)
+    Mirror(uri, study).sync(*ledger)
     with proxy(database.port) as link:
         link.silent = True
         through = database.uri("silent", link.port)
-        refused(lambda: sync(through, study, *ledger, deadline=Deadline(1)), 1 + REQUEST)
-        line = refused(lambda: sync(through, study, *ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
+        refused(lambda: Mirror(through, study).sync(*ledger, deadline=Deadline(1)), 1 + REQUEST)
+        line = refused(lambda: Mirror(through, study).sync(*ledger, deadline=Deadline(0.5)), 0.5 + REQUEST)
         assert "given up" in line and "***" in line
         link.silent = False
-        sync(through, study, *ledger, deadline=Deadline(10))
+        Mirror(through, study).sync(*ledger, deadline=Deadline(10))
     assert_shows(uri, study, *ledger)
 
 
@@ -260,12 +261,12 @@ def test_a_silent_database_is_left_behind(database, study, impatient):
     ],
 )
 def test_addresses_that_cannot_be_are_refused_in_one_line(uri, study, impatient):
-    refused(lambda: sync(uri, study, *ledgers()[1], deadline=Deadline(3)), 3 + REQUEST)
+    refused(lambda: Mirror(uri, study).sync(*ledgers()[1], deadline=Deadline(3)), 3 + REQUEST)
 
 
 def test_a_refused_password_is_said_at_once_and_not_shown(database, study):
     wrong = database.uri("postgres").replace(PASSWORD, f"{PASSWORD}-wrong")
-    line = refused(lambda: sync(wrong, study, *ledgers()[1]), 1)
+    line = refused(lambda: Mirror(wrong, study).sync(*ledgers()[1]), 1)
     assert "password authentication failed" in line and "study:***@" in line
 
 
@@ -276,7 +277,7 @@ def test_no_secret_is_written(database, study, monkeypatch):
     parameters = {"source": f"postgresql://me:{PASSWORD}@host/db", "key": "planted-in-the-environment"}
     trials["parameters"] = [parameters] * len(trials)
     matrix["problem"] = "from https://host/file?token=planted-in-a-query"
-    sync(uri, f"{study} planted-in-the-environment", matrix, trials)
+    Mirror(uri, f"{study} planted-in-the-environment").sync(matrix, trials)
     stored = rows(database, "secrets")
     assert f"{study} ***" in stored and "me:***@host" in stored and "token=***" in stored
     assert "planted-in" not in stored and PASSWORD not in stored
@@ -296,7 +297,7 @@ def test_a_study_that_has_hardly_begun(server, study):
             (pd.DataFrame(rows), search(1)),
             (pd.concat([pd.DataFrame(rows), pd.DataFrame([cell("SIB-CL", 25, 1, 0.05)])]), search(1)),
         ]:
-            sync(server.address, study, matrix, trials)
+            Mirror(server.address, study).sync(matrix, trials)
     assert_shows(server.address, study, matrix, trials)
 
 
@@ -374,7 +375,7 @@ def test_the_browser_shows_learning_curves(server, study, tmp_path):
 
     matrix = noisy(np.random.default_rng(0), METHODS, seeds=3)
     figure = learning_curve_figure(matrix, tmp_path / "curves", "planted")
-    address = sync(server.address, study, matrix, search(2), figure)
+    address = Mirror(server.address, study).sync(matrix, search(2), figure)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
         page = browser.new_page(viewport={"width": 1600, "height": 1000})

@@ -417,7 +417,7 @@ def test_moments_are_those_of_the_whole_however_it_is_cut(seed, count, step, off
     def read():
         yield from (values[first : first + step] for first in range(0, count, step))
 
-    found = statistics.Survey(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], Orbits((), (2, 3)))
+    found = statistics.Statistics(tables.Stored("a", count, (2, 3), read), lambda raw: raw, [], Orbits((), (2, 3)))
     exact = values.astype(np.float64)
     assert np.allclose(found.mean, exact.mean(0), rtol=1e-12)
     assert np.allclose(found.square_about(found.mean), exact.var(0), rtol=1e-6, atol=1e-12)

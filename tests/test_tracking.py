@@ -33,7 +33,7 @@ def first_sync(place):
         "import numpy as np, pandas as pd, sys; sys.path.insert(0, 'tests')\n"
         "from test_curves import exact, power_law; from sibcl_ray.results.mlflow import tracking\n"
         f"uri, matrix = 'sqlite:///{place}/mlflow.db', exact({{'SL': power_law(1)}})\n"
-        "tracking.sync(uri, 'another study', matrix, pd.DataFrame())"
+        "tracking.Mirror(uri, 'another study').sync(matrix, pd.DataFrame())"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
@@ -73,7 +73,7 @@ def history(client, run, metric):
 
 def test_the_store_shows_the_ledger(uri, matrix, tmp_path):
     artifacts = learning_curve_figure(matrix, tmp_path / "curves", "planted")
-    tracking.sync(uri, "study", matrix, search(3), artifacts)
+    tracking.Mirror(uri, "study").sync(matrix, search(3), artifacts)
     client, curves, count = runs(uri, "study")
     assert set(curves) == set(METHODS) and count == 3
     for method, curve in learning_curves(matrix).items():
@@ -107,7 +107,7 @@ def test_errors_are_shown_with_their_units(uri):
         ("meV", "for SL's error of 491 meV."),
         ("", "for SL's error of 491."),
     ):
-        tracking.sync(uri, f"study in {units}", matrix.assign(error_units=units), search(0))
+        tracking.Mirror(uri, f"study in {units}").sync(matrix.assign(error_units=units), search(0))
         client, curves, _ = runs(uri, f"study in {units}")
         assert note in curves["SL-I"].data.tags["mlflow.note.content"]
         assert curves["SL-I"].data.tags["error_units"] == (units or "not given")
@@ -150,18 +150,18 @@ def test_a_workspace_of_databricks(uri, matrix, tmp_path, monkeypatch):
     with mlflow_server(uri, tmp_path) as server:
         monkeypatch.setenv("DATABRICKS_HOST", server.address)
         monkeypatch.setenv("DATABRICKS_TOKEN", "planted-token")
-        said = tracking.sync("databricks", "study", matrix, search(1))
+        said = tracking.Mirror("databricks", "study").sync(matrix, search(1))
         assert set(runs(server.address, "/Shared/study")[1]) == set(METHODS)
         assert runs(server.address, "/Shared/study-trials")[2] == 4 + 4
     assert said.startswith(f"{server.address}/ml/experiments/") and "planted" not in said
     monkeypatch.delenv("DATABRICKS_HOST")
     with pytest.raises(tracking.TrackingUnavailable, match="MLflow at databricks://nobody cannot be written"):
-        tracking.sync("databricks://nobody", "study", matrix, search(0))
+        tracking.Mirror("databricks://nobody", "study").sync(matrix, search(0))
 
 
 def test_censored_savings_are_said_in_words(uri):
     matrix = exact({"SL": power_law(1), "early": power_law(40), "never": power_law(0.5)})
-    tracking.sync(uri, "study", matrix, search(0))
+    tracking.Mirror(uri, "study").sync(matrix, search(0))
     _, curves, _ = runs(uri, "study")
     early, never = curves["early"].data, curves["never"].data
     assert early.tags["label_saving"] == "at least 16×" and early.metrics["label_saving"] == pytest.approx(16)
@@ -177,21 +177,21 @@ def test_a_second_sync_changes_nothing(uri, matrix):
             for run in found.values()
         }
 
-    tracking.sync(uri, "study", matrix, search(2))
+    tracking.Mirror(uri, "study").sync(matrix, search(2))
     before = {key: (data.to_dictionary(), points) for key, (data, points) in state().items()}
-    tracking.sync(uri, "study", matrix, search(2))
+    tracking.Mirror(uri, "study").sync(matrix, search(2))
     assert {key: (data.to_dictionary(), points) for key, (data, points) in state().items()} == before
 
 
 def test_an_extended_study_replaces_only_what_changed(uri, matrix):
-    tracking.sync(uri, "study", matrix[matrix["budget"] < 400], search(2))
+    tracking.Mirror(uri, "study").sync(matrix[matrix["budget"] < 400], search(2))
     client, before, _ = runs(uri, "study")
     trials_before = runs(uri, "study/trials")[1]
     assert sorted(history(client, before["SL"], "test_error")) == [25, 50, 100, 200]
 
     changed = matrix["method"].eq("SL-I") & matrix["budget"].eq(400)
     more = pd.concat([search(2), search(3, methods=("SL",))]).drop_duplicates("key")
-    tracking.sync(uri, "study", matrix[(matrix["budget"] < 400) | changed], more)
+    tracking.Mirror(uri, "study").sync(matrix[(matrix["budget"] < 400) | changed], more)
     client, after, count = runs(uri, "study")
     assert count == 3
     curve = learning_curves(matrix)["SL-I"]
@@ -208,36 +208,46 @@ def test_an_extended_study_replaces_only_what_changed(uri, matrix):
 
 
 def test_a_sync_that_knows_what_is_shown_ends_as_one_that_reads_it(uri, matrix):
-    shown = tracking.Shown()
+    mirror = tracking.Mirror(uri, "study")
     early = matrix[(matrix["budget"] < 400) & matrix["method"].ne("SL-I")], search(2, methods=("SIB-CL",))
     for ledger in (early, (matrix, search(3)), (matrix, search(4)), (matrix, search(4))):
-        tracking.sync(uri, "study", *ledger, shown=shown)
+        mirror.sync(*ledger)
     before = [{name: run.info.run_id for name, run in runs(uri, n)[1].items()} for n in ("study", "study/trials")]
     assert [len(found) for found in before] == [3, 4 + 4 * 4]
-    tracking.sync(uri, "study", matrix, search(4))  # finds nothing to correct
+    tracking.Mirror(uri, "study").sync(matrix, search(4))  # finds nothing to correct
     after = [{name: run.info.run_id for name, run in runs(uri, n)[1].items()} for n in ("study", "study/trials")]
     assert after == before
 
 
 def test_what_a_sync_knows_is_not_read(uri, matrix, monkeypatch):
-    shown = tracking.Shown()
-    tracking.sync(uri, "study", matrix, search(2), shown=shown)
-    monkeypatch.setattr(tracking, "_existing", None)
-    tracking.sync(uri, "study", matrix, search(3), shown=shown)
+    mirror = tracking.Mirror(uri, "study")
+    mirror.sync(matrix, search(2))
+    monkeypatch.setattr(mirror, "_existing", None)
+    mirror.sync(matrix, search(3))
     assert runs(uri, "study/trials")[2] == 4 + 4 * 3
+
+
+def test_a_trial_that_ends_first_is_not_taken_for_an_earlier_one(uri, matrix):
+    mirror, both = tracking.Mirror(uri, "study"), search(2, methods=("SL",)).query("budget == 50")
+    alone = both[both["number"] == 1].assign(number=0, key=both["key"].iloc[0])  # as the ledger numbers it for a while
+    for trials in (alone, both):
+        mirror.sync(matrix, trials)
+    _, found, count = runs(uri, "study/trials")
+    shown = [found[f"SL · 50 labels · {i}"].data.metrics["validation_error"] for i in range(2)]
+    assert shown == list(both["value"]) and count == 1 + 2
 
 
 def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
     trials = search(3)
     trials.loc[0, ["state", "value"]] = ["failed", np.nan]
-    tracking.sync(uri, "study", matrix, trials)
+    tracking.Mirror(uri, "study").sync(matrix, trials)
     client, shown, count = runs(uri, "study/trials")
     assert [shown[f"SL · 50 labels · {i}"].info.status for i in range(2)] == ["FAILED", "FINISHED"]
     # as if killed half-way, and as if two had written at once
     client.set_tag(shown["SL · 50 labels · 2"].info.run_id, tracking.CONTENT, "")
     twin = client.create_run(shown["SL · 50 labels"].info.experiment_id, tags={tracking.KEY: "trial/SL-50-0"})
     foreign = client.create_run(shown["SL · 50 labels"].info.experiment_id, run_name="not ours")
-    tracking.sync(uri, "study", matrix, search(3))
+    tracking.Mirror(uri, "study").sync(matrix, search(3))
     _, shown, after = runs(uri, "study/trials")
     assert after == count + 1 and foreign.info.run_name in shown
     assert twin.info.run_id not in {run.info.run_id for run in shown.values()}
@@ -245,22 +255,22 @@ def test_states_of_trials_and_a_sync_cut_off(uri, matrix):
 
 
 def test_a_deleted_experiment_is_said_and_not_brought_back(uri, matrix):
-    tracking.sync(uri, "study", matrix, search(0))
+    tracking.Mirror(uri, "study").sync(matrix, search(0))
     client, shown, _ = runs(uri, "study")
     experiment = shown["SL"].info.experiment_id
     client.delete_experiment(experiment)
     with pytest.raises(
         tracking.TrackingUnavailable, match=r"experiment study was deleted there.* restore it in MLflow"
     ):
-        tracking.sync(uri, "study", matrix, search(0))
+        tracking.Mirror(uri, "study").sync(matrix, search(0))
     assert client.get_experiment(experiment).lifecycle_stage == "deleted"
     client.restore_experiment(experiment)
-    tracking.sync(uri, "study", matrix, search(0))
+    tracking.Mirror(uri, "study").sync(matrix, search(0))
     assert set(runs(uri, "study")[1]) == set(METHODS)
 
 
 def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(uri, matrix):
-    tracking.sync(uri, "study", matrix, search(0))
+    tracking.Mirror(uri, "study").sync(matrix, search(0))
     client, shown, _ = runs(uri, "study")
     theirs = {"reviewed": "by me, 12 May", "mlflow.note.content": "for the paper"}
     for tag, value in theirs.items():
@@ -268,7 +278,7 @@ def test_what_people_add_stays_where_a_run_is_added_to_and_where_it_is_replaced(
             client.set_tag(shown[method].info.run_id, tag, value)
     client.update_run(shown["SIB-CL"].info.run_id, name="favourite")
     for seeds in (2, 3):  # other means, which MLflow's metrics cannot be corrected to
-        tracking.sync(uri, "study", matrix[matrix.seed < seeds], search(0))
+        tracking.Mirror(uri, "study").sync(matrix[matrix.seed < seeds], search(0))
         _, now, count = runs(uri, "study")
         assert count == 3 and set(now) == {"SL", "SL-I", "favourite"}
         assert theirs.items() <= now["SL"].data.tags.items() and theirs.items() <= now["SL-I"].data.tags.items()
@@ -291,7 +301,7 @@ def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, first_sync, pl
     shutil.copy(place / "mlflow.db", folder / "mlflow.db")
     uri = connection.sqlite_uri(folder / "mlflow.db")
     figure = learning_curve_figure(matrix, tmp_path / "curves", "study")[0]
-    told = tracking.sync(uri, "study", matrix, search(0), [figure])
+    told = tracking.Mirror(uri, "study").sync(matrix, search(0), [figure])
     assert connection.takes(uri) and set(runs(uri, "study")[1]) == set(METHODS)
     assert len(list((folder / "mlartifacts").rglob(figure.name))) == len(METHODS)
     assert {path.name for path in tmp_path.iterdir()} == {name, "curves.png", "curves.svg"}
@@ -313,7 +323,7 @@ def test_what_cannot_be_reached_fails_fast_in_one_line(matrix, tmp_path):
         ]:
             start = time.monotonic()
             with pytest.raises(tracking.TrackingUnavailable) as caught:
-                tracking.sync(uri, "study", matrix, search(0))
+                tracking.Mirror(uri, "study").sync(matrix, search(0))
             assert time.monotonic() - start < seconds
             assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 

@@ -124,7 +124,7 @@ def _train(ledger: Ledger, workers: Workers, at_once: int, scratch: str) -> None
     def evaluate(search: Search) -> None:
         ledger.note(search)
         jobs = [cell.job for cell in ledger.cells_chosen_by(search) if cell.job]
-        records = ledger.records(jobs)
+        records = ledger.records(job.record_name for job in jobs)
         cells.extend(workers.submit(j, CELL_PRIORITY) for j in jobs if not is_final(records.get(j.record_name)))
 
     searcher = BudgetSearcher(ledger.searches(), ledger.storage, evaluate, workers.stopped, ledger.warn)

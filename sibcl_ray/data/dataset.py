@@ -239,8 +239,7 @@ class Dataset:
         except FileNotFoundError:
             return False
         except Damaged as damage:
-            aside = self.store.set_aside(self.shard_name(*shard))
-            warn(f"{damage}; it is kept as {aside} and made again")
+            self.store.set_aside_damaged(self.shard_name(*shard), damage, warn)
             return False
         return True
 

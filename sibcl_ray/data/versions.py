@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sibcl_ray.data.definitions import changed, deciding, version_of
 from sibcl_ray.problems.problem import Problem
 from sibcl_ray.storage.fingerprint import fingerprint
-from sibcl_ray.storage.store import Damaged, Store, record_bytes
+from sibcl_ray.storage.store import Store, record_bytes
 
 BEFORE = 2  # the format of shards when datasets were named by all of a problem's code
 READING = 3  # of what decides in users' source; others have other checksums
@@ -154,14 +154,14 @@ class Versions:
         """
         names = self._files(line.folder, SECONDS)
         some = names[:: max(1, -(-len(names) // RECORDS_READ))]
-        found = [r["seconds"] for r in self.store.read_records(some).values() if not isinstance(r, Damaged)]
+        found = [record["seconds"] for record in self.store.read_records(some).values()]
         return sum(found) / len(found) if found else None
 
     def _others(self) -> Iterator[tuple[Line, float, int | None]]:
         """Lines that other code goes on with, the latest decision first; when and at how many shards."""
         problem, store = self.problem, self.store
         names = [n for n in store.names(f"versions/{problem.name}") if f"/{self.kind.name}-{self.seed}-" in n]
-        records = [r for r in store.read_records(names).values() if not isinstance(r, Damaged)]
+        records = list(store.read_records(names).values())
         for record in sorted(records, key=lambda r: r["made"], reverse=True):
             line = _recorded(record)
             if problem.source is not None and record.get("reading") != READING:

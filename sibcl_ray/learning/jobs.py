@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache, partial
 from typing import ClassVar
@@ -29,9 +29,7 @@ from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import describe, fingerprint
 from sibcl_ray.storage.node_cache import read_once
 from sibcl_ray.storage.records import DIVERGED, DONE, Record, failure, is_final, timed, write_record
-from sibcl_ray.storage.store import Damaged, Store, StoreError
-
-Warn = Callable[[str], None]
+from sibcl_ray.storage.store import Damaged, Store, StoreError, Warn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +80,7 @@ class Job(ABC):
 
     def last_record(self, warn: Warn = lambda text: None) -> Record | None:
         """The job's entry in the ledger, in any state; one that is damaged is set aside."""
-        try:
-            return self.store.read_record(self.record_name)
-        except Damaged as damage:
-            warn(f"{damage}; it is kept as {self.store.set_aside(self.record_name)} and made again")
-            return None
+        return self.store.usable_record(self.record_name, warn)
 
     def record(self, warn: Warn = lambda text: None) -> Record | None:
         """The job's entry in the ledger if it has come to an end that stands."""

@@ -49,7 +49,8 @@ class Display:
         self._start = self._last = time.monotonic()
         columns = TextColumn("{task.description:<14}"), BarColumn(36), MofNCompleteColumn(), TimeElapsedColumn()
         self._bars = Progress(*columns, console=console)
-        self._tasks = {name: self._bars.add_task(text, start=False, total=None) for name, text in ROWS.items()}
+        for text in ROWS.values():
+            self._bars.add_task(text, start=False, total=None)
         self._live = Live(self._bars, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -65,8 +66,7 @@ class Display:
             self._log(counts, bool(snapshot.running))
             return
         self._live.start()
-        for name, count in counts.items():
-            task = self._bars.tasks[self._tasks[name]]
+        for task, count in zip(self._bars.tasks, counts.values(), strict=True):
             if count.total and task.start_time is None:
                 self._bars.start_task(task.id)
             self._bars.update(task.id, completed=count.done, total=count.total or None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sibcl_ray.storage.leases import Claims, Session, is_gone
 from sibcl_ray.storage.records import is_final
-from sibcl_ray.storage.store import Damaged, Store
+from sibcl_ray.storage.store import Store
 
 PRETRAININGS = "ledger/pretraining"
 
@@ -37,7 +37,7 @@ def unneeded(store: Store, claims: Claims, tell: Callable[[str], None] | None = 
     sessions = [s for s in sessions if not s.endswith(".dead") and s != claims.session]
     running = claims.living(sessions, tell)
     names = store.names(PRETRAININGS)
-    records = {n: r for n, r in store.read_records(names).items() if not isinstance(r, Damaged)}
+    records = store.read_records(names)
     ended = {name.rpartition("/")[2].removesuffix(".json") for name, record in records.items() if is_final(record)}
     whole = len(records) == len(names)  # a damaged record may refer to any weights
     referred = {record.get("weights") for record in records.values()}

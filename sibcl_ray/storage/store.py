@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -30,6 +30,7 @@ VERSION = 1  # of the layout of a store; a store says which it has
 VERSION_NAME = "sibcl_ray.json"
 CHANGES = ("written", "moved", "removed")
 OPENING = 10.0  # seconds for which a bucket may fail at first
+Warn = Callable[[str], None]
 
 
 class StoreError(OSError):
@@ -138,29 +139,37 @@ class Store:
         self.move(name, target)
         return target
 
+    def set_aside_damaged(self, name: str, damage: Damaged, warn: Warn) -> None:
+        """Do that with what will be made again, and say so."""
+        warn(f"{damage}; it is kept as {self.set_aside(name)} and made again")
+
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The JSON record of that name, None where there is none; Damaged where it is not what was written."""
         try:
-            found = _decoded(name, self.read(name))
+            return _decoded(name, self.read(name))
         except FileNotFoundError:
             return None
-        if isinstance(found, Damaged):
-            raise found
-        return found
 
-    def usable_record(self, name: str) -> dict[str, Any] | None:
-        """The same, but a damaged one is set aside and counts as none."""
+    def usable_record(self, name: str, warn: Warn = lambda text: None) -> dict[str, Any] | None:
+        """The same, but a damaged one is set aside, of which ``warn`` is told, and counts as none."""
         try:
             return self.read_record(name)
-        except Damaged:
-            self.set_aside(name)
+        except Damaged as damage:
+            self.set_aside_damaged(name, damage, warn)
             return None
 
-    def read_records(self, names: Sequence[str]) -> dict[str, dict[str, Any] | Damaged]:
-        """The records that are there, by name; a damaged one as the exception that `read_record` would raise."""
+    def read_records(self, names: Sequence[str], warn: Warn | None = None) -> dict[str, dict[str, Any]]:
+        """The records that are there and not damaged, by name; with ``warn`` those that are damaged are set aside."""
         with self._doing("read", f"{len(names)} records") as place:
             found = place.read_all(names)
-        return {name: _decoded(name, data) for name, data in found.items()}
+        records = {}
+        for name, data in found.items():
+            try:
+                records[name] = _decoded(name, data)
+            except Damaged as damage:
+                if warn:
+                    self.set_aside_damaged(name, damage, warn)
+        return records
 
     def write_record(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a JSON record with its checksum, whole or not at all."""
@@ -246,11 +255,13 @@ def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _decoded(name: str, data: bytes) -> dict[str, Any] | Damaged:
-    """A record, or what is wrong with it."""
+def _decoded(name: str, data: bytes) -> dict[str, Any]:
+    """A record; Damaged where it is not what was written."""
     try:
         record = json.loads(data)
         whole = record.pop("sha256") == _digest(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return Damaged(f"{name} is not a record ({type(error).__name__})")
-    return record if whole else Damaged(f"{name} does not have the checksum it was written with")
+        raise Damaged(f"{name} is not a record ({type(error).__name__})") from error
+    if not whole:
+        raise Damaged(f"{name} does not have the checksum it was written with")
+    return record

@@ -16,14 +16,14 @@ import pandas as pd
 
 from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
-from sibcl_ray.learning.jobs import CellJob, Job, PretrainJob, TrialJob
+from sibcl_ray.learning.jobs import CellJob, PretrainJob, TrialJob
 from sibcl_ray.search.history import load, names, open_history
 from sibcl_ray.search.history import set_aside as set_histories_aside
 from sibcl_ray.search.methods import METHODS, Choice, Method
 from sibcl_ray.search.search import Search
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.records import FAILED, Record, is_final
-from sibcl_ray.storage.store import Damaged, Store
+from sibcl_ray.storage.store import Store
 from sibcl_ray.study.matrix import MATRIX_SCHEMA, MISSING, Cell, outcome, plain_row, worth
 from sibcl_ray.study.study import Study
 
@@ -66,41 +66,19 @@ class Ledger:
         self._forget()
         self.storage = open_history(self.store, self.folder, self._search_storage, self.warn)
 
-    def record(self, job: Job) -> Record | None:
-        """A job's entry in the ledger, in any state."""
-        return self.records([job]).get(job.record_name)
-
-    def records(self, jobs: Iterable[Job]) -> dict[str, Record]:
-        """The entries that there are, by name; what is damaged is set aside and counts as missing."""
-        return self._named({job.record_name for job in jobs})
-
-    def _named(self, wanted: set[str]) -> dict[str, Record]:
-        found = self.store.read_records(sorted(wanted - self._records.keys()))
-        for name, record in found.items():
-            if isinstance(record, Damaged):
-                self.warn(f"{record}; it is kept as {self.store.set_aside(name)} and made again")
-            elif is_final(record):
-                self._records[name] = record
-        whole = {name: record for name, record in found.items() if not isinstance(record, Damaged)}
-        return whole | {name: self._records[name] for name in wanted & self._records.keys()}
-
-    def pretraining(self, choice: Choice) -> PretrainJob | None:
-        """The pretraining that a configuration starts from."""
-        if (c := choice.pretraining) is None:
-            return None
-        unlabelled, surrogate = self.study.unlabelled, self.study.surrogate
-        return PretrainJob(dataset=self.dataset, unlabelled=unlabelled, surrogate=surrogate, configuration=c)
-
-    def trial_job(self, method: Method, budget: int, choice: Choice) -> TrialJob:
-        return self._job(TrialJob, method, budget, choice, folds=self.study.folds)
-
-    def cell_job(self, method: Method, budget: int, seed: int, winner: Choice, searched: int) -> CellJob:
-        """The work of one cell, with the winner of the search at ``searched`` labels."""
-        choice = winner.repeated(budget / searched, seed)
-        return self._job(CellJob, method, budget, choice, seed=seed, test=self.study.test)
+    def records(self, names: Iterable[str]) -> dict[str, Record]:
+        """The entries of these names that there are, in any state; a damaged one is set aside and counts as missing."""
+        wanted = set(names)
+        found = self.store.read_records(sorted(wanted - self._records.keys()), self.warn)
+        self._records |= {name: record for name, record in found.items() if is_final(record)}
+        return found | {name: self._records[name] for name in wanted & self._records.keys()}
 
     def _job(self, kind: type[Fit], method: Method, budget: int, choice: Choice, **more: Any) -> Fit:
-        pretraining = self.pretraining(choice)
+        """A job that fits a configuration to labels, and the pretraining that it starts from."""
+        pretraining = None
+        if c := choice.pretraining:
+            unlabelled, surrogate = self.study.unlabelled, self.study.surrogate
+            pretraining = PretrainJob(dataset=self.dataset, unlabelled=unlabelled, surrogate=surrogate, configuration=c)
         shared: dict[str, Any] = {"dataset": self.dataset, "method": method.name, "budget": budget}
         return kind(**shared, pretraining=pretraining, configuration=choice.finetuning, **more)
 
@@ -125,7 +103,7 @@ class Ledger:
             at_once=study.at_once,
             seed=study.seed,
             tuning=tuning,
-            job=partial(self.trial_job, method, budget),
+            job=partial(self._job, TrialJob, method, budget, folds=study.folds),
         )
 
     def searches(self) -> list[Search]:
@@ -137,7 +115,7 @@ class Ledger:
         """What is to be done. Shards are looked for only if there is something to learn from them."""
         trials = sum(search.missing(load(self.storage, search.name)) for search in self.searches())
         cells = self.cells()
-        records = self.records(cell.job for cell in cells if cell.job)
+        records = self.records(cell.job.record_name for cell in cells if cell.job)
         open_ = [c for c in cells if c.state == MISSING and not (c.job and is_final(records.get(c.job.record_name)))]
         if not (trials or open_):
             return Missing([], 0, 0)
@@ -154,14 +132,19 @@ class Ledger:
             return self._chosen[search.name]
         history = load(self.storage, search.name)
         winner = search.winner(history)
-        failed = not (winner or search.missing(history))
-        reason = search.failure(history) if failed else "" if winner else "its search is not finished"
-        state, method = FAILED if failed else MISSING, search.tuning.method
+        state, reason = MISSING, ""
+        if not winner and search.missing(history):
+            reason = "its search is not finished"
+        elif not winner:
+            state, reason = FAILED, search.failure(history)
         cells = []
         budgets = [b for b in self.study.budgets if self.study.search_budget(b) == search.budget]
         for budget, seed in product(budgets, range(self.study.seeds)):
-            job = self.cell_job(method, budget, seed, winner, search.budget) if winner else None
-            cells.append(Cell(method, budget, seed, search.trials, job, state, reason))
+            job = None
+            if winner:
+                choice = winner.repeated(budget / search.budget, seed)
+                job = self._job(CellJob, search.tuning.method, budget, choice, seed=seed, test=self.study.test)
+            cells.append(Cell(search.tuning.method, budget, seed, search.trials, job, state, reason))
         if winner:
             self._chosen[search.name] = cells
         return cells
@@ -186,15 +169,12 @@ class Ledger:
         All that was ever done for the study is in it. Where a cell was done twice, that of the longest search is.
         """
         rows = [plain_row(self.study, cell) for cell in self.cells()]
-        noted = self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}"))
-        for record in noted.values():
-            if not isinstance(record, Damaged) and record["labels"] == self._labels:
+        for record in self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}")).values():
+            if record["labels"] == self._labels:
                 rows += record["rows"]
-        records = self._named({row["record"] for row in rows if row["record"]})
-        best: dict[tuple, dict[str, Any]] = {}
-        rows = [row | outcome(records.get(row["record"], {}), row) for row in rows]
-        for row in sorted(rows, key=worth, reverse=True):
-            best.setdefault((row["method"], row["budget"], row["seed"]), row)
+        records = self.records(row["record"] for row in rows if row["record"])
+        rows = [row | outcome(records.get(row["record"], {})) for row in rows]
+        best = {(row["method"], row["budget"], row["seed"]): row for row in sorted(reversed(rows), key=worth)}
         mixed = "; ".join(self.dataset.line(TARGET).earlier)
         order = list(dict.fromkeys((*METHODS, *(row["method"] for row in rows))))
         keys = sorted(best, key=lambda key: (order.index(key[0]), *key[1:]))
@@ -207,7 +187,10 @@ class Ledger:
         return matrix[its & (matrix.seed < study.seeds)]
 
     def trials(self) -> pd.DataFrame:
-        """All trials of the study that came to an end, one row each."""
+        """All trials of the study that came to an end, one row each.
+
+        A trial's number, and so its key, is its place among those of its search that have ended: final when all have.
+        """
         columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
         rows = []
         searched = rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
@@ -231,11 +214,11 @@ class Ledger:
         """Move the study's results, but not its data and pretrained weights, into a folder of their own; its path."""
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         folder = f"aside/{stamp}"
-        begun = [name for name in names(self.storage) if name.startswith(f"{self.study.name}, ")]
-        for job in self._jobs():
-            self.store.move(job.record_name, f"{folder}/{job.record_name}")
+        histories = [name for name in names(self.storage) if name.startswith(f"{self.study.name}, ")]
+        for name in self._begun():
+            self.store.move(name, f"{folder}/{name}")
         if self._search_storage:
-            set_histories_aside(self.storage, begun, stamp)
+            set_histories_aside(self.storage, histories, stamp)
         self.store.move(self.folder, f"{folder}/{self.folder}")
         self.writable()
         return self.store.path(folder)
@@ -243,9 +226,11 @@ class Ledger:
     def retry_failures(self) -> int:
         """Forget failures, so that they are tried again, though not divergences; how many they were."""
         # The records first: a search whose failures are tried again has no winner, and so no cells, for a while.
-        again = [job for job in self._jobs() if (self.record(job) or {}).get("state") == FAILED]
-        for job in again:
-            self.store.move(job.record_name, f"aside/failed-{uuid.uuid4().hex[:6]}/{job.record_name}")
+        begun = self._begun()
+        records = self.records(begun)
+        again = [name for name in begun if records.get(name, {}).get("state") == FAILED]
+        for name in again:
+            self.store.move(name, f"aside/failed-{uuid.uuid4().hex[:6]}/{name}")
         failed = [t for search in self.searches() for t in search.retry_failures(self.storage)]
         self._forget()
         return max(len(failed), len(again))
@@ -254,14 +239,14 @@ class Ledger:
         self._records.clear()
         self._chosen.clear()
 
-    def _jobs(self) -> list[Job]:
-        """All jobs of the study that have been begun, those that others require first."""
-        jobs: dict[str, Job] = {}
+    def _begun(self) -> list[str]:
+        """Names of the records of all jobs that have been begun, those that others require first."""
+        found: list[str] = []
         for search in self.searches():
             history = load(self.storage, search.name)
             trials = history.get_trials(deepcopy=False) if history else ()
             whole = (t for t in trials if t.params.keys() == search.tuning.dimensions.keys())
             cells = (cell.job for cell in self.cells_chosen_by(search) if cell.job)
             for job in (*(search.job(search.tuning.choice(trial.params)) for trial in whole), *cells):
-                jobs |= {needed.key: needed for needed in (*job.requires, job)}
-        return list(jobs.values())
+                found += [needed.record_name for needed in (*job.requires, job)]
+        return list(dict.fromkeys(found))

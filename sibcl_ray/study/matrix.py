@@ -71,17 +71,12 @@ def plain_row(study: Study, cell: Cell) -> dict[str, Any]:
     }
 
 
-def outcome(record: Record, row: dict[str, Any]) -> dict[str, Any]:
-    """What a cell's record adds to its row."""
+def outcome(record: Record) -> dict[str, Any]:
+    """What a cell's record, which may be empty, adds to its row."""
+    known: dict[str, Any] = {name: record[name] for name in ("state", "reason") if name in record}
+    known |= {name: record.get(name, float("nan")) for name in ("error", "seconds", "finished")}
     sample_errors = record.get("sample_errors")
-    return {
-        "error": record.get("error", float("nan")),
-        "state": record.get("state", row["state"]),
-        "reason": record.get("reason", row["reason"]),
-        "seconds": record.get("seconds", float("nan")),
-        "finished": record.get("finished", float("nan")),
-        "sample_errors": None if sample_errors is None else np.asarray(sample_errors),
-    }
+    return known | {"sample_errors": None if sample_errors is None else np.asarray(sample_errors)}
 
 
 def worth(row: dict[str, Any]) -> tuple[bool, bool, int]:

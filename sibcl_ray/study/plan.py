@@ -16,7 +16,6 @@ from sibcl_ray.data.dataset import Dataset, Split
 from sibcl_ray.learning.networks import Architecture
 from sibcl_ray.learning.training import Finetuning, Pretraining, finetune, pretrain
 from sibcl_ray.problems.problem import Problem
-from sibcl_ray.search.methods import Method
 from sibcl_ray.study.ledger import Missing
 from sibcl_ray.study.study import Study
 
@@ -25,8 +24,6 @@ from sibcl_ray.study.study import Study
 class Plan:
     """Work that is missing, and estimates of it in seconds of one core."""
 
-    cells: int
-    trials: int
     pretrainings: int  # at most: trials that agree share one
     target_labels: int
     surrogate_labels: int
@@ -55,7 +52,9 @@ def plan(study: Study, dataset: Dataset, lacking: Missing) -> Plan:
     contrast = fmean(_contrast(problem, a, min(space.contrastive_batches)) for a in space.architectures)
     pretrainings, pretraining_seconds = 0, 0.0
     for m in study.methods:
-        count = _pretrainings(study, m, searches)
+        # At most the configurations that a search can tell apart, then each winner's other seeds.
+        kinds = study.tuning(m).pretrainings
+        count = min(kinds, study.trials * searches) + min(kinds, searches) * (study.seeds - 1)
         epoch = m.contrastive * contrast * (study.unlabelled + study.surrogate)
         epoch += m.surrogate * fit / space.batch * study.surrogate
         pretrainings += count
@@ -64,8 +63,6 @@ def plan(study: Study, dataset: Dataset, lacking: Missing) -> Plan:
     all_of_it = len(study.methods) * (searches * study.trials + len(study.budgets) * study.seeds)
     pending = min(1.0, (lacking.trials + lacking.cells) / max(1, all_of_it))
     return Plan(
-        cells=lacking.cells,
-        trials=lacking.trials,
         pretrainings=math.ceil(pending * pretrainings),
         target_labels=labels[False],
         surrogate_labels=labels[True],
@@ -86,12 +83,6 @@ def _label_seconds(dataset: Dataset, count: int, surrogate: bool) -> float | Non
         return count * recorded
     declared = problem.surrogate_seconds if surrogate else problem.label_seconds
     return None if declared is None else count * declared
-
-
-def _pretrainings(study: Study, method: Method, searches: int) -> int:
-    """At most so many: the configurations a search can tell apart, then each winner's other seeds."""
-    kinds = study.tuning(method).pretrainings
-    return min(kinds, study.trials * searches) + min(kinds, searches) * (study.seeds - 1)
 
 
 def _step(problem: Problem, architecture: Architecture, batch: int) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from sibcl_ray.problems.problem import FAINT, learnable
 from sibcl_ray.problems.tabulated.declaration import METRICS, SURROGATE_MEAN, Label
-from sibcl_ray.problems.tabulated.statistics import Rule, Survey
+from sibcl_ray.problems.tabulated.statistics import Rule, Statistics
 from sibcl_ray.problems.tabulated.tables import BadData
 
 PLAIN = 0.03  # of deviation (see `FAINT`), is what advice leads to, if anything does
@@ -40,7 +40,7 @@ def judged(metric: str) -> Rule:
     )
 
 
-def known(label: Label, labels: Mapping[str, Survey], entries: int) -> tuple[float, ...]:
+def known(label: Label, labels: Mapping[str, Statistics], entries: int) -> tuple[float, ...]:
     """The offset over the scale, entry by entry."""
     if label.offset != SURROGATE_MEAN:
         return (float(label.offset) / label.scale,) * entries
@@ -57,13 +57,13 @@ def _rounded(mean: float, deviation: float) -> float:
     return float(f"{mean:.{min(15, max(9, digits))}g}")
 
 
-def precision(labels: Mapping[str, Survey]) -> str:
+def precision(labels: Mapping[str, Statistics]) -> str:
     """The type in which labels over their scale are kept: float32 only if it loses nothing that can be learned."""
     exact = any(_size(found.deviation) * LOST < found.rounding.largest for found in labels.values())
     return "float64" if exact else "float32"
 
 
-def refuse_immoderate(label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> None:
+def refuse_immoderate(label: Label, labels: Mapping[str, Statistics], offset: np.ndarray) -> None:
     """BadData where networks cannot learn the labels of a role; ``offset`` is the known one, over the scale."""
     for role, found in labels.items():
         title = found.stored.title
@@ -79,7 +79,7 @@ def refuse_immoderate(label: Label, labels: Mapping[str, Survey], offset: np.nda
             )
 
 
-def _learned(found: Survey, offset: np.ndarray | float, scale: float = 1.0) -> tuple[float, float]:
+def _learned(found: Statistics, offset: np.ndarray | float, scale: float = 1.0) -> tuple[float, float]:
     """Root mean square, and deviation from sample to sample, of what networks would learn of labels.
 
     With an offset and a scale in units of the present scale.
@@ -96,7 +96,7 @@ def _size(values: np.ndarray) -> float:
     return math.sqrt(np.square(values).mean())
 
 
-def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.ndarray) -> str:
+def _advice(role: str, label: Label, labels: Mapping[str, Statistics], offset: np.ndarray) -> str:
     """An offset and a scale with which all labels can be learned, if there are such."""
     unit = "" if role == "target" else "is it in the unit of [target]? if so "
     for faint in (PLAIN, FAINT):
@@ -106,7 +106,7 @@ def _advice(role: str, label: Label, labels: Mapping[str, Survey], offset: np.nd
     return f"{unit}no offset and scale suit all labels: store each array less an offset of its own, and in one unit"
 
 
-def _choices(found: Survey, label: Label, offset: np.ndarray) -> Iterator[tuple[np.ndarray | float, float, str]]:
+def _choices(found: Statistics, label: Label, offset: np.ndarray) -> Iterator[tuple[np.ndarray | float, float, str]]:
     """Offsets and scales in units of the present scale, the least change first, and how to declare them."""
     size, deviation = (value * label.scale for value in _learned(found, offset))
     near = _near(float(found.mean.mean()) * label.scale, deviation)

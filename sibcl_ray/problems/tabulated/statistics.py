@@ -69,7 +69,7 @@ def distinct(exact: type[np.floating]) -> Rule:
     )
 
 
-class Survey:
+class Statistics:
     """What an array holds as it is converted, from one pass through it; BadData if it is damaged or breaks a rule.
 
     Args:
@@ -165,28 +165,28 @@ class Rounding:
 # Rows that are equal, as they are or under the declared symmetry
 
 
-def refuse_repeated(survey: Survey, why: str) -> None:
+def refuse_repeated(found: Statistics, why: str) -> None:
     """BadData where rows of an array are equal."""
-    pairs = repeated(survey.forms)
+    pairs = repeated(found.forms)
     if len(pairs):
-        moved = pairs[survey.hashes[pairs[:, 0]] != survey.hashes[pairs[:, 1]]]
-        named = survey.stored.named(*(moved if len(moved) else pairs)[0])
-        likeness = f" {survey.likeness}" if len(moved) else ""
+        moved = pairs[found.hashes[pairs[:, 0]] != found.hashes[pairs[:, 1]]]
+        named = found.stored.named(*(moved if len(moved) else pairs)[0])
+        likeness = f" {found.likeness}" if len(moved) else ""
         raise BadData(
-            f"{survey.stored.title} has the same input more than once: {survey.stored.some(pairs[:, 1])} repeat "
+            f"{found.stored.title} has the same input more than once: {found.stored.some(pairs[:, 1])} repeat "
             f"another, and {named} are equal{likeness}; {why}"
         )
 
 
-def refuse_shared(survey: Survey, other: Survey, why: str) -> None:
+def refuse_shared(found: Statistics, other: Statistics, why: str) -> None:
     """BadData where rows of one array are among those of another."""
-    twin = twins(survey.forms, other.forms)
+    twin = twins(found.forms, other.forms)
     if len(shared := np.flatnonzero(twin >= 0)):
-        moved = shared[survey.hashes[shared] != other.hashes[twin[shared]]]
+        moved = shared[found.hashes[shared] != other.hashes[twin[shared]]]
         row = (moved if len(moved) else shared)[0]
-        theirs, ours = other.stored.named(twin[row]), survey.stored.named(row)
-        equal = f"{theirs} is equal to {ours} {survey.likeness}" if len(moved) else f"the first of them is {theirs}"
+        theirs, ours = other.stored.named(twin[row]), found.stored.named(row)
+        equal = f"{theirs} is equal to {ours} {found.likeness}" if len(moved) else f"the first of them is {theirs}"
         raise BadData(
-            f"{survey.stored.title} shares {survey.stored.some(shared)} with {other.stored.title.rstrip(',')}, where "
+            f"{found.stored.title} shares {found.stored.some(shared)} with {other.stored.title.rstrip(',')}, where "
             f"{equal}; {why}"
         )

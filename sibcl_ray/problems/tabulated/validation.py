@@ -18,7 +18,7 @@ from sibcl_ray.problems.tabulated.declaration import Declaration, Input
 from sibcl_ray.problems.tabulated.files import open_part
 from sibcl_ray.problems.tabulated.labels import judged, known, over_scale, precision, refuse_immoderate
 from sibcl_ray.problems.tabulated.problem import Content, Source, Tabulated, divided, stamp_of
-from sibcl_ray.problems.tabulated.statistics import Rule, Survey, distinct, refuse_repeated, refuse_shared
+from sibcl_ray.problems.tabulated.statistics import Rule, Statistics, distinct, refuse_repeated, refuse_shared
 from sibcl_ray.problems.tabulated.tables import BadData, Stored
 from sibcl_ray.symmetry import Group, Scaling
 from sibcl_ray.symmetry.orbits import Orbits
@@ -45,7 +45,7 @@ def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
     arrays = _opened(folder, declared, note)
     grid = arrays["target"][0].shape
     groups = tuple(declared.groups(grid).items())
-    inputs, labels = _surveys(declared, arrays, groups)
+    inputs, labels = _statistics(declared, arrays, groups)
     outputs = labels["target"].stored.shape
     offset = known(label, labels, math.prod(outputs))
     refuse_immoderate(label, labels, np.array(offset))
@@ -94,20 +94,20 @@ def _opened(folder: Path, declared: Declaration, note: Callable[[str], None]) ->
     return {role: (images[role], labels) for role, (_, labels) in stored.items()}
 
 
-def _surveys(
+def _statistics(
     declared: Declaration, arrays: Arrays, groups: tuple[tuple[str, Group], ...]
-) -> tuple[dict[str, Survey], dict[str, Survey]]:
+) -> tuple[dict[str, Statistics], dict[str, Statistics]]:
     """What images and labels hold, by role; BadData where they cannot be used."""
-    inputs: dict[str, Survey] = {}
-    labels: dict[str, Survey] = {}
+    inputs: dict[str, Statistics] = {}
+    labels: dict[str, Statistics] = {}
     ranges = [_inside(group) for _, group in groups if isinstance(group, Scaling)]
     orbits = Orbits(groups, arrays["target"][0].shape)
     scaled = partial(over_scale, scale=declared.label.scale)
     for role, (images, given) in arrays.items():
-        inputs[role] = Survey(images, as_float32, [distinct(np.float32), *ranges], orbits)
+        inputs[role] = Statistics(images, as_float32, [distinct(np.float32), *ranges], orbits)
         if given:
             judge = [judged(declared.label.metric)] if role != "surrogate" else []
-            labels[role] = Survey(given, scaled, [distinct(np.float64), *judge])
+            labels[role] = Statistics(given, scaled, [distinct(np.float64), *judge])
     for found in inputs.values():
         _refuse_blurred(found)
     _refuse_leaks(inputs, declared.target.test)
@@ -123,7 +123,7 @@ def _inside(scaling: Scaling) -> Rule:
     )
 
 
-def _refuse_leaks(inputs: Mapping[str, Survey], drawn: int) -> None:
+def _refuse_leaks(inputs: Mapping[str, Statistics], drawn: int) -> None:
     """Rows that would be learned from and tested on, or count as two labels."""
     refuse_repeated(
         inputs["target"],
@@ -141,7 +141,7 @@ def _refuse_leaks(inputs: Mapping[str, Survey], drawn: int) -> None:
         )
 
 
-def _refuse_blurred(inputs: Survey) -> None:
+def _refuse_blurred(inputs: Statistics) -> None:
     """BadData where float32, which networks see, hides how rows differ."""
 
     def each(values: np.ndarray) -> np.ndarray:  # nothing is summed of numbers that float32 holds
@@ -163,7 +163,7 @@ def _by_channel(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values) if values.ndim == 3 else 1, -1)
 
 
-def _standard(declared: Input, inputs: Survey) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _standard(declared: Input, inputs: Statistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Offset and scale of each channel, as declared, or else from the inputs; no label has a part in them."""
     mean = _by_channel(inputs.mean).mean(1)
     if declared.offset or declared.scale:

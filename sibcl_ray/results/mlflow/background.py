@@ -11,7 +11,7 @@ import pandas as pd
 
 from sibcl_ray.deadlines import Deadline
 from sibcl_ray.messages import redact
-from sibcl_ray.results.mlflow.tracking import Shown, TrackingUnavailable, reason, sync
+from sibcl_ray.results.mlflow.tracking import Mirror, TrackingUnavailable, reason
 
 PATIENCE = 300.0  # seconds after which a sync in the background is cut off
 
@@ -20,8 +20,8 @@ class Tracker:
     """A context in which a thread shows the ledger in MLflow every now and then; leaving takes a second at most.
 
     Args:
-        tracking_uri, study: as for `sync`.
-        look: the ledger's matrix and trials, as for `sync`; called from the thread.
+        tracking_uri, study: as for `Mirror`.
+        look: the ledger's matrix and trials, as for `Mirror.sync`; called from the thread.
         warn: told in one line when MLflow stops being written, and when it is again; called from the thread.
         interval: seconds between syncs, at least; and at least ten times what the last one took.
     """
@@ -38,7 +38,6 @@ class Tracker:
         self._uri, self._study, self._look = tracking_uri, study, look
         self._warn, self._interval = warn, interval
         self._stopping, self._deadline, self._out = threading.Event(), Deadline(), False
-        self._shown = Shown()  # by the thread
         self._thread = threading.Thread(target=self._keep_up, name="tracker", daemon=True)
 
     def __enter__(self) -> Self:
@@ -50,7 +49,7 @@ class Tracker:
         self._thread.join(1.0)
 
     def finish(self, artifacts: Sequence[Path] = (), seconds: float = 60.0) -> str:
-        """Stop the thread, if it was begun, between two requests, and show the ledger as it is now, as `sync` does."""
+        """Stop the thread, if it was begun, between two requests, and show the ledger as `Mirror.sync` does."""
         deadline = Deadline(seconds)
         self._stop()
         try:
@@ -66,22 +65,24 @@ class Tracker:
         self._deadline.cancel()
 
     def _keep_up(self) -> None:
+        mirror = Mirror(self._uri, self._study)
         while True:
             self._deadline = deadline = Deadline(PATIENCE)
             if self._stopping.is_set():  # asked when there is a deadline that _stop can cut
                 return
             try:
-                self._show(deadline, shown=self._shown)
+                self._show(deadline, mirror=mirror)
                 self._report("")
             except TrackingUnavailable as error:
-                self._shown = Shown()
+                mirror = Mirror(self._uri, self._study)
                 self._report(error.what)
             if self._stopping.wait(max(self._interval, 10 * deadline.spent())):
                 return
 
-    def _show(self, deadline: Deadline, artifacts: Sequence[Path] = (), shown: Shown | None = None) -> str:
+    def _show(self, deadline: Deadline, artifacts: Sequence[Path] = (), mirror: Mirror | None = None) -> str:
+        mirror = mirror or Mirror(self._uri, self._study)
         try:
-            return sync(self._uri, self._study, *self._look(), artifacts, deadline=deadline, shown=shown)
+            return mirror.sync(*self._look(), artifacts, deadline)
         except TrackingUnavailable:
             raise
         except Exception as error:

@@ -120,12 +120,9 @@ def address_of(tracking_uri: str, experiment: str) -> str:
         from mlflow.utils.databricks_utils import get_databricks_host_creds
 
         return redact(f"{get_databricks_host_creds(tracking_uri).host.rstrip('/')}/ml/experiments/{experiment}")
-    server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri {_in_shell(tracking_uri)}"
+    quoted = shlex.quote(tracking_uri) if "'" in tracking_uri else f"'{tracking_uri}'"
+    server = f"MLFLOW_DISABLE_TELEMETRY=true mlflow server --backend-store-uri {quoted}"
     return redact(f"{server}  and open  http://127.0.0.1:5000/{page}")
-
-
-def _in_shell(text: str) -> str:
-    return shlex.quote(text) if "'" in text else f"'{text}'"
 
 
 def _without_credentials(uri: str) -> str:

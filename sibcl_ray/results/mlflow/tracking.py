@@ -12,8 +12,8 @@ Nothing here may hold a study up: every wait has an end, and what is cut off is 
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,86 +51,6 @@ class TrackingUnavailable(RuntimeError):
         super().__init__(f"{self.what}. Results are safe in the ledger: {advice}")
 
 
-@dataclass
-class Shown:
-    """What earlier syncs have shown, so that the next need not read it again. It is for one store and study.
-
-    It holds as long as no other client changes the store. Once a sync has failed, take a new one.
-    """
-
-    runs: dict[str, tuple[str, str]] = field(default_factory=dict)  # content and MLflow's id by key
-    trials: set[str] = field(default_factory=set)  # by the ledger's key: they have ended, and never change
-
-
-class _TimedClient:
-    """An MlflowClient that asks before every request whether there is time for it."""
-
-    def __init__(self, client: Any, deadline: Deadline) -> None:
-        self._client, self._deadline = client, deadline
-
-    def __getattr__(self, name: str) -> Any:
-        self._deadline.check()
-        return getattr(self._client, name)
-
-
-def sync(
-    tracking_uri: str,
-    study: str,
-    matrix: pd.DataFrame,
-    trials: pd.DataFrame,
-    artifacts: Sequence[Path] = (),
-    *,
-    deadline: Deadline | None = None,
-    shown: Shown | None = None,
-) -> str:
-    """Make the MLflow store at `tracking_uri` show the ledger; returns how to open the learning curves.
-
-    `artifacts` (figures, matrix.parquet) are attached to every method's run. A second call with the same
-    ledger writes nothing. With what earlier calls have `shown` the cost is that of what is new; else everything that
-    is there is read and compared.
-
-    Raises TrackingUnavailable: within seconds for a server that is down, between two requests at the `deadline`, and
-    at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT, 10 s if not set) after that, in all cases. The
-    next sync completes what this one began.
-    """
-    deadline, study, shown = deadline or Deadline(), redact(study), shown or Shown()
-    curves = curve_runs(matrix, artifacts)
-    new = trials[~trials["key"].isin(shown.trials)] if len(trials) else trials
-    searches = [*search_runs(trials), *trial_runs(new)]
-    done: list[str] = []  # keys
-    names = (study, f"{study}/trials")
-    if is_databricks(tracking_uri):  # there names are paths, and an experiment is no folder
-        names = (f"/Shared/{study}", f"/Shared/{study}-trials")
-    lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
-
-    def write() -> str:
-        if not lock.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX)):
-            raise DeadlineExceeded
-        try:
-            client = _TimedClient(connect(tracking_uri), deadline)
-            experiment = _experiment(client, tracking_uri, names[0], CURVE_VIEW)
-            _mirror(client, experiment, curves, done, shown)
-            if searches:
-                _mirror(client, _experiment(client, tracking_uri, names[1], SEARCH_VIEW), searches, done, shown)
-                shown.trials.update(new["key"])
-            return experiment
-        finally:
-            lock.release()
-
-    try:
-        return address_of(tracking_uri, within(deadline, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])))
-    except TrackingUnavailable:
-        raise
-    except DeadlineExceeded:
-        what = f"MLflow at {tracking_uri} was given up after {deadline.spent():.0f} s"
-        what += f" with {len(done)} of {len(curves) + len(searches)} runs up to date"
-        raise TrackingUnavailable(what, "the next synchronisation completes it") from None
-    except Exception as error:  # MLflow, its stores and the network raise errors of any kind
-        what = f"MLflow at {tracking_uri} cannot be written: {reason(error)}"
-        advice = "start the server, or give another tracking URI, and synchronise again"
-        raise TrackingUnavailable(what, advice) from error
-
-
 def reason(error: BaseException) -> str:
     """The first line of an error, redacted while it is whole."""
     origin = _origin(error)
@@ -152,126 +72,195 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _experiment(client: _TimedClient, tracking_uri: str, name: str, view: str) -> str:
-    """Id of the experiment, made if there is none, with its saved view."""
-    found = client.get_experiment_by_name(name)
-    if found and found.lifecycle_stage == "deleted":
-        what = f"MLflow at {tracking_uri} is left as it is: its experiment {name} was deleted there"
-        raise TrackingUnavailable(what, "restore it in MLflow, or give another --name")
-    tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
-    if found:
-        for key, value in tags.items():
-            if found.tags.get(key) != value:
-                client.set_experiment_tag(found.experiment_id, key, value)
-        return found.experiment_id
-    # MLflow's default for an embedded store is ./mlruns of the first client
-    embedded = tracking_uri.startswith("sqlite")
-    folder = (sqlite_file(tracking_uri).parent / "mlartifacts" / name).as_uri() if embedded else None
-    return client.create_experiment(name, folder, tags)
+class Mirror:
+    """A study's runs in the MLflow store at `tracking_uri`, which are made to show the ledger.
 
-
-def _existing(client: _TimedClient, experiment: str) -> dict[str, list[Any]]:
-    """The study's own runs by key; several of one key only where two syncs met or one was cut off."""
-    runs = defaultdict[str, list[Any]](list)
-    token = None
-    while token != "":
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
-        for run in page:
-            if key := run.data.tags.get(KEY):
-                runs[key].append(run)
-        token = page.token or ""
-    return runs
-
-
-def _mirror(client: _TimedClient, experiment: str, runs: list[TrackedRun], done: list[str], shown: Shown) -> None:
-    """Make each of `runs`, parents before their children, be there once, as it is; then its key is among those `done`.
-
-    Of runs that were `shown` only those are read that have changed since.
+    It remembers what it has shown, so that the next sync need not read it again. This holds as long as no other client
+    changes the store; once a sync has failed, take a new mirror.
     """
-    ids, nothing = shown.runs, ("", "")
-    existing = None if runs and runs[0].key in ids else _existing(client, experiment)
-    written = False
-    for run in runs:
-        parent = ids.get(run.parent, nothing)[1]
-        content = run.content(parent)
-        before, known = ids.get(run.key, nothing)
-        if before != content:
-            found = existing[run.key] if existing is not None else [client.get_run(known)] if known else []
-            same = [r.info.run_id for r in found if r.data.tags.get(CONTENT) == content]
-            run_id = same[0] if same else _write(client, experiment, found, run, parent, content)
-            written |= not same
-            _delete_others(client, found, run_id)
-            if known not in ("", run_id):
-                shown.trials.clear()  # its children have lost their parent, and the next sync gives them this one
-            ids[run.key] = content, run_id
-        done.append(run.key)
-    if written and existing is not None:  # a request of an earlier sync that was cut off may have made others meanwhile
-        for key, found in _existing(client, experiment).items():
-            if key in ids:
-                _delete_others(client, found, ids[key][1])
 
+    def __init__(self, tracking_uri: str, study: str) -> None:
+        study = redact(study)
+        self._uri, self._names = tracking_uri, (study, f"{study}/trials")
+        if is_databricks(tracking_uri):  # there names are paths, and an experiment is no folder
+            self._names = (f"/Shared/{study}", f"/Shared/{study}-trials")
+        self._lock = _WRITING.setdefault((tracking_uri, study), threading.Lock())
+        self._runs: dict[str, dict[str, dict[str, str]]] = {}  # contents by experiment, key and MLflow's id
+        self._trials: dict[str, float] = {}  # when those that are shown ended, by key, which may become another's
+        self._connected: Any = None
+        self._deadline, self._done = Deadline(), 0  # of a sync; how many runs it has brought up to date
 
-def _delete_others(client: _TimedClient, found: list[Any], kept: str) -> None:
-    for run in found:
-        if run.info.run_id != kept:
-            client.delete_run(run.info.run_id)
+    def sync(
+        self,
+        matrix: pd.DataFrame,
+        trials: pd.DataFrame,
+        artifacts: Sequence[Path] = (),
+        deadline: Deadline | None = None,
+    ) -> str:
+        """Make the store show the ledger; returns how to open the learning curves.
 
+        `artifacts` (figures, matrix.parquet) are attached to every method's run. A second call with the same ledger
+        writes nothing. The first one reads and compares everything that is there; later ones cost what is new.
 
-def _write(client: _TimedClient, experiment: str, found: list[Any], run: TrackedRun, parent: str, content: str) -> str:
-    """Complete one of those found, or create a run; its id.
+        Raises TrackingUnavailable: within seconds for a server that is down, between two requests at the `deadline`,
+        and at the latest one request's timeout (MLFLOW_HTTP_REQUEST_TIMEOUT, 10 s if not set) after that, in all
+        cases. The next sync completes what this one began.
+        """
+        self._deadline, self._done = deadline or Deadline(), 0
+        curves = curve_runs(matrix, artifacts)
+        new = trials[trials["key"].map(self._trials) != trials["finished"]] if len(trials) else trials
+        searches = [*search_runs(trials), *trial_runs(new)]
+        write = partial(self._show_both, curves, searches)
+        try:
+            experiment = within(self._deadline, write, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+            self._trials.update(zip(new["key"], new["finished"], strict=True) if len(new) else ())
+            return address_of(self._uri, experiment)
+        except TrackingUnavailable:
+            raise
+        except DeadlineExceeded:
+            what = f"MLflow at {self._uri} was given up after {self._deadline.spent():.0f} s"
+            what += f" with {self._done} of {len(curves) + len(searches)} runs up to date"
+            raise TrackingUnavailable(what, "the next synchronisation completes it") from None
+        except Exception as error:  # MLflow, its stores and the network raise errors of any kind
+            what = f"MLflow at {self._uri} cannot be written: {reason(error)}"
+            advice = "start the server, or give another tracking URI, and synchronise again"
+            raise TrackingUnavailable(what, advice) from error
 
-    The content tag comes last, and is taken away first: a run cut off in between has none, and so is written
-    again by the next sync.
-    """
-    from mlflow.entities import Metric, Param, RunTag
+    @property
+    def _client(self) -> Any:
+        """The MlflowClient, to be asked for before every request, if there is time for one."""
+        self._deadline.check()
+        return self._connected
 
-    completed = ((r.info.run_id, _missing(client, r, run)) for r in found)
-    run_id, metrics = next(((id_, points) for id_, points in completed if points is not None), ("", run.metrics))
-    tags = run.tags | ({OWN_NOTE: run.tags[NOTE]} if NOTE in run.tags else {}) | _theirs(found, run)
-    if run_id:
-        client.set_tag(run_id, CONTENT, "")
-    else:
-        renamed = [r.info.run_name for r in found if r.info.run_name != r.data.tags.get(NAME, run.name)]
-        name = renamed[0] if renamed else run.name
-        run_id = client.create_run(experiment, run.started, {**tags, KEY: run.key, NAME: run.name}, name).info.run_id
-    for path in run.artifacts:
-        client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id, run.status, run.ended)
-    tags |= {PARENT: parent, CONTENT: content} if parent else {CONTENT: content}
-    points = [Metric(*point) for point in metrics]
-    while len(points) > 800:  # MLflow takes 1000 entries at once
-        client.log_batch(run_id, points[:800])
-        points = points[800:]
-    params = [Param(*param) for param in run.params.items()]
-    client.log_batch(run_id, points, params, [RunTag(*tag) for tag in tags.items()])
-    return run_id
+    def _show_both(self, curves: list[TrackedRun], searches: list[TrackedRun]) -> str:
+        """Make both experiments show their runs; the id of that with the learning curves."""
+        if not self._lock.acquire(timeout=min(self._deadline.left(), threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded
+        try:
+            self._connected = connect(self._uri)
+            experiment = self._show(self._names[0], CURVE_VIEW, curves)
+            if searches:
+                self._show(self._names[1], SEARCH_VIEW, searches)
+            return experiment
+        finally:
+            self._lock.release()
+
+    def _show(self, name: str, view: str, runs: list[TrackedRun]) -> str:
+        """Make each of `runs`, parents before their children, be in an experiment once, as it is; the id of that."""
+        experiment = self._experiment(name, view)
+        if first := experiment not in self._runs:
+            self._runs[experiment] = self._existing(experiment)
+        known, written = self._runs[experiment], False
+        for run in runs:
+            parent = next(iter(known[run.parent])) if run.parent else ""
+            content, there = run.content(parent), known.get(run.key, {})
+            kept = next((run_id for run_id, shown in there.items() if shown == content), "")
+            if not kept:
+                kept, written = self._write(experiment, run, parent, content, list(there)), True
+                if there and kept not in there:
+                    self._trials.clear()  # its children have lost their parent, and the next sync gives them this one
+            self._delete(there.keys() - {kept})
+            known[run.key] = {kept: content}
+            self._done += 1
+        if written and first:  # a request of an earlier sync that was cut off may have made others meanwhile
+            existing = self._existing(experiment)
+            for run in runs:
+                self._delete(existing.get(run.key, {}).keys() - known[run.key].keys())
+        return experiment
+
+    def _delete(self, ids: Iterable[str]) -> None:
+        for run_id in ids:
+            self._client.delete_run(run_id)
+
+    def _experiment(self, name: str, view: str) -> str:
+        """Id of the experiment, made if there is none, with its saved view."""
+        found = self._client.get_experiment_by_name(name)
+        if found and found.lifecycle_stage == "deleted":
+            what = f"MLflow at {self._uri} is left as it is: its experiment {name} was deleted there"
+            raise TrackingUnavailable(what, "restore it in MLflow, or give another --name")
+        tags = {"mlflow.experimentKind": "custom_model_development", f"mlflow.sharedViewState.{VIEW}": view}
+        if found:
+            for tag in tags.items() - found.tags.items():
+                self._client.set_experiment_tag(found.experiment_id, *tag)
+            return found.experiment_id
+        # MLflow's default for an embedded store is ./mlruns of the first client
+        embedded = self._uri.startswith("sqlite")
+        folder = (sqlite_file(self._uri).parent / "mlartifacts" / name).as_uri() if embedded else None
+        return self._client.create_experiment(name, folder, tags)
+
+    def _existing(self, experiment: str) -> dict[str, dict[str, str]]:
+        """Contents of the study's own runs by key and id; several of one key where two syncs met or one was cut off."""
+        runs = defaultdict[str, dict[str, str]](dict)
+        token = None
+        while token != "":
+            page = self._client.search_runs([experiment], max_results=1000, page_token=token)
+            for run in page:
+                if key := run.data.tags.get(KEY):
+                    runs[key][run.info.run_id] = run.data.tags.get(CONTENT, "")
+            token = page.token or ""
+        return runs
+
+    def _write(self, experiment: str, run: TrackedRun, parent: str, content: str, there: Sequence[str]) -> str:
+        """Complete one of the runs that are there, or create one; its id.
+
+        The content tag comes last, and is taken away first: a run cut off in between has none, and so is written
+        again by the next sync.
+        """
+        from mlflow.entities import Metric, Param, RunTag
+
+        found = [self._client.get_run(run_id) for run_id in there]
+        run_id, metrics = self._begun(found, run)
+        tags = run.tags | ({OWN_NOTE: run.tags[NOTE]} if NOTE in run.tags else {}) | _theirs(found, run)
+        if run_id:
+            self._client.set_tag(run_id, CONTENT, "")
+        else:
+            renamed = (r.info.run_name for r in found if r.info.run_name != r.data.tags.get(NAME, run.name))
+            own = {KEY: run.key, NAME: run.name}
+            run_id = self._client.create_run(experiment, run.started, tags | own, next(renamed, run.name)).info.run_id
+        for path in run.artifacts:
+            self._client.log_artifact(run_id, str(path))
+        self._client.set_terminated(run_id, run.status, run.ended)
+        tags |= {PARENT: parent, CONTENT: content} if parent else {CONTENT: content}
+        points = [Metric(*point) for point in metrics]
+        while len(points) > 800:  # MLflow takes 1000 entries at once
+            self._client.log_batch(run_id, points[:800])
+            points = points[800:]
+        params = [Param(*param) for param in run.params.items()]
+        self._client.log_batch(run_id, points, params, [RunTag(*tag) for tag in tags.items()])
+        return run_id
+
+    def _begun(self, found: list[Any], run: TrackedRun) -> tuple[str, Sequence[Point]]:
+        """The id of one of those found that shows nothing but what `run` does, and the points that it lacks.
+
+        MLflow can correct nothing else: where each shows something wrong the id is empty, and all points are lacking.
+        """
+        for r in found:
+            info, data = r.info, r.data
+            right = (
+                info.start_time == run.started
+                and data.tags.get(NAME, run.name) == run.name
+                and data.params.items() <= run.params.items()
+                and data.metrics.items() <= {(name, value) for name, value, _, _ in run.metrics}
+            )
+            if not right:
+                continue
+            shown = {
+                (name, point.value, point.timestamp, point.step)
+                for name in data.metrics
+                for point in self._client.get_metric_history(info.run_id, name)
+            }
+            if shown <= set(run.metrics):
+                return info.run_id, [point for point in run.metrics if point not in shown]
+        return "", run.metrics
 
 
 def _theirs(found: list[Any], run: TrackedRun) -> dict[str, str]:
     """The tags that people have added to runs in MLflow's pages, where a note is one as well, and may replace ours."""
     theirs: dict[str, str] = {}
     for tags in (r.data.tags for r in found):
-        noted = tags[OWN_NOTE] if OWN_NOTE in tags else tags.get(NOTE) if NOTE in run.tags else None
-        added = {tag for tag in tags if not tag.startswith(("mlflow.", "sibcl."))} - set(run.tags)
-        added |= {NOTE} if NOTE in tags and tags[NOTE] != noted else set()
-        theirs |= {tag: tags[tag] for tag in added}
+        noted = tags.get(OWN_NOTE, tags.get(NOTE) if NOTE in run.tags else None)
+        for tag, value in tags.items():
+            ours = value == noted if tag == NOTE else tag.startswith(("mlflow.", "sibcl.")) or tag in run.tags
+            if not ours:
+                theirs[tag] = value
     return theirs
-
-
-def _missing(client: _TimedClient, found: Any, run: TrackedRun) -> Sequence[Point] | None:
-    """The points that a run of MLflow lacks to be `run`; None where it shows what is wrong, and has to be replaced."""
-    info, data = found.info, found.data
-    right = (
-        info.start_time == run.started
-        and data.tags.get(NAME, run.name) == run.name
-        and data.params.items() <= run.params.items()
-        and data.metrics.items() <= {(name, value) for name, value, _, _ in run.metrics}
-    )
-    if not right:
-        return None
-    shown = {
-        (name, point.value, point.timestamp, point.step)
-        for name in data.metrics
-        for point in client.get_metric_history(info.run_id, name)
-    }
-    return [point for point in run.metrics if point not in shown] if shown <= set(run.metrics) else None
