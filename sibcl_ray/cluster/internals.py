@@ -22,7 +22,8 @@ class Trainer(TorchTrainer):
     runs have none, and one does what `free_what_the_dead_reserved` does."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ not in UNNEEDED]
+        found = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in found if type(each).__name__ not in UNNEEDED]
 
 
 def free_what_the_dead_reserved() -> None:
