@@ -1,5 +1,6 @@
 """What the tests share: an environment of their own, one Ray cluster, servers of buckets."""
 
+import atexit
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else inherited
     for variable in filter(caller.match, list(os.environ)):
         del os.environ[variable]
     PLACE = tempfile.mkdtemp(prefix="tests-")  # short, for Ray's sockets
+    OWNER = os.getpid()  # not a fork; at the very end, as multiprocessing has a folder in it
+    atexit.register(lambda: OWNER == os.getpid() and shutil.rmtree(PLACE, ignore_errors=True))
     os.chmod(PLACE, 0o711)  # PostgreSQL's programs run as another user
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay for a while
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes would each compile the library
@@ -50,7 +53,6 @@ def pytest_unconfigure():
         with suppress(psutil.NoSuchProcess):
             print(f"left behind: {process.pid} {' '.join(process.cmdline())[:150]}")
             process.kill()
-    shutil.rmtree(PLACE, ignore_errors=True)
 
 
 SHARING = (  # groups of modules whose tests share what is long in the making; each group runs in one process
