@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # else inherited
         del os.environ[variable]
     PLACE = tempfile.mkdtemp(prefix="tests-")  # short, for Ray's sockets
     OWNER = os.getpid()  # not a fork; at the very end, as multiprocessing has a folder in it
-    atexit.register(lambda: OWNER == os.getpid() and shutil.rmtree(PLACE, ignore_errors=True))
+    atexit.register(lambda: os.getpid() == OWNER and shutil.rmtree(PLACE, ignore_errors=True))
     os.chmod(PLACE, 0o711)  # PostgreSQL's programs run as another user
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # pytest's own folders stay for a while
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes would each compile the library
