@@ -36,7 +36,7 @@ def test_a_placement_group_says_who_made_it():
     assert needed <= fields, f"ray {version('ray')}: {needed - fields} are gone; cluster/internals.py needs them"
 
 
-def test_a_run_of_train_starts_two_processes_less():
+def test_a_run_of_train_starts_two_processes_fewer():
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
