@@ -498,6 +498,7 @@ def test_the_first_half_is_asked_for_at_once_and_is_the_same_one_by_one(at_once,
     assert asked[:4] == [t.params for t in history.get_trials()]
 
 
+@pytest.mark.thorough  # test_a_study_from_nothing shows it too
 def test_tune_runs_all_searches_in_one_experiment(cluster, storage, tmp_path):
     searches = [a_search(25, 2, METHODS["SIB-CL"]), a_search(100, 2, METHODS["SIB-CL-plain"])]
     finished = []
