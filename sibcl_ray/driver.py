@@ -5,25 +5,33 @@ import os
 import secrets
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
+from sibcl_ray.data.dataset import TARGET, TEST
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.model import check_takes
 from sibcl_ray.messages import one_line
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves
+from sibcl_ray.results.log import Log
 from sibcl_ray.results.mlflow.background import Tracker
 from sibcl_ray.results.mlflow.connection import sqlite_uri, takes
 from sibcl_ray.results.mlflow.tracking import TrackingUnavailable
-from sibcl_ray.results.progress import Watch
+from sibcl_ray.results.progress import Display, Snapshot, Watch
+from sibcl_ray.results.terminal import Screen
+from sibcl_ray.settings import FILE, settings_of, versions_now
 from sibcl_ray.storage.folders import expanded
 from sibcl_ray.storage.leases import Session
 from sibcl_ray.storage.store import NewerStore, Store
 from sibcl_ray.study.ledger import Ledger, Missing
+from sibcl_ray.study.plan import Plan, plan
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import from_file
 
@@ -78,7 +86,7 @@ def run(
     retry_failed: bool = False,
     labels: str | None = None,
     say: Say = print,
-    watch: Watch = lambda snapshot: None,
+    watch: Watch | None = None,
 ) -> Results:
     """Run what a study lacks, here or on the cluster that RAY_ADDRESS names, and write its results.
 
@@ -91,7 +99,7 @@ def run(
         workers, gpus_per_worker, pretraining_workers, search_storage, tracking_uri, fresh, retry_failed, labels: as the
             options of `python studies/label_sweep.py --help`.
         say: is given warnings and notes, a line each.
-        watch: is given the progress, twice a second.
+        watch: is given the progress, twice a second; shown on a terminal and in a notebook if not given.
 
     Raises:
         ValueError: the study, the storage or the cluster cannot be used as asked; in one line, before any compute.
@@ -101,10 +109,12 @@ def run(
     study = replace(study, problem=from_file(study.problem))
     workforce = Workforce(workers, gpus_per_worker, pretraining_workers)
     driver = Driver(study, open_store(os.fspath(storage)), workforce, search_storage, tracking_uri, labels, say)
-    try:
-        driver.complete(watch, fresh, retry_failed)
-    finally:
-        driver.disconnect()
+    console = Screen(quiet=watch is not None or not (sys.stdout.isatty() or Screen().is_jupyter))
+    with Display(console) as display:
+        try:
+            driver.complete(watch or display, fresh, retry_failed, lambda plan: display.expect(plan.work))
+        finally:
+            driver.disconnect()
     results = driver.results()
     try:
         driver.track()
@@ -161,17 +171,19 @@ class Driver:
         if labels not in (None, "keep", "new"):
             raise ValueError(f"labels is {labels!r}; give keep or new")
         self.study, self.store, self.workforce = study, store, workforce
-        self._say, self._warn = say, warn or say
+        self.log = Log(f"studies/{study.name}/logs/{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}.txt")
+        self._say, self._warn = self.log.also(say), self.log.also(warn or say)
         self.disconnect: Callable[[], object] = lambda: None  # ends the Ray cluster or connection that was made
         uri = _tracking_address(store, tracking_uri)
         self.ledger = Ledger(study, store, search_storage, self._warn)
-        self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, say)
+        self.ledger.dataset.settle([role for role, count in study.sizes.items() if count], labels, self._say)
         self.tracker = Tracker(uri, study.name, lambda: (self.ledger.matrix(), self.ledger.trials()), warn=self._warn)
 
-    def complete(self, watch: Watch, fresh: bool, retry_failed: bool) -> None:
+    def complete(self, watch: Watch, fresh: bool, retry_failed: bool, begin: Callable[[Plan], object]) -> None:
         """Make what is missing, as the only driver of this study; another one is waited for.
 
         ``fresh`` sets earlier results aside first, but no labels; with ``retry_failed`` failures are tried again.
+        ``begin`` is given the plan of what is missing before any of it is made.
         """
         if not (fresh or retry_failed or self.ledger.missing()):
             return
@@ -187,20 +199,45 @@ class Driver:
             if retry_failed:
                 self._say(f"{self.ledger.retry_failures()} failures are tried again")
             if lacking := self.ledger.missing():
-                self._run(lacking, session, watch)
+                self._run(lacking, session, watch, begin)
 
-    def _run(self, lacking: Missing, session: Session, watch: Watch) -> None:
+    @property
+    def labels_name(self) -> str:
+        """Names the labels that the study's errors are of."""
+        return self.ledger.dataset.named(TARGET, TEST)
+
+    def _write_settings(self) -> None:
+        """Beside the results, what `sweep --config` makes the same study of."""
+        if settings := settings_of(self.study):
+            versions = {**versions_now(), "labels": self.labels_name}
+            self.store.write(f"{self.ledger.folder}/{FILE}", settings.toml(versions).encode())
+
+    def _run(self, lacking: Missing, session: Session, watch: Watch, begin: Callable[[Plan], object]) -> None:
         from sibcl_ray.cluster.connection import connect, disconnect  # Ray takes seconds to import
         from sibcl_ray.cluster.resources import fit_resources
         from sibcl_ray.cluster.run import Timings, run
 
-        timings, workforce = Timings(), self.workforce
-        if connect():
-            self.disconnect = disconnect
-        timings.ends("ray")
-        resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
-        run(self.ledger, lacking, session, resources, watch, timings)
-        self._say(str(timings))
+        self._write_settings()
+        self.log.store = self.store
+        work = plan(self.study, self.ledger.dataset, lacking)
+        begin(work)
+        with Display(Console(file=self.log, width=200), verbose=True) as logged:
+            logged.expect(work.work)
+
+            def watch_and_log(snapshot: Snapshot) -> None:
+                watch(snapshot)
+                logged(snapshot)
+
+            timings, workforce = Timings(), self.workforce
+            if connect():
+                self.disconnect = disconnect
+            timings.ends("ray")
+            resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
+            try:
+                run(self.ledger, lacking, session, resources, watch_and_log, timings)
+                self._say(str(timings))
+            finally:
+                self.log.save()
 
     def results(self) -> Results:
         """Write the matrix and the figure of what is there, and give it."""
@@ -212,7 +249,7 @@ class Driver:
         matrix = ledger.matrix()
         ledger.write_matrix(matrix)
         with tempfile.TemporaryDirectory() as folder:
-            for file in learning_curve_figure(matrix, Path(folder) / "learning_curves", self.study.name):
+            for file in learning_curve_figure([matrix], Path(folder) / "learning_curves", self.study.name):
                 store.write(f"{ledger.folder}/{file.name}", file.read_bytes())
         return Results(matrix, store.path(ledger.folder))
 

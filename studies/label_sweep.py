@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a job's cluster may not have the library installed
 
-from sibcl_ray.cli import main_program
+from sibcl_ray.cli.main import main_program
 
 if __name__ == "__main__":
-    main_program()
+    main_program("sweep")

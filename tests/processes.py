@@ -71,13 +71,18 @@ def environment(**more: str) -> dict[str, str]:
 
 def told(capture: Any, *options: str, **variables: str) -> tuple[int, Any]:
     """The exit code of `label_sweep.py`, run in this process, and what it printed, by pytest's `capfd`."""
-    from sibcl_ray import cli
+    return typed(capture, "sweep", *options, **variables)
 
-    arguments = ["label_sweep.py", *options]
+
+def typed(capture: Any, *arguments: str, **variables: str) -> tuple[int, Any]:
+    """The same of `sibcl-ray`."""
+    from sibcl_ray.cli.main import command_line
+
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv = patch.object(sys, "argv", ["sibcl-ray", *arguments])
     try:
-        with patch.object(sys, "argv", arguments), patch.dict(os.environ, environment(**variables), clear=True):
-            code = cli.command_line()
+        with argv, patch.dict(os.environ, environment(**variables), clear=True):
+            code = command_line()
     finally:  # signals that other tests send are none of a command's
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -209,12 +209,12 @@ REFUSED = [
 
 @pytest.mark.parametrize(("prepare", "options", "expected"), REFUSED, ids=[" ".join(o)[:60] for _, o, _ in REFUSED])
 def test_bad_input_is_one_line_before_any_compute(prepare, options, expected, tmp_path, monkeypatch, capfd):
-    from sibcl_ray import cli
+    from sibcl_ray.cli.main import command_line
 
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", *options])
-    assert cli.command_line() == 2
+    assert command_line("sweep") == 2
     printed = capfd.readouterr()
     assert re.search(expected, printed.err), printed.err
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and "hunter22" not in printed.err
@@ -227,7 +227,7 @@ def test_there_are_many():
 
 def test_what_the_cluster_can_never_give_is_refused(cluster, tmp_path, monkeypatch, capfd):
     """By a driver that is connected to it."""
-    from sibcl_ray import cli
+    from sibcl_ray.cli.main import command_line
 
     for options, expected in (
         (("--workers", "1000"), r"1000 workers fit on the cluster, which has .* ask for at most \d+"),
@@ -236,7 +236,7 @@ def test_what_the_cluster_can_never_give_is_refused(cluster, tmp_path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr("sibcl_ray.cluster.connection.connect", lambda: None)
             patch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", str(tmp_path), *options])
-            assert cli.command_line() == 2
+            assert command_line("sweep") == 2
         printed = capfd.readouterr().err
         assert re.search(expected, printed) and printed.count("error: ") == 1, printed
         assert not (tmp_path / "datasets").exists()
@@ -255,13 +255,13 @@ FIRST = [  # what only a label shows, and the line that says so
 def test_what_the_first_label_shows_ends_the_study_in_one_line(
     changes, expected, cluster, tmp_path, monkeypatch, capfd
 ):
-    from sibcl_ray import cli
+    from sibcl_ray.cli.main import command_line
 
     problem = own_files.written(tmp_path, LARGE, *changes)
     monkeypatch.setattr("sibcl_ray.cluster.connection.connect", lambda: None)
     options = ["--scale", "smoke", "--methods", "SL", "--problem", problem, "--storage", str(tmp_path / "runs")]
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", *options])
-    assert cli.command_line() in (1, 2)
+    assert command_line("sweep") in (1, 2)
     printed = capfd.readouterr().err
     assert re.search(expected, printed) and printed.count("error: ") == 1 == printed.count("\n"), printed
     assert not (tmp_path / "runs" / "ledger").exists()

@@ -35,9 +35,9 @@ SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schem
 RAY = re.search(r"rayproject/ray:([\d.]+)-py311", TEXTS["Dockerfile"])[1]
 
 sys.path.insert(0, str(ROOT / "studies"))
-from sibcl_ray.cli import app  # noqa: E402
+from sibcl_ray.cli.commands import app  # noqa: E402
 
-KNOWN_OPTIONS = {option for p in get_command(app).params for option in (*p.opts, *p.secondary_opts)}
+KNOWN_OPTIONS = {option for p in get_command(app).commands["sweep"].params for option in (*p.opts, *p.secondary_opts)}
 
 
 def documents(name):

@@ -170,7 +170,8 @@ NOBODY = {
 def test_without_credentials_there_is_one_line_though_no_metadata_server_answers(
     scheme, expected, nobody, monkeypatch, tmp_path, capfd
 ):
-    from sibcl_ray import cli, driver
+    from sibcl_ray import driver
+    from sibcl_ray.cli.main import command_line
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["label_sweep.py", "--scale", "smoke", "--storage", f"{scheme}://nowhere/runs"])
@@ -181,7 +182,7 @@ def test_without_credentials_there_is_one_line_though_no_metadata_server_answers
         nobody({"AZURE_POD_IDENTITY_AUTHORITY_HOST": silent.address})
         nobody(dict.fromkeys(("GCE_METADATA_HOST", "GCE_METADATA_IP", "GCE_METADATA_ROOT"), host))
         begun = time.monotonic()
-        assert cli.command_line() == 2
+        assert command_line("sweep") == 2
     assert time.monotonic() - begun < driver.ANSWER
     printed = capfd.readouterr().err
     assert printed.startswith(f"error: --storage {scheme}://nowhere/runs") and expected in printed, printed

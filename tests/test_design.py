@@ -26,8 +26,9 @@ ORDER = (
     "study",
     "results",
     "cluster",
-    "driver",
     "recipes",
+    "settings",
+    "driver",
     "cli",
 )
 TOP = 8  # modules at the package's top, at most

@@ -69,7 +69,7 @@ def test_a_shared_pretraining_goes_on_with_fewer_workers(tmp_path):
         env=environment(PYTHONPATH=f"{Path(__file__).parent}:{Path(__file__).parents[1]}"),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=3 * PATIENCE,  # with Ray clusters of two other tests beside it
     )
     assert not run.returncode, run.stderr
     record = json.loads(run.stdout.splitlines()[-1])

@@ -59,4 +59,4 @@ def test_trials_of_optuna_have_numbers_and_say_what_was_asked_for():
 
 def test_typer_raises_usage_errors():
     kind = typer.BadParameter.__bases__[0]
-    assert hasattr(kind, "format_message"), f"typer {version('typer')}: cli.py needs the base of BadParameter"
+    assert hasattr(kind, "format_message"), f"typer {version('typer')}: cli.main needs the base of BadParameter"

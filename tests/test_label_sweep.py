@@ -20,7 +20,7 @@ from processes import NAME, PATIENCE, ROOT, SCRIPT, Driver, environment, interpr
 from servers import free_port, wait_until
 from test_ledger import fill, good
 
-from sibcl_ray import cli
+from sibcl_ray.cli import main as cli
 from sibcl_ray.cluster.connection import NOBODY, keeping_signals
 from sibcl_ray.data.dataset import TARGET
 from sibcl_ray.learning.jobs import CellJob, TrialJob
@@ -268,7 +268,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path, capfd):
     code, printed = told(capfd, "--scale", "smoke", "--storage", str(tmp_path / "runs"), "--dry-run")
     assert code == 0, printed.err
     assert re.search(r"target labels\s+│\s+100 ", printed.out) and re.search(r"cells\s+│\s+20 ", printed.out)
-    assert "Estimated on this machine" in printed.out and "no label was computed" in printed.out
+    assert "Estimated on this machine" in printed.out and "No label was computed" in printed.out
     assert "not known" not in printed.out and not (tmp_path / "runs").exists()
 
 
@@ -526,7 +526,7 @@ def test_who_has_read_enough_is_told_nothing_of_it(options, tmp_path, monkeypatc
     os.close(reads)
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", os.fdopen(writes, "w"))
-        patch.setattr("sibcl_ray.cli.console", Screen())  # which is quiet from then on
+        patch.setattr("sibcl_ray.cli.commands.console", Screen())  # which is quiet from then on
         copy = os.dup(1)  # Rich closes it for Typer's help
         code, printed = told(capfd, *finished(written(tmp_path)).options, "--storage", str(tmp_path / "runs"), *options)
         os.dup2(copy, 1)

@@ -118,7 +118,7 @@ def refused(act, seconds):
 
 def test_the_server_shows_the_ledger_once(server, study, tmp_path):
     early, late = ledgers()
-    figure = learning_curve_figure(late[0], tmp_path / "curves", "planted")
+    figure = learning_curve_figure([late[0]], tmp_path / "curves", "planted")
     Mirror(server.address, study).sync(*early)
     for _ in range(2):
         Mirror(server.address, study).sync(*late, figure)
@@ -374,7 +374,7 @@ def test_the_browser_shows_learning_curves(server, study, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
     matrix = noisy(np.random.default_rng(0), METHODS, seeds=3)
-    figure = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    figure = learning_curve_figure([matrix], tmp_path / "curves", "planted")
     address = Mirror(server.address, study).sync(matrix, search(2), figure)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())

@@ -102,7 +102,7 @@ def test_errors_have_their_units_and_percents_are_for_fractions(units, factor, n
     assert title in errors and f" {number} ± 0" in errors.replace("± 0.0", "± 0")
     assert f"Labels for a test error of {in_words}, SL's at 400 labels" in " ".join(savings.split())
     assert units_of(matrix).in_words(0.0335 * factor) == in_words
-    _, svg = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    _, svg = learning_curve_figure([matrix], tmp_path / "curves", "planted")
     label = f"mean test error {bracketed}".strip()
     assert f"<!-- {label} -->" in svg.read_text()
     if "%" not in bracketed:
@@ -137,9 +137,9 @@ def test_failures_are_told_by_their_reasons_a_line_each(matrix):
 
 
 def test_the_figure_is_written_whole_and_the_same_twice(matrix, tmp_path):
-    png, svg = learning_curve_figure(matrix, tmp_path / "new" / "curves", "planted")
+    png, svg = learning_curve_figure([matrix], tmp_path / "new" / "curves", "planted")
     first = png.read_bytes(), svg.read_bytes()
-    again = learning_curve_figure(matrix, tmp_path / "new" / "curves", "planted")
+    again = learning_curve_figure([matrix], tmp_path / "new" / "curves", "planted")
     assert first == tuple(path.read_bytes() for path in again)
     assert sorted(path.name for path in png.parent.iterdir()) == ["curves.png", "curves.svg"]
     text = svg.read_text()
@@ -151,8 +151,8 @@ def test_the_figure_is_written_whole_and_the_same_twice(matrix, tmp_path):
 
 
 def test_a_figure_of_nothing_and_of_one_budget(matrix, tmp_path):
-    learning_curve_figure(matrix.assign(state="missing"), tmp_path / "nothing", "nothing yet")
-    learning_curve_figure(matrix[matrix["budget"] == 25], tmp_path / "one", "one budget")
+    learning_curve_figure([matrix.assign(state="missing")], tmp_path / "nothing", "nothing yet")
+    learning_curve_figure([matrix[matrix["budget"] == 25]], tmp_path / "one", "one budget")
     assert len(list(tmp_path.iterdir())) == 4
 
 

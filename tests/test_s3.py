@@ -254,7 +254,7 @@ REFUSALS = {
 def test_a_bucket_that_cannot_be_used_is_one_line_within_seconds(
     environment, uri, expected, bucket, s3, strangers, monkeypatch, tmp_path, capfd
 ):
-    from sibcl_ray import cli
+    from sibcl_ray.cli.main import command_line
 
     uri, begun = uri or bucket, time.monotonic()
     monkeypatch.chdir(tmp_path)
@@ -265,7 +265,7 @@ def test_a_bucket_that_cannot_be_used_is_one_line_within_seconds(
         silent.silent = True
         for name, value in environment.items():
             monkeypatch.setenv(name, value.format(free=free_port(), silent=silent.port))
-        assert cli.command_line() == 2
+        assert command_line("sweep") == 2
     assert time.monotonic() - begun < 20
     printed = capfd.readouterr().err
     assert re.search(f"^error: --storage {uri} .*{expected}", printed), printed

@@ -72,7 +72,7 @@ def history(client, run, metric):
 
 
 def test_the_store_shows_the_ledger(uri, matrix, tmp_path):
-    artifacts = learning_curve_figure(matrix, tmp_path / "curves", "planted")
+    artifacts = learning_curve_figure([matrix], tmp_path / "curves", "planted")
     tracking.Mirror(uri, "study").sync(matrix, search(3), artifacts)
     client, curves, count = runs(uri, "study")
     assert set(curves) == set(METHODS) and count == 3
@@ -300,7 +300,7 @@ def test_a_database_may_lie_in_a_folder_of_any_name(name, matrix, first_sync, pl
     folder.mkdir()
     shutil.copy(place / "mlflow.db", folder / "mlflow.db")
     uri = connection.sqlite_uri(folder / "mlflow.db")
-    figure = learning_curve_figure(matrix, tmp_path / "curves", "study")[0]
+    figure = learning_curve_figure([matrix], tmp_path / "curves", "study")[0]
     told = tracking.Mirror(uri, "study").sync(matrix, search(0), [figure])
     assert connection.takes(uri) and set(runs(uri, "study")[1]) == set(METHODS)
     assert len(list((folder / "mlartifacts").rglob(figure.name))) == len(METHODS)

@@ -1,6 +1,7 @@
 """The learning-curve figure of a matrix of cells."""
 
 import logging
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from sibcl_ray.results.tables import colour, saving_in_words, units_of  # noqa: 
 MARKERS = "os^Dvp*XP"
 
 
-def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path, title: str) -> list[Path]:
-    """Write `path_stem`.png and .svg and return their paths; the same matrix gives the same bytes.
+def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, title: str) -> list[Path]:
+    """Write `path_stem`.png and .svg and return their paths; the same matrices give the same bytes.
 
-    Test error over labels (log), a band for the 95 % interval, and the largest label saving as an
-    arrow at the target error. A matrix without finished cells gives empty axes that say so.
+    Test error over labels (log), a band for the 95 % interval, and, of one matrix, the largest label saving as an
+    arrow at the target error. Matrices without finished cells give empty axes that say so.
     """
-    units = units_of(matrix)
-    curves = {m: curve.scaled(units.scale) for m, curve in learning_curves(matrix, compared=True).items()}
+    units = units_of(matrices[0])
+    every = [learning_curves(matrix, compared=True) for matrix in matrices]
+    curves = {m: curve.scaled(units.scale) for found in every for m, curve in found.items()}
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for method, marker in zip(sorted(curves), cycle(MARKERS)):
@@ -43,7 +45,8 @@ def learning_curve_figure(matrix: pd.DataFrame, path_stem: Path, title: str) -> 
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        _mark_saving(axes, curves, [s for s in label_savings(matrix) if s.saving > 1], units.scale)
+        if len(matrices) == 1:
+            _mark_saving(axes, curves, [s for s in label_savings(matrices[0]) if s.saving > 1], units.scale)
     else:
         axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
     paths = [path_stem.with_name(f"{path_stem.name}.{kind}") for kind in ("png", "svg")]

@@ -1,7 +1,7 @@
 """What a person sees while a study runs: live bars on a terminal, a line now and then in a log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,6 +9,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from sibcl_ray.messages import duration
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,32 @@ class Snapshot:
 
 
 Watch = Callable[[Snapshot], None]
+Work = Mapping[str, tuple[int, float | None]]  # by kind: how many, and the core seconds of all if they are known
 ROWS = {"shards": "label shards", "pretrainings": "pretrainings", "trials": "search trials", "cells": "matrix cells"}
+
+
+LEAST = 1.0  # seconds between two lines of a log
+SOME = 0.05  # of the work: what has to be done before the time left is told
+
+
+def seconds_left(snapshot: Snapshot, work: Work, elapsed: float) -> float | None:
+    """An estimate, from how long what is done has taken since work began; None before there is enough of it."""
+    counts: dict[str, Count] = {name: getattr(snapshot, name) for name in work}
+    ended = snapshot.trials.done + snapshot.cells.done
+    rest = work["trials"][0] + work["cells"][0] - ended
+    done = everything = 0.0
+    for name, (expected, seconds) in work.items():
+        count = counts[name]
+        if seconds is None and count.done < expected:
+            return None  # nobody knows how long a label takes before there are some
+        if not expected or not seconds:
+            continue
+        total = expected
+        if name == "pretrainings" and ended:  # jobs share them: those to come need no more than those that ended did
+            total = max(count.total, min(expected, round(count.total * (1 + rest / ended))))
+        everything += seconds * total / expected
+        done += seconds * count.done / expected
+    return elapsed * (everything - done) / done if done > SOME * everything else None
 
 
 class Display:
@@ -40,14 +68,18 @@ class Display:
     Args:
         console: a terminal, or what becomes a log.
         interval: the longest time between the lines of a log, seconds; the beginning and the end of each kind of
-            work are told at once.
+            work are told at once, though a second apart.
+        verbose: whether a log tells when each job begins and ends.
     """
 
-    def __init__(self, console: Console, interval: float = 30.0) -> None:
-        self._console, self._interval = console, interval
+    def __init__(self, console: Console, interval: float = 30.0, verbose: bool = False) -> None:
+        self._console, self._interval, self._verbose = console, interval, verbose
+        self._work: Work = {}
         self._told: set[tuple[str, bool]] = set()  # which kinds of work have begun, and which have ended
+        self._jobs: dict[str, float] = {}  # titles that run, and since when
         self._start = self._last = time.monotonic()
-        columns = TextColumn("{task.description:<14}"), BarColumn(36), MofNCompleteColumn(), TimeElapsedColumn()
+        self._begun: float | None = None  # when work began
+        columns = TextColumn("{task.description:<14}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()
         self._bars = Progress(*columns, console=console)
         for text in ROWS.values():
             self._bars.add_task(text, start=False, total=None)
@@ -59,11 +91,20 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
+    def expect(self, work: Work) -> None:
+        """Tell the time left by what all of the work is."""
+        self._work = work
+
     def __call__(self, snapshot: Snapshot) -> None:
         """Show where the study is."""
         counts: dict[str, Count] = {name: getattr(snapshot, name) for name in ROWS}
-        if not self._console.is_terminal:
-            self._log(counts, bool(snapshot.running))
+        if self._begun is None and (snapshot.running or any(count.done for count in counts.values())):
+            self._begun = time.monotonic()
+        left = seconds_left(snapshot, self._work, time.monotonic() - (self._begun or 0.0)) if self._begun else None
+        if self._verbose:
+            self._tell_jobs({title for title, _, _ in snapshot.running})
+        if not self._console.is_terminal or self._console.is_jupyter:
+            self._log(counts, bool(snapshot.running), left)
             return
         self._live.start()
         for task, count in zip(self._bars.tasks, counts.values(), strict=True):
@@ -75,18 +116,33 @@ class Display:
         running = Table.grid(padding=(0, 2))
         for title, fraction, loss in snapshot.running:
             running.add_row(f"  [dim]{title}", f"[dim]{fraction:4.0%}", f"[dim]loss {loss:.4f}" if loss == loss else "")
-        self._live.update(Group(self._bars, running))
+        time_left = Text(f"about {duration(left)} left" if left else "")
+        self._live.update(Group(self._bars, time_left, running))
 
-    def _log(self, counts: dict[str, Count], running: bool) -> None:
+    def _tell_jobs(self, running: set[str]) -> None:
+        now = time.monotonic()
+        for title in sorted(self._jobs.keys() - running):
+            self._print(f"{title}: ended after {duration(now - self._jobs.pop(title))}")
+        for title in sorted(running - self._jobs.keys()):
+            self._jobs[title] = now
+            self._print(f"{title}: begins")
+
+    def _log(self, counts: dict[str, Count], running: bool, left: float | None) -> None:
         now, some = time.monotonic(), {name: count for name, count in counts.items() if count.total}
         ended = {name: count.done == count.total for name, count in some.items()}
-        if not some or (ended.items() <= self._told and now - self._last < self._interval):
+        wait = self._interval if ended.items() <= self._told else LEAST * bool(self._told)
+        if not some or now - self._last < wait:
             return
         self._last = now
         self._told.update(ended.items())
-        minutes, seconds = divmod(int(now - self._start), 60)
         parts = [f"{ROWS[name]} {count.done}/{count.total}" for name, count in some.items()]
         if not running and ended.get("shards", True) and False in (ended.get("trials"), ended.get("cells")):
             parts.append("waiting for workers")  # which may be machines that are only being started
-        line = f"[{minutes:02d}:{seconds:02d}] {', '.join(parts)}"
+        if left:
+            parts.append(f"about {duration(left)} left")
+        self._print(", ".join(parts))
+
+    def _print(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        line = f"[{minutes:02d}:{seconds:02d}] {text}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

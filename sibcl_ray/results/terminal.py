@@ -39,12 +39,42 @@ def take_any_letter() -> None:
 def plain(table: Table) -> Table:
     """The table in ASCII, without colours: replacements have other widths, so they come before it is laid out."""
     made = Table(
-        title=_plain(table.title), caption=_plain(table.caption), title_justify=table.title_justify, box=table.box
+        title=_plain(table.title),
+        caption=_plain(table.caption),
+        title_justify=table.title_justify,
+        show_header=table.show_header,
+        box=table.box,
     )
     for column in table.columns:
         made.add_column(_plain(column.header), justify=column.justify)
     for row in zip(*(column.cells for column in table.columns), strict=True):
         made.add_row(*map(_plain, row))
+    return made
+
+
+def fitting(table: Table, console: Console) -> list[Table]:
+    """The table in as many parts as are needed for no number to be cut, each with the first column."""
+    natural = [console.measure(_part(table, [column])).maximum for column in range(len(table.columns))]
+    parts, width = [[0]], natural[0]
+    for column in range(1, len(table.columns)):
+        if len(parts[-1]) > 1 and width + natural[column] - 1 > console.width:
+            parts.append([0])
+            width = natural[0]
+        parts[-1].append(column)
+        width += natural[column] - 1  # columns share a border
+    return [table] if len(parts) == 1 else [_part(table, p, p is parts[0], p is parts[-1]) for p in parts]
+
+
+def _part(table: Table, columns: list[int], first: bool = False, last: bool = False) -> Table:
+    made = Table(
+        title=table.title if first else None,
+        caption=table.caption if last else None,
+        title_justify=table.title_justify,
+        show_header=table.show_header,
+        box=table.box,
+    )
+    made.columns = [table.columns[i] for i in columns]
+    made.rows = table.rows
     return made
 
 
@@ -59,8 +89,9 @@ class Screen(Console):
         """Like Rich's, on an ASCII terminal with plain tables."""
         if self.options.ascii_only:
             objects = tuple(plain(o) if isinstance(o, Table) else o for o in objects)
+        parts = [part for o in objects for part in (fitting(o, self) if isinstance(o, Table) else [o])]
         try:
-            super().print(*objects, **options)
+            super().print(*parts, **options)
         except OSError as error:
             self.quiet = True
             with suppress(OSError, ValueError):

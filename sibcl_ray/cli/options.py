@@ -1,0 +1,199 @@
+"""The options of `sweep`: what a study is, where it is kept, what it runs on and what is shown."""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sibcl_ray.driver import Workforce
+from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.recipes import SCALES
+from sibcl_ray.search.methods import METHODS
+from sibcl_ray.settings import FILE, Settings, read_config
+from sibcl_ray.user_module.loading import TABULATED
+
+WHAT, THOROUGH, KEPT, RUNS, SHOWN = (
+    {"rich_help_panel": title}
+    for title in ("What is studied", "How thoroughly", "Where it is kept", "What it runs on", "What is done and shown")
+)
+option = partial(typer.Option, None)  # whose default is that of the scale or the system
+RENAMED_OPTIONS = {"--seed": "--data-seed", "--seeds": "--repeats"}
+
+STORAGE = typer.Option(
+    "runs",
+    envvar="SIBCL_RAY_STORAGE",
+    help="Folder, or s3://, gs:// or az:// URL, for labels, weights, ledger and results; in a submitted job relative "
+    "to the home folder of the driver's node.",
+    **KEPT,
+)
+
+
+def _read(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes what a file says the defaults of the other options."""
+    if path is not None and not context.resilient_parsing:
+        known = {f.name: None for f in fields(Sweep) if f.name != "config"}
+        context.default_map, _ = read_config(path, known)
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What `sweep` is given; a field's name is that of its option."""
+
+    problem: str = typer.Option(
+        "photonic-dos",
+        help=f"What is learned: {', '.join([*PROBLEMS, TABULATED])}, or a class of your own in a file, "
+        "[b]my_problem.py:MyProblem[/].",
+        **WHAT,
+    )
+    data: Path | None = option(  # noqa: RUF009 (a description, not a value)
+        help=f"Folder with your own arrays and a problem.toml, for [b]--problem {TABULATED}[/].", **WHAT
+    )
+    name: str | None = option(
+        help="Of the study, for one that is to be kept apart from others of its problem; the problem, the scale and "
+        "the data seed if not given.",
+        **WHAT,
+    )
+    methods: str | None = option(
+        help=f"Comma-separated: {', '.join(METHODS)}. -I: the symmetries also augment whatever labels are fitted. All "
+        "that the problem has what it takes for, but TL, SSL and SIB-CL-plain, if not given.",
+        **WHAT,
+    )
+    budgets: str | None = option(
+        help="Comma-separated numbers of target labels. A budget counts every label that is seen, those for choosing "
+        "hyperparameters included. The scale's if not given.",
+        **WHAT,
+    )
+    encoders: str | None = option(
+        help="Comma-separated: reference, invariant, or with its dilations invariant:1-2-4-8; all are searched. The "
+        "scale's if not given.",
+        **WHAT,
+    )
+    temperatures: str | None = option(
+        help="Comma-separated temperatures of the contrastive loss to choose from; the scale's if not given.", **WHAT
+    )
+    data_seed: int = typer.Option(0, help="Another one draws other data, and is another study.", **WHAT)
+    scale: str = typer.Option(
+        "quick",
+        help=f"{', '.join(SCALES)}. [b]smoke[/] takes a minute and proves the set-up; [b]quick[/] about ten minutes on "
+        "two cores; [b]standard[/] about an hour on a GPU; [b]paper[/] the sizes of the SIB-CL paper. What follows is "
+        "the scale's if not given.",
+        **THOROUGH,
+    )
+    target: int | None = option(help="Target labels to be had at most, besides the test's.", **THOROUGH)
+    surrogate: int | None = option(help="Surrogate samples.", **THOROUGH)
+    unlabelled: int | None = option(help="Inputs without labels.", **THOROUGH)
+    test: int | None = option(help="Target labels set apart for the test.", **THOROUGH)
+    searched: str | None = option(
+        help="Comma-separated budgets at which hyperparameters are searched; others take the choice of the largest "
+        "smaller one.",
+        **THOROUGH,
+    )
+    trials: int | None = option(help="Configurations tried by each search.", **THOROUGH)
+    folds: int | None = option(help="Of the cross-validation inside a budget.", **THOROUGH)
+    repeats: int | None = option(help="Of every cell of the matrix: other weights, order and augmentation.", **THOROUGH)
+    storage: str = STORAGE
+    search_storage: str | None = option(
+        envvar="SIBCL_RAY_SEARCH_STORAGE",
+        help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
+        **KEPT,
+    )
+    tracking_uri: str | None = option(
+        help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in the storage folder, if not given.", **KEPT
+    )
+    resume: bool = typer.Option(
+        True,
+        "--resume/--fresh",
+        help="Continue from earlier results, or set them aside (none is deleted; labels are kept) and start anew.",
+        **KEPT,
+    )
+    labels: str | None = option(
+        help="Where what decides labels has changed since they were made: [b]keep[/] them, and make what is missing "
+        "by the new code, or make all [b]new[/] and leave those alone.",
+        **KEPT,
+    )
+    clean: bool = typer.Option(False, "--clean", hidden=True)  # the command of that name
+    workers: int | None = option(
+        envvar="SIBCL_RAY_WORKERS",
+        help="Ray Train workers that stay up and take jobs; all that fit if not given. A cluster that scales has to "
+        "be told.",
+        **RUNS,
+    )
+    gpus_per_worker: float | None = option(
+        envvar="SIBCL_RAY_GPUS_PER_WORKER",
+        help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given.",
+        **RUNS,
+    )
+    pretraining_workers: int = typer.Option(1, help="Workers that share a pretraining.", **RUNS)
+    config: Path | None = option(  # noqa: RUF009
+        help=f"TOML file with any of these options, as every study writes one, {FILE}, into its folder: the same "
+        "study again. Options on the command line come first.",
+        callback=_read,
+        is_eager=True,
+        **SHOWN,
+    )
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print what would be done, with an estimate of its time, and stop.", **SHOWN
+    )
+    retry_failed: bool = typer.Option(
+        False, "--retry-failed", help="Try again what failed for good; what diverged would do so again.", **SHOWN
+    )
+    sync_tracking: bool = typer.Option(
+        False, "--sync-tracking", help="Only show the results there are, and bring MLflow to what they say.", **SHOWN
+    )
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print results and warnings only.", **SHOWN)
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Print when each job begins and ends.", **SHOWN)
+
+    def __post_init__(self) -> None:
+        for contrary in (
+            ("fresh", "dry_run", "sync_tracking"),
+            ("retry_failed", "dry_run", "sync_tracking"),
+            ("clean", "fresh", "retry_failed", "sync_tracking"),
+            ("quiet", "verbose"),
+        ):
+            given = [f"--{name.replace('_', '-')}" for name in contrary if getattr(self, name)]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} were given; use one of them at a time")
+
+    @property
+    def fresh(self) -> bool:
+        return not self.resume
+
+    @property
+    def workforce(self) -> Workforce:
+        return Workforce(self.workers, self.gpus_per_worker, self.pretraining_workers)
+
+    def settings(self) -> Settings:
+        """What is studied, and how thoroughly."""
+        said: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Settings)}
+        said["data"] = None if self.data is None else str(self.data)
+        for name, kind in (("methods", str), ("encoders", str), ("budgets", int), ("searched", int)):
+            said[name] = _listed(name, said[name], kind)
+        said["temperatures"] = _listed("temperatures", self.temperatures, float)
+        return Settings(**said)
+
+    def made_with(self) -> dict[str, str]:
+        """The versions that the file of settings was made with."""
+        return read_config(self.config, {f.name: None for f in fields(self)})[1] if self.config else {}
+
+
+def _listed(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}; give {'whole ' * (kind is int)}numbers separated by commas") from None
+
+
+def renamed(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments with options under their names of today, and what is to be said of those that had another one."""
+    now, notes = [], dict[str, None]()
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in RENAMED_OPTIONS:
+            notes[f"{name} is now called {RENAMED_OPTIONS[name]}; the old name still works"] = None
+        now.append(RENAMED_OPTIONS.get(name, name) + equals + value)
+    return now, list(notes)

@@ -1,0 +1,200 @@
+"""A study in plain values: what options and a study.toml say of it."""
+
+import json
+import platform
+import re
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sibcl_ray.learning.networks import Architecture, InvariantEncoder, ReferenceEncoder
+from sibcl_ray.messages import choose, nearest, one_line
+from sibcl_ray.problems import PROBLEMS
+from sibcl_ray.problems.problem import Problem
+from sibcl_ray.recipes import SCALES
+from sibcl_ray.search.methods import METHODS
+from sibcl_ray.study.study import Study
+from sibcl_ray.user_module.loading import TABULATED, find
+
+FILE = "study.toml"  # in the folder of each study that settings describe
+VERSIONS = "versions"  # its table of what has made it, which is no setting
+PACKAGES = ("sibcl_ray", "torch", "ray", "optuna")
+RENAMED = {"seed": "data_seed", "seeds": "repeats"}  # settings by their names of before
+ENCODERS = {"reference": ReferenceEncoder, "invariant": InvariantEncoder}
+CHANNELS = {"smoke": 4, "quick": 16}  # of an invariant encoder where the scale has none; others as it is by default
+# Fields of a study, by setting; the other settings are called like them.
+FIELDS = {"target": "pool", "repeats": "seeds"}
+COUNTS = ("target", "surrogate", "unlabelled", "test", "trials", "folds", "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A study in plain values; None is what the scale says.
+
+    Args:
+        problem: a name of `PROBLEMS`, ``FILE.py:CLASS`` or ``tabulated``, for which ``data`` is the folder.
+        scale: a name of `SCALES`.
+        methods: names of `METHODS`.
+        encoders: ``reference``, ``invariant``, or the latter with its dilations, ``invariant:1-2-4``.
+        target: target labels that may be computed at most; the largest budget where no budgets are given.
+        repeats: of every cell of the matrix.
+        data_seed: another one draws other data.
+    """
+
+    problem: str
+    data: str | None = None
+    name: str | None = None
+    scale: str = "quick"
+    methods: tuple[str, ...] | None = None
+    budgets: tuple[int, ...] | None = None
+    searched: tuple[int, ...] | None = None
+    encoders: tuple[str, ...] | None = None
+    temperatures: tuple[float, ...] | None = None
+    target: int | None = None
+    surrogate: int | None = None
+    unlabelled: int | None = None
+    test: int | None = None
+    trials: int | None = None
+    folds: int | None = None
+    repeats: int | None = None
+    data_seed: int = 0
+
+    def study(self) -> Study:
+        """The study; ValueError, in one line, where there is none like this."""
+        return self._study(find(self.problem, self.data))
+
+    def _study(self, problem: Problem) -> Study:
+        study = choose("scale", self.scale, SCALES)(problem, self.data_seed)
+        changes: dict[str, Any] = {FIELDS.get(name, name): getattr(self, name) for name in COUNTS}
+        if self.methods is not None:
+            changes["methods"] = tuple(choose("method", name, METHODS) for name in dict.fromkeys(self.methods))
+        for name in ("budgets", "searched"):
+            if (values := getattr(self, name)) is not None:
+                changes[name] = tuple(sorted(set(values)))
+        if self.target is not None and self.budgets is None:
+            changes["budgets"] = (*(b for b in study.budgets if b < self.target), self.target)
+        space = study.space
+        if self.encoders is not None:
+            named = [a for name in self.encoders for a in _architectures(name, self.scale, space.architectures)]
+            space = replace(space, architectures=tuple(dict.fromkeys(named)))
+        if self.temperatures is not None:
+            space = replace(space, temperatures=self.temperatures)
+        if self.name is not None and not re.fullmatch(r"\w[\w.+ -]{0,99}", self.name):
+            raise ValueError(f"name is {self.name!r}; give letters, digits, blanks and any of _ - . +, at most 100")
+        changes |= {"name": self.name, "space": space}
+        return replace(study, **{field: value for field, value in changes.items() if value is not None})
+
+    def toml(self, versions: Mapping[str, str]) -> str:
+        """A file that says the same, with the versions of what has made it."""
+        said = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        lines = [f"# This study again: sibcl-ray sweep --config {FILE}", *_assigned(said), "", f"[{VERSIONS}]"]
+        return "\n".join([*lines, *_assigned(versions), ""])
+
+
+def _assigned(values: Mapping[str, Any]) -> list[str]:
+    # Texts, numbers and lists of them are written in TOML as in JSON.
+    return [f"{name.replace('_', '-')} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+
+
+def settings_of(study: Study) -> Settings | None:
+    """The settings that give a study, each one said; None if none does, as for a space of one's own."""
+    if (named := _reference(study.problem)) is None:
+        return None
+    said: dict[str, Any] = {name: getattr(study, FIELDS.get(name, name)) for name in COUNTS}
+    said |= {"problem": named[0], "data": named[1], "name": study.name, "data_seed": study.seed}
+    said |= {"methods": tuple(m.name for m in study.methods), "budgets": study.budgets, "searched": study.searched}
+    said |= {"temperatures": study.space.temperatures}
+    encoders = tuple(dict.fromkeys(_encoder_name(a) for a in study.space.architectures))
+    for scale in SCALES:
+        for names in (None, encoders):
+            settings = Settings(**said, scale=scale, encoders=names)
+            try:
+                if settings._study(study.problem) == study:
+                    return settings
+            except ValueError:
+                continue
+    return None
+
+
+def _reference(problem: Problem) -> tuple[str, str | None] | None:
+    """A problem's name and data, as `find` takes them; None where its fields are not those that it would give."""
+    if PROBLEMS.get(problem.name) == problem:
+        return problem.name, None
+    source: Any = getattr(problem, "source", None)
+    if source is None:
+        return None
+    if hasattr(source, "folder"):
+        return TABULATED, str(source.folder)
+    kind: Any = type(problem)
+    file = Path(source.origin, source.files[0][0])
+    return (f"{file}:{kind.__qualname__}", None) if repr(problem) == repr(kind()) else None
+
+
+def _encoder_name(architecture: Architecture) -> str:
+    encoder = architecture.encoder
+    if isinstance(encoder, InvariantEncoder):
+        return f"invariant:{'-'.join(map(str, encoder.dilations))}"
+    return "reference"
+
+
+def _architectures(name: str, scale: str, offered: tuple[Architecture, ...]) -> list[Architecture]:
+    """The architectures of a name, in the sizes of those that the scale offers."""
+    kind, _, listed = name.partition(":")
+    encoder = choose("encoder", kind, ENCODERS)
+    same = [a for a in offered if isinstance(a.encoder, encoder)]
+    if encoder is ReferenceEncoder:
+        if listed or not same:
+            raise ValueError(
+                f"encoders has {name!r}; "
+                + ("reference has no dilations" if listed else "inputs of this size are only for invariant encoders")
+            )
+        return same
+    if not same:
+        channels = CHANNELS.get(scale, InvariantEncoder.channels)
+        same = [replace(offered[0], encoder=InvariantEncoder(channels=channels, latent=offered[0].encoder.latent))]
+    if not listed:
+        return same
+    try:
+        dilations = tuple(int(part) for part in listed.split("-"))
+    except ValueError:
+        raise ValueError(f"encoders has {name!r}; give dilations as in invariant:1-2-4") from None
+    return [replace(same[0], encoder=replace(same[0].encoder, dilations=dilations))]
+
+
+def versions_now() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):  # as on clusters to which the library comes with the job
+            found[package] = version(package)
+    return found
+
+
+def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Options in a TOML file, by their names with underscores, and the versions that it was made with.
+
+    Raises:
+        ValueError: it cannot be read, or has keys that are not ``known``; in one line.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); give a file such as a study's {FILE}") from None
+    except ValueError as error:  # also of text that is not UTF-8
+        raise ValueError(f"{path} is not TOML ({one_line(error, 200)}); mend it") from None
+    versions = content.pop(VERSIONS, {})
+    options = {}
+    for key, value in content.items():
+        name = RENAMED.get(key, key.replace("-", "_"))
+        if name not in known:
+            raise ValueError(
+                f"{path} has {key!r}, which is no option; {nearest(key, [n.replace('_', '-') for n in known])}"
+            )
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {key} is a table; give {key} = …")
+        options[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    return options, versions if isinstance(versions, dict) else {}
