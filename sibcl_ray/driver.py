@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, cast
 
 import pandas as pd
 from rich.console import Console
 
-from sibcl_ray.data.dataset import TARGET, TEST
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.model import check_takes
 from sibcl_ray.messages import one_line
@@ -201,15 +201,10 @@ class Driver:
             if lacking := self.ledger.missing():
                 self._run(lacking, session, watch, begin)
 
-    @property
-    def labels_name(self) -> str:
-        """Names the labels that the study's errors are of."""
-        return self.ledger.dataset.named(TARGET, TEST)
-
     def _write_settings(self) -> None:
         """Beside the results, what `sweep --config` makes the same study of."""
         if settings := settings_of(self.study):
-            versions = {**versions_now(), "labels": self.labels_name}
+            versions = {**versions_now(), "labels": self.ledger.labels_name}
             self.store.write(f"{self.ledger.folder}/{FILE}", settings.toml(versions).encode())
 
     def _run(self, lacking: Missing, session: Session, watch: Watch, begin: Callable[[Plan], object]) -> None:
@@ -221,7 +216,7 @@ class Driver:
         self.log.store = self.store
         work = plan(self.study, self.ledger.dataset, lacking)
         begin(work)
-        with Display(Console(file=self.log, width=200), verbose=True) as logged:
+        with Display(Console(file=cast(IO[str], self.log), width=200), verbose=True) as logged:
             logged.expect(work.work)
 
             def watch_and_log(snapshot: Snapshot) -> None:

@@ -144,14 +144,12 @@ def _encoder_name(architecture: Architecture) -> str:
 def _architectures(name: str, scale: str, offered: tuple[Architecture, ...]) -> list[Architecture]:
     """The architectures of a name, in the sizes of those that the scale offers."""
     kind, _, listed = name.partition(":")
-    encoder = choose("encoder", kind, ENCODERS)
-    same = [a for a in offered if isinstance(a.encoder, encoder)]
-    if encoder is ReferenceEncoder:
+    wanted = choose("encoder", kind, ENCODERS)
+    same = [a for a in offered if isinstance(a.encoder, wanted)]
+    if wanted is ReferenceEncoder:
         if listed or not same:
-            raise ValueError(
-                f"encoders has {name!r}; "
-                + ("reference has no dilations" if listed else "inputs of this size are only for invariant encoders")
-            )
+            reason = "it has no dilations" if listed else "inputs of this size are only for invariant encoders"
+            raise ValueError(f"encoders has {name!r}; {reason}")
         return same
     if not same:
         channels = CHANNELS.get(scale, InvariantEncoder.channels)
@@ -159,10 +157,10 @@ def _architectures(name: str, scale: str, offered: tuple[Architecture, ...]) -> 
     if not listed:
         return same
     try:
-        dilations = tuple(int(part) for part in listed.split("-"))
+        dilations: Any = {"dilations": tuple(int(part) for part in listed.split("-"))}
     except ValueError:
         raise ValueError(f"encoders has {name!r}; give dilations as in invariant:1-2-4") from None
-    return [replace(same[0], encoder=replace(same[0].encoder, dilations=dilations))]
+    return [replace(same[0], encoder=replace(same[0].encoder, **dilations))]
 
 
 def versions_now() -> dict[str, str]:

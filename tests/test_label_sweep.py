@@ -564,7 +564,8 @@ def test_the_home_folder_is_that_of_a_shell(tmp_path, monkeypatch, capfd):
         ({"RAY_TMPDIR": "/dev/null/x"}, r"RAY_TMPDIR is /dev/null/x and cannot be used .*Not a directory"),
     ],
 )
-def test_where_ray_cannot_have_its_sockets_nothing_starts(variables, expected, tmp_path, capfd):
+def test_where_ray_cannot_have_its_sockets_nothing_starts(variables, expected, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # as it is in a process that other tests use
     place = written(tmp_path)
     code, printed = told(capfd, *place.options, "--storage", str(tmp_path / "runs"), **variables)
     assert code == 2 and re.search(expected, printed.err) and printed.err.count("\n") == 1, printed

@@ -24,7 +24,8 @@ def log():
     return Display(Console(file=file, width=40), interval=3600), lines
 
 
-def test_a_log_tells_of_the_beginning_and_the_end_of_each_kind_of_work_once(log):
+def test_a_log_tells_of_the_beginning_and_the_end_of_each_kind_of_work_once(log, monkeypatch):
+    monkeypatch.setattr("sibcl_ray.results.progress.LEAST", 0.0)
     display, lines = log
     with display:
         display(Snapshot())
@@ -41,7 +42,8 @@ def test_a_log_tells_of_the_beginning_and_the_end_of_each_kind_of_work_once(log)
         assert line.startswith("label shards 3/3, pretrainings 9/9, search trials 9/9")
 
 
-def test_a_log_says_when_there_are_no_workers_yet(log):
+def test_a_log_says_when_there_are_no_workers_yet(log, monkeypatch):
+    monkeypatch.setattr("sibcl_ray.results.progress.LEAST", 0.0)
     display, lines = log
     display(Snapshot(trials=Count(0, 9), cells=Count(0, 9)))
     display(Snapshot(trials=Count(9, 9), cells=Count(0, 9), running=RUNNING))

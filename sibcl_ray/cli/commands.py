@@ -91,7 +91,7 @@ class SweepCommand(Sweep):
         tell = (lambda text: warn(f"a run would find: {text}")) if self.dry_run else warn
         driver = Driver(study, store, workforce, self.search_storage, self.tracking_uri, self.labels, note, tell)
         made_with = self.made_with()
-        if (labels := made_with.get("labels")) and labels != driver.labels_name:
+        if (labels := made_with.get("labels")) and labels != driver.ledger.labels_name:
             warn(f"{self.config} is of other labels than these: the problem's code or data have changed since")
         elif changed := [p for p, v in made_with.items() if versions_now().get(p, v) != v and p != "labels"]:
             warn(f"{self.config} was written with other versions of {', '.join(changed)}, so results may differ")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import psutil
@@ -48,7 +49,7 @@ def command_line(*first: str) -> int:
         command = app(arguments, prog_name=PROGRAM, standalone_mode=False)
         code = command.run() if hasattr(command, "run") else 0  # of --help
     except UsageError as error:
-        return _complain(error.format_message() + _given(error), BAD_INPUT)
+        return _complain(error.format_message() + _given(error, arguments), BAD_INPUT)
     except ValueError as error:
         return _complain(_by_option(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
@@ -72,10 +73,10 @@ def _by_option(error: ValueError) -> str:
     return f"--{OPTIONS.get(name, name).replace('_', '-')} {rest}" if known else str(error)
 
 
-def _given(error: Any) -> str:
+def _given(error: Any, arguments: list[str]) -> str:
     """What came in the place of a value that Typer refuses, which it does not always say."""
     names = getattr(getattr(error, "param", None), "opts", ())
-    given = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option in names]
+    given = [value for option, value in pairwise(arguments) if option in names]
     if not given and (file := getattr(getattr(error, "ctx", None), "default_map", None)):
         given = [file[error.param.name]] if error.param.name in file else []
     return f", not {given[-1]!r}" if given else ""

@@ -14,19 +14,17 @@ from sibcl_ray.search.methods import METHODS
 from sibcl_ray.settings import FILE, Settings, read_config
 from sibcl_ray.user_module.loading import TABULATED
 
-WHAT, THOROUGH, KEPT, RUNS, SHOWN = (
-    {"rich_help_panel": title}
+what, how, kept, runs, shown = (
+    partial(typer.Option, rich_help_panel=title)
     for title in ("What is studied", "How thoroughly", "Where it is kept", "What it runs on", "What is done and shown")
 )
-option = partial(typer.Option, None)  # whose default is that of the scale or the system
 RENAMED_OPTIONS = {"--seed": "--data-seed", "--seeds": "--repeats"}
 
-STORAGE = typer.Option(
+STORAGE = kept(
     "runs",
     envvar="SIBCL_RAY_STORAGE",
     help="Folder, or s3://, gs:// or az:// URL, for labels, weights, ledger and results; in a submitted job relative "
     "to the home folder of the driver's node.",
-    **KEPT,
 )
 
 
@@ -42,109 +40,105 @@ def _read(context: typer.Context, path: Path | None) -> Path | None:
 class Sweep:
     """What `sweep` is given; a field's name is that of its option."""
 
-    problem: str = typer.Option(
+    problem: str = what(
         "photonic-dos",
         help=f"What is learned: {', '.join([*PROBLEMS, TABULATED])}, or a class of your own in a file, "
         "[b]my_problem.py:MyProblem[/].",
-        **WHAT,
     )
-    data: Path | None = option(  # noqa: RUF009 (a description, not a value)
-        help=f"Folder with your own arrays and a problem.toml, for [b]--problem {TABULATED}[/].", **WHAT
+    data: Path | None = what(  # noqa: RUF009 (a description, not a value)
+        None,
+        help=f"Folder with your own arrays and a problem.toml, for [b]--problem {TABULATED}[/].",
     )
-    name: str | None = option(
+    name: str | None = what(
+        None,
         help="Of the study, for one that is to be kept apart from others of its problem; the problem, the scale and "
         "the data seed if not given.",
-        **WHAT,
     )
-    methods: str | None = option(
+    methods: str | None = what(
+        None,
         help=f"Comma-separated: {', '.join(METHODS)}. -I: the symmetries also augment whatever labels are fitted. All "
         "that the problem has what it takes for, but TL, SSL and SIB-CL-plain, if not given.",
-        **WHAT,
     )
-    budgets: str | None = option(
+    budgets: str | None = what(
+        None,
         help="Comma-separated numbers of target labels. A budget counts every label that is seen, those for choosing "
         "hyperparameters included. The scale's if not given.",
-        **WHAT,
     )
-    encoders: str | None = option(
+    encoders: str | None = what(
+        None,
         help="Comma-separated: reference, invariant, or with its dilations invariant:1-2-4-8; all are searched. The "
         "scale's if not given.",
-        **WHAT,
     )
-    temperatures: str | None = option(
-        help="Comma-separated temperatures of the contrastive loss to choose from; the scale's if not given.", **WHAT
+    temperatures: str | None = what(
+        None, help="Comma-separated temperatures of the contrastive loss to choose from; the scale's if not given."
     )
-    data_seed: int = typer.Option(0, help="Another one draws other data, and is another study.", **WHAT)
-    scale: str = typer.Option(
+    data_seed: int = what(0, help="Another one draws other data, and is another study.")
+    scale: str = how(
         "quick",
         help=f"{', '.join(SCALES)}. [b]smoke[/] takes a minute and proves the set-up; [b]quick[/] about ten minutes on "
         "two cores; [b]standard[/] about an hour on a GPU; [b]paper[/] the sizes of the SIB-CL paper. What follows is "
         "the scale's if not given.",
-        **THOROUGH,
     )
-    target: int | None = option(help="Target labels to be had at most, besides the test's.", **THOROUGH)
-    surrogate: int | None = option(help="Surrogate samples.", **THOROUGH)
-    unlabelled: int | None = option(help="Inputs without labels.", **THOROUGH)
-    test: int | None = option(help="Target labels set apart for the test.", **THOROUGH)
-    searched: str | None = option(
+    target: int | None = how(None, help="Target labels to be had at most, besides the test's.")
+    surrogate: int | None = how(None, help="Surrogate samples.")
+    unlabelled: int | None = how(None, help="Inputs without labels.")
+    test: int | None = how(None, help="Target labels set apart for the test.")
+    searched: str | None = how(
+        None,
         help="Comma-separated budgets at which hyperparameters are searched; others take the choice of the largest "
         "smaller one.",
-        **THOROUGH,
     )
-    trials: int | None = option(help="Configurations tried by each search.", **THOROUGH)
-    folds: int | None = option(help="Of the cross-validation inside a budget.", **THOROUGH)
-    repeats: int | None = option(help="Of every cell of the matrix: other weights, order and augmentation.", **THOROUGH)
+    trials: int | None = how(None, help="Configurations tried by each search.")
+    folds: int | None = how(None, help="Of the cross-validation inside a budget.")
+    repeats: int | None = how(None, help="Of every cell of the matrix: other weights, order and augmentation.")
     storage: str = STORAGE
-    search_storage: str | None = option(
+    search_storage: str | None = kept(
+        None,
         envvar="SIBCL_RAY_SEARCH_STORAGE",
         help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
-        **KEPT,
     )
-    tracking_uri: str | None = option(
-        help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in the storage folder, if not given.", **KEPT
+    tracking_uri: str | None = kept(
+        None, help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in the storage folder, if not given."
     )
-    resume: bool = typer.Option(
+    resume: bool = kept(
         True,
         "--resume/--fresh",
         help="Continue from earlier results, or set them aside (none is deleted; labels are kept) and start anew.",
-        **KEPT,
     )
-    labels: str | None = option(
+    labels: str | None = kept(
+        None,
         help="Where what decides labels has changed since they were made: [b]keep[/] them, and make what is missing "
         "by the new code, or make all [b]new[/] and leave those alone.",
-        **KEPT,
     )
     clean: bool = typer.Option(False, "--clean", hidden=True)  # the command of that name
-    workers: int | None = option(
+    workers: int | None = runs(
+        None,
         envvar="SIBCL_RAY_WORKERS",
         help="Ray Train workers that stay up and take jobs; all that fit if not given. A cluster that scales has to "
         "be told.",
-        **RUNS,
     )
-    gpus_per_worker: float | None = option(
+    gpus_per_worker: float | None = runs(
+        None,
         envvar="SIBCL_RAY_GPUS_PER_WORKER",
         help="GPUs of each worker, also fractions; 1 where the cluster has GPUs if not given.",
-        **RUNS,
     )
-    pretraining_workers: int = typer.Option(1, help="Workers that share a pretraining.", **RUNS)
-    config: Path | None = option(  # noqa: RUF009
+    pretraining_workers: int = runs(1, help="Workers that share a pretraining.")
+    config: Path | None = shown(  # noqa: RUF009
+        None,
         help=f"TOML file with any of these options, as every study writes one, {FILE}, into its folder: the same "
         "study again. Options on the command line come first.",
         callback=_read,
         is_eager=True,
-        **SHOWN,
     )
-    dry_run: bool = typer.Option(
-        False, "--dry-run", help="Print what would be done, with an estimate of its time, and stop.", **SHOWN
+    dry_run: bool = shown(False, "--dry-run", help="Print what would be done, with an estimate of its time, and stop.")
+    retry_failed: bool = shown(
+        False, "--retry-failed", help="Try again what failed for good; what diverged would do so again."
     )
-    retry_failed: bool = typer.Option(
-        False, "--retry-failed", help="Try again what failed for good; what diverged would do so again.", **SHOWN
+    sync_tracking: bool = shown(
+        False, "--sync-tracking", help="Only show the results there are, and bring MLflow to what they say."
     )
-    sync_tracking: bool = typer.Option(
-        False, "--sync-tracking", help="Only show the results there are, and bring MLflow to what they say.", **SHOWN
-    )
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print results and warnings only.", **SHOWN)
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Print when each job begins and ends.", **SHOWN)
+    quiet: bool = shown(False, "--quiet", "-q", help="Print results and warnings only.")
+    verbose: bool = shown(False, "--verbose", "-v", help="Print when each job begins and ends.")
 
     def __post_init__(self) -> None:
         for contrary in (

@@ -5,6 +5,7 @@ import time
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pandas as pd
 from rich.table import Column, Table
@@ -44,7 +45,7 @@ def settings_in(store: Store, folder: str) -> tuple[Settings | None, dict[str, s
         return None, {}
     versions = said.pop(VERSIONS, {})
     known = {f.name for f in fields(Settings)}
-    values = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in said.items()}
+    values: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in said.items()}
     return Settings(**{name: value for name, value in values.items() if name in known}), versions
 
 
@@ -117,7 +118,7 @@ def savings_table(results: dict[str, Results]) -> Table:
 def markdown(table: Table) -> str:
     """The table for a page in Markdown."""
     rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
-    rows += zip(*([_plain(cell) for cell in column.cells] for column in table.columns), strict=True)
+    rows += map(list, zip(*([_plain(cell) for cell in column.cells] for column in table.columns), strict=True))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     title, caption = (f"{text}\n" if text else "" for text in (table.title, table.caption))
     return "\n".join(filter(None, [title, *lines, f"\n{caption}" if caption else ""]))

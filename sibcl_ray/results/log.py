@@ -36,4 +36,9 @@ class Log(io.TextIOBase):
 
     def also(self, tell: Callable[[str], None]) -> Callable[[str], None]:
         """A function that tells something and logs it."""
-        return lambda text: (tell(text), self.write(text))[0]
+
+        def both(text: str) -> None:
+            tell(text)
+            self.write(text)
+
+        return both

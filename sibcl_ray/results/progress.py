@@ -46,7 +46,7 @@ def seconds_left(snapshot: Snapshot, work: Work, elapsed: float) -> float | None
     """An estimate, from how long what is done has taken since work began; None before there is enough of it."""
     counts: dict[str, Count] = {name: getattr(snapshot, name) for name in work}
     ended = snapshot.trials.done + snapshot.cells.done
-    rest = work["trials"][0] + work["cells"][0] - ended
+    rest = sum(work[name][0] for name in ("trials", "cells") if name in work) - ended
     done = everything = 0.0
     for name, (expected, seconds) in work.items():
         count = counts[name]

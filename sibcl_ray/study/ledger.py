@@ -96,7 +96,7 @@ class Ledger:
             study.surrogate * method.pretrains,
         )
         return Search(
-            family=f"{study.name}, {method.name} at {budget} labels, {self._labels}-{fingerprint(*decides)}",
+            family=f"{study.name}, {method.name} at {budget} labels, {self.labels_name}-{fingerprint(*decides)}",
             method=method.name,
             budget=budget,
             trials=study.trials,
@@ -150,7 +150,7 @@ class Ledger:
         return cells
 
     @property
-    def _labels(self) -> str:
+    def labels_name(self) -> str:
         """Names what the study's errors are of: those of other labels are not compared with them."""
         problem = self.study.problem
         return fingerprint(self.dataset.named(TARGET), self.study.test, version_of(deciding(problem, "error")))[:8]
@@ -159,9 +159,9 @@ class Ledger:
         """Keep which cells a search has chosen, so that they are shown even if the study no longer asks for them."""
         rows = [plain_row(self.study, cell) for cell in self.cells_chosen_by(search) if cell.job]
         if rows and not self.store.read_only:
-            name = f"{self.folder}/{CHOSEN}/{fingerprint(self._labels, rows)}.json"
+            name = f"{self.folder}/{CHOSEN}/{fingerprint(self.labels_name, rows)}.json"
             if not self.store.exists(name):
-                self.store.write_record(name, {"labels": self._labels, "rows": rows})
+                self.store.write_record(name, {"labels": self.labels_name, "rows": rows})
 
     def matrix(self) -> pd.DataFrame:
         """The learning-curve matrix, one row a cell; see the README for its columns.
@@ -170,7 +170,7 @@ class Ledger:
         """
         rows = [plain_row(self.study, cell) for cell in self.cells()]
         for record in self.store.read_records(self.store.names(f"{self.folder}/{CHOSEN}")).values():
-            if record["labels"] == self._labels:
+            if record["labels"] == self.labels_name:
                 rows += record["rows"]
         records = self.records(row["record"] for row in rows if row["record"])
         rows = [row | outcome(records.get(row["record"], {})) for row in rows]
@@ -193,7 +193,7 @@ class Ledger:
         """
         columns = ("method", "budget", "number", "value", "state", "parameters", "started", "finished", "key")
         rows = []
-        searched = rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self._labels}-.*"
+        searched = rf"{re.escape(self.study.name)}, (?P<method>.+) at (?P<budget>\d+) labels, {self.labels_name}-.*"
         for search in filter(None, (re.fullmatch(searched, name) for name in names(self.storage))):
             name = search[0]
             for number, trial in enumerate(Search.ended(load(self.storage, name))):
