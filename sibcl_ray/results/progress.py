@@ -43,7 +43,7 @@ SOME = 0.05  # of the work: what has to be done before the time left is told
 
 
 def seconds_left(snapshot: Snapshot, work: Work, elapsed: float) -> float | None:
-    """An estimate, from how long what is done has taken since work began; None before there is enough of it."""
+    """An estimate, from the seconds that what is done has taken; None before there is enough of it."""
     counts: dict[str, Count] = {name: getattr(snapshot, name) for name in work}
     ended = snapshot.trials.done + snapshot.cells.done
     rest = sum(work[name][0] for name in ("trials", "cells") if name in work) - ended
@@ -78,7 +78,7 @@ class Display:
         self._told: set[tuple[str, bool]] = set()  # which kinds of work have begun, and which have ended
         self._jobs: dict[str, float] = {}  # titles that run, and since when
         self._start = self._last = time.monotonic()
-        self._begun: float | None = None  # when work began
+        self._worked, self._seen = 0.0, self._start  # seconds in which work was done, and until when they are counted
         columns = TextColumn("{task.description:<14}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()
         self._bars = Progress(*columns, console=console)
         for text in ROWS.values():
@@ -98,9 +98,11 @@ class Display:
     def __call__(self, snapshot: Snapshot) -> None:
         """Show where the study is."""
         counts: dict[str, Count] = {name: getattr(snapshot, name) for name in ROWS}
-        if self._begun is None and (snapshot.running or any(count.done for count in counts.values())):
-            self._begun = time.monotonic()
-        left = seconds_left(snapshot, self._work, time.monotonic() - (self._begun or 0.0)) if self._begun else None
+        now = time.monotonic()
+        if snapshot.running or snapshot.shards.done < snapshot.shards.total:  # and not while machines are started
+            self._worked += now - self._seen
+        self._seen = now
+        left = seconds_left(snapshot, self._work, self._worked)
         if self._verbose:
             self._tell_jobs({title for title, _, _ in snapshot.running})
         if not self._console.is_terminal or self._console.is_jupyter:
