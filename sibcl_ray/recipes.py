@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-
-
 from sibcl_ray.learning.networks import Architecture, Encoder, InvariantEncoder, PerceptronEncoder, ReferenceEncoder
 from sibcl_ray.problems.problem import LINE, Problem, feature_shape, periodic_axes
 from sibcl_ray.search.methods import METHODS, Space
@@ -44,7 +42,6 @@ SIZES: dict[str, dict[str, int]] = {
     "paper": dict(trials=30, at_once=4, folds=5, seeds=3, unlabelled=20_000, surrogate=10_000, test=2000, pool=10_000),
 }
 SCALES: dict[str, Callable[..., Study]] = {}
-
 
 
 def _dimensions(problem: Problem) -> int:

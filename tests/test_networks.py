@@ -79,7 +79,9 @@ PUBLISHED = {  # encoder, dimensions, predictor, parameters of both in millions:
 def test_the_reference_networks_have_their_published_sizes(name):
     encoder, dimensions, (hidden, outputs, branches), millions = PUBLISHED[name]
     predictors = [perceptron(encoder.latent, hidden, outputs) for _ in range(branches)]
-    assert parameters(encoder.build(1, (32,) * dimensions, (True,) * dimensions), *predictors) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert parameters(encoder.build(1, (32,) * dimensions, (True,) * dimensions), *predictors) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_the_default_architecture_is_the_published_one():

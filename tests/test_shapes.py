@@ -8,8 +8,8 @@ import torch
 from folders import fill
 
 from sibcl_ray import recipes
-from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.data.dataset import Dataset, Split
+from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.learning.jobs import TrialJob
 from sibcl_ray.learning.model import boundaries, check_takes, new_network
 from sibcl_ray.learning.networks import Architecture, InvariantEncoder, PerceptronEncoder, ReferenceEncoder
@@ -35,7 +35,10 @@ class Shaped(Problem):
     name = "shaped"
     version = 1
     input_units = label_units = "none"
-    symmetries = {}
+
+    @property
+    def symmetries(self):
+        return {}
 
     @property
     def available(self):
@@ -180,7 +183,9 @@ def test_which_axes_are_periodic_names_what_depends_on_it_and_nothing_else(tmp_p
     assert [p.periodic for p in problems] == [(False, False), (True, False), (False, False), (True, True)]
     assert len({fingerprint(p) for p in problems}) == len({repr(p) for p in problems}) == 1
     assert len({version_of(deciding(p, "sample", "solve", *LEARNED)) for p in problems}) == 1
-    reference, invariant = ([key(p, e(), tmp_path / "store") for p in problems] for e in (ReferenceEncoder, InvariantEncoder))
+    reference, invariant = (
+        [key(p, e(), tmp_path / "store") for p in problems] for e in (ReferenceEncoder, InvariantEncoder)
+    )
     assert len(set(reference)) == 1
     assert len(set(invariant)) == 3 and invariant[0] == invariant[2]
 
@@ -206,7 +211,11 @@ def test_what_is_as_where_nothing_is_said_has_no_other_name():
 @pytest.mark.parametrize(
     ("encoder", "shape", "message"),
     [
-        (ReferenceEncoder(), (8, 64), "takes inputs of at least 32 pixels along each axis, and these have 8 × 64; give"),
+        (
+            ReferenceEncoder(),
+            (8, 64),
+            "takes inputs of at least 32 pixels along each axis, and these have 8 × 64; give",
+        ),
         (ReferenceEncoder(stride=2, pools=(2, 2, 2)), (14,), "at least 15 pixels along each axis, and these have 14;"),
         (InvariantEncoder(dilations=(1, 16)), (12, 12), r"at least 16 pixels .* give its .fitted\(12\), or larger"),
     ],
@@ -262,14 +271,21 @@ ARRAYS = {  # shape of inputs, of labels, what is said, and of which form featur
         (1, 8, 20),
         {"translation": Translations((8, None)), "point_group": PointGroup((0, 1))},
     ),
-    "periodic rectangles": ((8, 12), (), "periodic = true", "translation = true", (1, 8, 12), {"translation": Translations((8, 12))}),
+    "periodic rectangles": (
+        (8, 12),
+        (),
+        "periodic = true",
+        "translation = true",
+        (1, 8, 12),
+        {"translation": Translations((8, 12))},
+    ),
     "volumes": (
         (8, 8, 8),
         (),
         'channels = "none"\nperiodic = true',
-        "translation = true\npoint_group = true",
+        "translation = true",
         (1, 8, 8, 8),
-        {"translation": Translations(8, 3), "point_group": PointGroup(3)},
+        {"translation": Translations(8, 3)},
     ),
     "volumes that are open along one axis": (
         (8, 8, 8),
@@ -285,7 +301,9 @@ ARRAYS = {  # shape of inputs, of labels, what is said, and of which form featur
 @pytest.mark.parametrize(("shape", "outputs", "said", "symmetry", "seen", "groups"), ARRAYS.values(), ids=ARRAYS)
 def test_folders_of_any_shape_are_learned(shape, outputs, said, symmetry, seen, groups, tmp_path):
     x = drawn(*shape)
-    y = x.reshape(130, -1).mean(1).reshape(130, *[1] * len(outputs)) * np.linspace(1, 2, int(np.prod(outputs))).reshape(outputs)
+    y = x.reshape(130, -1).mean(1).reshape(130, *[1] * len(outputs)) * np.linspace(1, 2, int(np.prod(outputs))).reshape(
+        outputs
+    )
     notes = []
     problem = load(fill(tmp_path, described(said, symmetry), x=x, y=y, u=drawn(*shape, seed=1)), notes.append)
     assert problem.symmetries == groups and feature_shape(problem) == seen and not notes

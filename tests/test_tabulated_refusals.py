@@ -244,7 +244,7 @@ BAD_TOML = {
     "translation with a boundary": (swap("periodic = true", "periodic = false"), "translation .* without a boundary"),
     "translation along an axis with a boundary": (
         swap("periodic = true", "periodic = [true, false]"),
-        r"a boundary along each axis that it moves; give periodic = true .*, and give translation = \[true, false\] if not",
+        r"a boundary along each axis that it moves; give periodic = true .*give translation = \[true, false\] if not",
     ),
     "too many axes": (
         swap("periodic = true", "periodic = [true, true, true]"),

@@ -30,7 +30,7 @@ def new_network(problem: Problem, architecture: Architecture, seed: int) -> Netw
 
 
 def boundaries(problem: Problem, architecture: Architecture) -> tuple[bool, ...]:
-    """Of each axis whether it is periodic, if the network depends on that and it is not as where nothing is said; or ()."""
+    """Of each axis whether it is periodic, where the network depends on that and it is not the default; else ()."""
     if problem.periodic is None or not architecture.encoder.pads_by_period:
         return ()
     dimensions = len(feature_shape(problem)) - 1

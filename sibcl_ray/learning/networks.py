@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -16,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
-CIRCULAR_PAD = {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d}
+CIRCULAR_PAD: dict[int, Callable[..., nn.Module]] = {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d}
 
 
 def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
@@ -178,9 +179,7 @@ class PerceptronEncoder(Encoder):
         return nn.Sequential(nn.Flatten(), perceptron(inputs * math.prod(grid), self.hidden, self.latent))
 
 
-def _same_size(
-    inputs: int, outputs: int, kernel: int, periodic: tuple[bool, ...], dilation: int = 1
-) -> nn.Module:
+def _same_size(inputs: int, outputs: int, kernel: int, periodic: tuple[bool, ...], dilation: int = 1) -> nn.Module:
     """A convolution that keeps the grid's size: circular padding along periodic axes, zeros along the others."""
     dimensions, reach = len(periodic), dilation * (kernel // 2)
     convolution = partial(CONVOLUTION[dimensions], inputs, outputs, kernel, dilation=dilation, bias=False)

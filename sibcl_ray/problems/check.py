@@ -99,7 +99,9 @@ def _periodic(problem: Problem, me: str, grid: tuple[int, ...]) -> None:
     said, dimensions = problem.periodic, len(grid)
     listed = isinstance(said, tuple) and len(said) == dimensions and all(isinstance(axis, bool) for axis in said)
     fine = said is None or isinstance(said, bool) or listed
-    require(fine, f"{me}.periodic", repr(said), f"True, False or a tuple of {dimensions}, one for each axis of the grid")
+    require(
+        fine, f"{me}.periodic", repr(said), f"True, False or a tuple of {dimensions}, one for each axis of the grid"
+    )
     if tuple(problem.input_shape[-dimensions:]) != tuple(grid):  # features are on another grid than inputs
         return
     periodic = periodic_axes(problem, dimensions)

@@ -182,8 +182,8 @@ def _products(kinds: tuple[int, ...], device: torch.device) -> Tensor:
 class PointGroup(NumberedGroup, GridGroup):
     """All rotations and reflections of a grid about its middle.
 
-    Of a line (2 elements), the square (C4v, 8) or the cube (Oh, 48) if ``dimension`` is a number. It may also be a tuple,
-    the lengths of the sides of a rectangle or box, of which equal ones are exchanged and all are reflected.
+    Of a line (2 elements), the square (C4v, 8) or the cube (Oh, 48) if ``dimension`` is a number; if it is a tuple, of
+    a rectangle or box with sides of these lengths: all are reflected, and equal ones exchanged.
     """
 
     dimension: int | tuple[int, ...] = 2

@@ -9,7 +9,6 @@ import numpy as np
 from sibcl_ray.problems.tabulated.declaration import Input
 from sibcl_ray.problems.tabulated.tables import BadData, Stored
 
-
 MOST_AXES = 3  # of a grid
 FLAT = 64  # numbers, 8 × 8, from which a row of them may be an image
 
@@ -66,7 +65,9 @@ def _advice_on_axes(declared: Input, shape: tuple[int, ...]) -> str:
         )
     side = math.isqrt(shape[0])
     if len(shape) == 1 and not declared.shape and side**2 == shape[0] >= FLAT:
-        return f"give shape = {[side, side]} in [input] if they are images, and shape = {list(shape)} if they are vectors"
+        return (
+            f"give shape = {[side, side]} in [input] if they are images, and shape = {list(shape)} if they are vectors"
+        )
     return ""
 
 

@@ -101,7 +101,9 @@ class Input(_Table):
         default=(), min_length=1, description="a finite number, or a list of one for each channel or number of a vector"
     )
     scale: Annotated[tuple[Positive, ...], _LISTED] = Field(
-        default=(), min_length=1, description="a positive number, or a list of one for each channel or number of a vector"
+        default=(),
+        min_length=1,
+        description="a positive number, or a list of one for each channel or number of a vector",
     )
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -157,7 +159,7 @@ class Declaration(_Table):
         roles = ("target", "test", "surrogate", "unlabelled")
         return {role: part for role in roles if (part := getattr(self, role))}
 
-    def parts_of(self, shape: tuple[int, ...]) -> int:
+    def standardised_parts(self, shape: tuple[int, ...]) -> int:
         """How many parts of an input (*shape) are standardised by themselves: channels, or all numbers of a vector."""
         if self.input.channels != "none":
             return shape[0]

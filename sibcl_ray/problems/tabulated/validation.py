@@ -49,7 +49,9 @@ def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
     outputs = labels["target"].stored.shape
     offset = known(label, labels, math.prod(outputs))
     refuse_immoderate(label, labels, np.array(offset))
-    centre, width = _standard(declared.input, inputs.get("unlabelled", inputs["target"]), declared.parts_of(grid))
+    centre, width = _standard(
+        declared.input, inputs.get("unlabelled", inputs["target"]), declared.standardised_parts(grid)
+    )
     return Tabulated(
         name=declared.name,
         contents=tuple(
@@ -94,8 +96,8 @@ def _opened(folder: Path, declared: Declaration, note: Callable[[str], None]) ->
         )
     if not declared.input.shape and len(target.shape) == 1 and target.shape[0] >= FLAT:
         note(
-            f"{target.title.rstrip(',')} has rows of {target.shape[0]:,} numbers, which are read as lines; give shape = "
-            "[height, width] in [input] if they are images"
+            f"{target.title.rstrip(',')} has rows of {target.shape[0]:,} numbers, which are read as lines; give "
+            "shape = [height, width] in [input] if they are images"
         )
     return {role: (images[role], labels) for role, (_, labels) in stored.items()}
 
@@ -115,7 +117,7 @@ def _statistics(
             judge = [judged(declared.label.metric)] if role != "surrogate" else []
             labels[role] = Statistics(given, scaled, [distinct(np.float64), *judge])
     for found in inputs.values():
-        _refuse_blurred(found, declared.parts_of(found.stored.shape))
+        _refuse_blurred(found, declared.standardised_parts(found.stored.shape))
     _refuse_leaks(inputs, declared.target.test)
     return inputs, labels
 
@@ -157,7 +159,7 @@ def _refuse_blurred(inputs: Statistics, parts: int) -> None:
     apart, mean = each(inputs.rounding.apart).max(1), each(inputs.mean).mean(1)
     deviation = np.sqrt(np.square(each(inputs.deviation)).mean(1))
     for part in np.flatnonzero((moved > BLURRED * deviation) & (apart > CONSTANT * np.abs(mean))):
-        where = f" of {_named(inputs, part)}" if parts > 1 else ""
+        where = f" of {_named(inputs, int(part))}" if parts > 1 else ""
         raise BadData(
             f"{inputs.stored.title} has rows{where} that differ by at most {apart[part]:.2g} around "
             f"{mean[part]:.6g}, which float32 cannot hold; store them less an offset near their mean"
@@ -176,7 +178,7 @@ def _standard(declared: Input, inputs: Statistics, parts: int) -> tuple[tuple[fl
     about = inputs.square_about(mean.reshape(-1, *[1] * (inputs.mean.ndim - 1)))
     deviation = np.sqrt(about.reshape(parts, -1).mean(1))
     for part in np.flatnonzero(deviation <= ALIKE * np.abs(mean)):
-        where = f" in {_named(inputs, part)}" if parts > 1 else ""
+        where = f" in {_named(inputs, int(part))}" if parts > 1 else ""
         raise BadData(f"{inputs.stored.title} is {mean[part]:g} everywhere{where}; leave out what does not vary")
     return _rounded(mean), _rounded(deviation)
 
