@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sibcl_ray.learning.networks import Architecture, Encoder, InvariantEncoder, PerceptronEncoder, ReferenceEncoder
-from sibcl_ray.problems.problem import LINE, Problem, feature_shape, periodic_axes
+from sibcl_ray.problems.problem import Problem, feature_shape, periodic_axes
 from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import find, from_file
@@ -22,7 +22,7 @@ REFERENCE = {
 }
 # Small relatives: in 2D an early, larger pooling makes them three times faster.
 QUICK = {
-    1: ReferenceEncoder(channels=(32, 64, 128), kernel=7, pools=(2, 2, 4), head=256, latent=256),
+    1: ReferenceEncoder(channels=(16, 64, 128), kernel=5, pools=(4, 2, 4), head=256, latent=256),
     2: ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256),
     3: ReferenceEncoder(channels=(8, 32, 64), kernel=3, stride=2, pools=(4, 2, 2), head=256, latent=256),
 }
@@ -57,11 +57,9 @@ def _fitting(problem: Problem, architectures: tuple[Architecture, ...]) -> tuple
     fitted = [replace(each, encoder=each.encoder.fitted(shortest)) for each in architectures]
     if any(periodic_axes(problem, len(grid))) or (len(grid) > 1 and shortest >= SMALLEST):
         return tuple(dict.fromkeys(fitted))
-    latent = first.encoder.latent  # places matter: offered besides is what sees each number by itself
+    latent = first.encoder.latent  # places matter: tried first is what sees each number by itself
     perceptron = replace(first, encoder=PerceptronEncoder(hidden=(latent, latent), latent=latent))
-    if math.prod(grid) < SMALLEST:
-        return (perceptron,)
-    return tuple(dict.fromkeys([perceptron, *fitted] if math.prod(grid) < LINE else [*fitted, perceptron]))
+    return (perceptron,) if math.prod(grid) < SMALLEST else tuple(dict.fromkeys([perceptron, *fitted]))
 
 
 def _small(encoder: Encoder) -> Architecture:

@@ -115,10 +115,9 @@ def test_large_grids_get_the_networks_that_they_always_got():
     assert [e.dilations for e in encoders(PROBLEMS["magnet-sign"])] == [(1, 2, 3), (1, 1, 1), (3, 2, 1)]
 
 
-def test_vectors_get_perceptrons_and_lines_get_them_besides():
+def test_vectors_get_perceptrons_and_lines_get_them_first():
     assert [type(e) for e in encoders(Shaped((7,)), "quick")] == [PerceptronEncoder]
-    assert [type(e) for e in encoders(Shaped((20,)), "quick")] == [PerceptronEncoder, ReferenceEncoder]
-    assert [type(e) for e in encoders(Shaped((100,)), "quick")] == [ReferenceEncoder, PerceptronEncoder]
+    assert [type(e) for e in encoders(Shaped((100,)), "quick")] == [PerceptronEncoder, ReferenceEncoder]
     assert [type(e) for e in encoders(Shaped((100,), periodic=True), "quick")] == [ReferenceEncoder]
 
 
