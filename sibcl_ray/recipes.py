@@ -5,10 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from sibcl_ray.learning.networks import Architecture, InvariantEncoder, ReferenceEncoder
-from sibcl_ray.problems.problem import Problem
+from sibcl_ray.learning.networks import Architecture, Encoder, InvariantEncoder, PerceptronEncoder, ReferenceEncoder
+from sibcl_ray.problems.problem import Problem, feature_shape, periodic_axes
 from sibcl_ray.search.methods import METHODS, Space
 from sibcl_ray.study.study import Study
 from sibcl_ray.user_module.loading import find, from_file
@@ -16,13 +14,15 @@ from sibcl_ray.user_module.loading import find, from_file
 # The methods of a recipe, if the problem has what they need.
 COMPARED = tuple(METHODS[m] for m in ("SL", "SL-I", "TL-I", "SSL-I", "SIB-CL", "SL-I-delta", "SSL-I-delta"))
 
-# Those of Loh et al., by the dimensions of the grid.
+# By the dimensions of the grid, those of Loh et al. for two and three. `_fitting` makes them fit small grids.
 REFERENCE = {
+    1: ReferenceEncoder(),
     2: ReferenceEncoder(),
     3: ReferenceEncoder(channels=(64, 256, 256, 256), pools=(2, 2, 2, 2), head=256, latent=256),
 }
 # Small relatives: in 2D an early, larger pooling makes them three times faster.
 QUICK = {
+    1: ReferenceEncoder(channels=(16, 64, 128), kernel=5, pools=(4, 2, 4), head=256, latent=256),
     2: ReferenceEncoder(channels=(8, 64, 128), kernel=3, pools=(4, 2, 4), head=256, latent=256),
     3: ReferenceEncoder(channels=(8, 32, 64), kernel=3, stride=2, pools=(4, 2, 2), head=256, latent=256),
 }
@@ -45,10 +45,24 @@ SCALES: dict[str, Callable[..., Study]] = {}
 
 
 def _dimensions(problem: Problem) -> int:
-    return problem.features(torch.ones(1, *problem.input_shape)).ndim - 2
+    return len(feature_shape(problem)) - 1
 
 
-def _small(encoder: ReferenceEncoder | InvariantEncoder) -> Architecture:
+def _fitting(problem: Problem, architectures: tuple[Architecture, ...]) -> tuple[Architecture, ...]:
+    """Those that take the problem's inputs and suit them: the same, or their relatives for small grids."""
+    _, *grid = feature_shape(problem)
+    shortest, first = min(grid), architectures[0]
+    if shortest < SMALLEST:
+        architectures = tuple(_small(encoder) for encoder in LATTICE[: len(architectures)])
+    fitted = [replace(each, encoder=each.encoder.fitted(shortest)) for each in architectures]
+    if any(periodic_axes(problem, len(grid))) or (len(grid) > 1 and shortest >= SMALLEST):
+        return tuple(dict.fromkeys(fitted))
+    latent = first.encoder.latent  # places matter: tried first is what sees each number by itself
+    perceptron = replace(first, encoder=PerceptronEncoder(hidden=(latent, latent), latent=latent))
+    return (perceptron,) if math.prod(grid) < SMALLEST else tuple(dict.fromkeys([perceptron, *fitted]))
+
+
+def _small(encoder: Encoder) -> Architecture:
     width = encoder.latent
     return Architecture(encoder=encoder, predictor=(width, width), projector=(width,), projection=width // 2)
 
@@ -67,15 +81,17 @@ def _recipe(choices: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study
         problem = find(problem) if isinstance(problem, str) else from_file(problem)
         fields: dict[str, Any] = SIZES[scale] | choices(problem)
         if have := problem.available:  # as many samples as there are
-            fields["pool"] = min(fields["pool"], have["target"])
+            if have["target"] > max(fields["budgets"]):  # all of them are a budget too
+                fields["budgets"] = (*fields["budgets"], have["target"])
+            fields["pool"] = have["target"]
             fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
-            fields["budgets"] = tuple(b for b in fields["budgets"] if b <= fields["pool"]) or (fields["pool"],)
+            fields["budgets"] = tuple(b for b in fields["budgets"] if b <= have["target"]) or (have["target"],)
         if problem.missing_requirement(**METHODS["TL"].needs):
             fields["surrogate"] = 0  # their labels would cost as much as the target's
-        if min(problem.input_shape[-2:]) < SMALLEST:
-            architectures = tuple(_small(encoder) for encoder in LATTICE[: len(fields["space"].architectures)])
+        if min(feature_shape(problem)[1:]) < SMALLEST:
             # Larger rates forget what was known beforehand of so few sites.
-            fields["space"] = replace(fields["space"], architectures=architectures, learning_rates=(1e-4, 3e-3))
+            fields["space"] = replace(fields["space"], learning_rates=(1e-4, 3e-3))
+        fields["space"] = replace(fields["space"], architectures=_fitting(problem, fields["space"].architectures))
         methods = tuple(m for m in COMPARED if not problem.missing_requirement(**m.needs))
         return Study(name=f"{problem.name}-{scale}-{seed}", problem=problem, methods=methods, seed=seed, **fields)
 
@@ -112,7 +128,7 @@ def quick(problem: Problem) -> dict[str, Any]:
         searched=(25, 100),
         space=Space(
             architectures=(_small(QUICK[_dimensions(problem)]),),
-            epochs=(10 if _dimensions(problem) == 2 else 5,),
+            epochs=(5 if _dimensions(problem) == 3 else 10,),
             pretraining_rates=(3e-3,),
             temperatures=(0.1, 0.5),
             contrastive_batches=(128, 256),

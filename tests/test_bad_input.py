@@ -166,7 +166,11 @@ REFUSED = [
     (data(u=lambda a: a["u"][:, :16]), TABULATED, r"\(16, 32\)"),
     (data(u=lambda a: np.concatenate([a["u"], a["x"][:2]])), TABULATED, r"unlabelled"),
     (data(x=lambda a: np.concatenate([a["x"][:-1], a["x"][:1]])), TABULATED, r"the same input more than once"),
-    (data(side=8), TABULATED, r"does not take inputs of shape \(8, 8\).*at least 32"),
+    (
+        data(folders.ALL.replace("periodic = true", "periodic = [true, false]")),
+        TABULATED,
+        r"translation in \[symmetry\] needs inputs without a boundary .* give translation = \[true, false\] if not",
+    ),
     (cut, TABULATED, r"data.npz"),
     (kind_of(".h5"), TABULATED, r"target.h5"),
     (kind_of(".parquet"), TABULATED, r"target.parquet"),
@@ -197,7 +201,19 @@ REFUSED = [
     (own(('"mean"', '"photonic-dos"')), MEAN, r"the name 'photonic-dos' in mine.py:Mean is that of another problem"),
     (own(("(1,)", "1")), MEAN, r"Mean.label_shape is 1; give a tuple of whole numbers"),
     (own(("(8, 8), ", "(4, 4), ")), MEAN, r"Mean.sample draws is float32 of shape \(2, 8, 8\); .* \(2, 4, 4\)"),
-    (own(), MEAN, r"does not take inputs of shape \(8, 8\).*at least 32"),
+    (
+        own(("(8, 8), (1,)", "(8, 8), (1,)\n    periodic = (True,)")),
+        MEAN,
+        r"Mean.periodic is \(True,\); give True, False or a tuple of 2, one for each axis of the grid",
+    ),
+    (
+        own(
+            ("(8, 8), (1,)", "(8, 8), (1,)\n    periodic, symmetries = (True, False), {'shift': Translations(8)}"),
+            ("import numpy as np", "import numpy as np\nfrom sibcl_ray import Translations"),
+        ),
+        MEAN,
+        r"Mean, 'shift' shifts inputs along axis -1 .* leave it out, or give periodic = True, or a tuple",
+    ),
     (
         own(("8, 8", "32, 32")),
         (*MEAN, "--methods", "TL"),

@@ -216,7 +216,7 @@ def test_a_configuration_that_has_no_amplitude_has_no_sign():
 
 @pytest.mark.parametrize("dilations", [(1, 1, 1), (1, 2, 3), (3, 2, 1)])
 def test_invariant_encoders_take_lattices_that_are_not_square(dilations):
-    encoder = InvariantEncoder(channels=8, dilations=dilations, latent=4).build(1).eval()
+    encoder = InvariantEncoder(channels=8, dilations=dilations, latent=4).build(1, (6, 4), (True, True)).eval()
     x = torch.randn(3, 1, 6, 4)
     assert torch.allclose(encoder(x), encoder(x.roll((2, 1), (2, 3))), atol=1e-5)
 

@@ -12,10 +12,13 @@ SMALL = {
 }
 
 
+SQUARE = (16, 16), (True, True)  # a grid, and whether its axes are periodic
+
+
 def built(encoder, inputs=1, seed=0):
     """The encoder with random weights, and running statistics that are not the trivial ones."""
     torch.manual_seed(seed)
-    module = encoder.build(inputs)
+    module = encoder.build(inputs, *SQUARE)
     module(torch.rand(16, inputs, 16, 16))
     return module.eval()
 
@@ -76,11 +79,13 @@ PUBLISHED = {  # encoder, dimensions, predictor, parameters of both in millions:
 def test_the_reference_networks_have_their_published_sizes(name):
     encoder, dimensions, (hidden, outputs, branches), millions = PUBLISHED[name]
     predictors = [perceptron(encoder.latent, hidden, outputs) for _ in range(branches)]
-    assert parameters(encoder.build(1, dimensions), *predictors) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert parameters(encoder.build(1, (32,) * dimensions, (True,) * dimensions), *predictors) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
 
 
 def test_the_default_architecture_is_the_published_one():
-    network = Network(Architecture(), inputs=1, outputs=400)
+    network = Network(Architecture(), 1, 400, *SQUARE)
     assert parameters(network.encoder, network.predictor) == 8_160_336
     assert parameters(network.projector) == 3_414_272
 
@@ -89,8 +94,8 @@ def test_width_scales_every_layer_and_nothing_else():
     half = ReferenceEncoder().scaled(0.5)
     assert half == ReferenceEncoder(channels=(32, 128, 128), head=512, latent=512)
     assert ReferenceEncoder().scaled(1) == ReferenceEncoder()
-    weights = [p.numel() for p in half.build(1).parameters() if p.ndim > 1]
-    whole = [p.numel() for p in ReferenceEncoder().build(1).parameters() if p.ndim > 1]
+    weights = [p.numel() for p in half.build(1, *SQUARE).parameters() if p.ndim > 1]
+    whole = [p.numel() for p in ReferenceEncoder().build(1, *SQUARE).parameters() if p.ndim > 1]
     assert [w / h for h, w in zip(weights, whole, strict=True)] == [2, 4, 4, 4, 4]
 
 
@@ -98,7 +103,7 @@ def test_width_scales_every_layer_and_nothing_else():
 @pytest.mark.parametrize("inputs", [1, 3])
 def test_a_network_maps_any_batch_to_labels_and_projections(name, inputs):
     architecture = Architecture(encoder=SMALL[name], predictor=(8,), projector=(8,), projection=4)
-    network = Network(architecture, inputs, outputs=6).eval()
+    network = Network(architecture, inputs, 6, *SQUARE).eval()
     x = torch.rand(5, inputs, 16, 16)
     assert network(x).shape == (5, 6) and network(x, project=True).shape == (5, 4)
     torch.testing.assert_close(network(x)[2:3], network(x[2:3]))  # samples do not see each other
@@ -107,7 +112,7 @@ def test_a_network_maps_any_batch_to_labels_and_projections(name, inputs):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_weight_takes_part(name):
     architecture = Architecture(encoder=SMALL[name], predictor=(8,), projector=(8,), projection=4)
-    network = Network(architecture, 1, outputs=6)
+    network = Network(architecture, 1, 6, *SQUARE)
     x = torch.rand(8, 1, 16, 16)
     (network(x).square().sum() + network(x, project=True).square().sum()).backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in network.parameters())
@@ -115,7 +120,7 @@ def test_every_weight_takes_part(name):
 
 def test_a_silent_channel_has_a_gradient():
     """The slope of a standard deviation is infinite where nothing varies."""
-    module = SMALL["invariant"].build(1)
+    module = SMALL["invariant"].build(1, *SQUARE)
     x = torch.zeros(4, 1, 16, 16, requires_grad=True)
     module(x).sum().backward()
     assert bool(torch.isfinite(x.grad).all())

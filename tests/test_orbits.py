@@ -10,9 +10,8 @@ import torch
 from sibcl_ray.problems.magnet import SitePermutations, SpinFlip
 from sibcl_ray.problems.photonic import PhotonicBands, PhotonicDOS, disc_cells
 from sibcl_ray.problems.schrodinger import Schrodinger3D
-from sibcl_ray.problems.tabulated.declaration import EachChannel
 from sibcl_ray.solvers.spins import Lattice
-from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations, orbits
+from sibcl_ray.symmetry import EachChannel, Group, PointGroup, Scaling, Translations, orbits
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,10 @@ CASES = {
     ),
     "cube": ((PointGroup(3),), (4, 4, 4)),
     "periodic cube": ((Translations(4, 3), PointGroup(3)), (4, 4, 4)),
+    "rectangle": ((Translations((6, 10)), PointGroup((6, 10))), (6, 10)),
+    "shifted along the first axis": ((Translations((9, None)), PointGroup((9, 6))), (9, 6)),
+    "shifted along two of three axes": ((Translations((4, None, 6)),), (4, 5, 6)),
+    "line": ((Translations(30, 1), PointGroup(1)), (30,)),
     "channels": ((SHIFTS, TURNS), (3, 8, 8)),
     "channels scaled": ((SHIFTS, TURNS, SCALE), (3, 8, 8)),
     "channels that change places": ((SHIFTS, TURNS, Swapped()), (2, 8, 8)),

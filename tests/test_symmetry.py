@@ -3,10 +3,28 @@
 import pytest
 import torch
 
-from sibcl_ray.symmetry import Equivariance, PointGroup, Scaling, Translations, augment, augment_labelled
+from sibcl_ray.storage.fingerprint import describe
+from sibcl_ray.symmetry import (
+    EachChannel,
+    Equivariance,
+    PointGroup,
+    Scaling,
+    Translations,
+    augment,
+    augment_labelled,
+)
 
 SQUARE = {"translations": Translations(8), "point group": PointGroup(2), "scaling": Scaling(1.0, 20.0)}
 CUBE = {"translations 3D": Translations(4, dimension=3), "point group 3D": PointGroup(3)}
+OTHERS = {  # with the shape that they act on
+    "translations of a rectangle": (Translations((5, 8)), (5, 8)),
+    "translations along some axes": (Translations((None, 6, 3)), (4, 6, 3)),
+    "point group of a rectangle": (PointGroup((5, 8)), (5, 8)),
+    "point group of a box": (PointGroup((4, 6, 4)), (4, 6, 4)),
+    "translations of a line": (Translations(9, 1), (9,)),
+    "point group of a line": (PointGroup(1), (9,)),
+    "channels": (EachChannel(PointGroup((5, 8))), (3, 5, 8)),
+}
 
 
 def generator(seed=0):
@@ -14,14 +32,14 @@ def generator(seed=0):
 
 
 def batch(name, count=96):
-    shape = (count, 4, 4, 4) if name in CUBE else (count, 8, 8)
-    return torch.rand(shape, generator=generator(1), dtype=torch.float64) * 3 + 2
+    shape = (4, 4, 4) if name in CUBE else OTHERS[name][1] if name in OTHERS else (8, 8)
+    return torch.rand((count, *shape), generator=generator(1), dtype=torch.float64) * 3 + 2
 
 
-@pytest.fixture(params=[*SQUARE, *CUBE])
+@pytest.fixture(params=[*SQUARE, *CUBE, *OTHERS])
 def case(request):
     """A group, a batch it acts on, and three elements for each sample that keep it in range together."""
-    group = {**SQUARE, **CUBE}[request.param]
+    group = {**SQUARE, **CUBE, **{name: group for name, (group, _) in OTHERS.items()}}[request.param]
     x = batch(request.param)
     if isinstance(group, Scaling):
         g, h, k = (torch.rand(len(x), generator=generator(s), dtype=x.dtype) * 0.4 + 0.9 for s in range(3))
@@ -71,6 +89,33 @@ def test_point_group_is_the_whole_group_of_the_square_and_the_cube(dimension, or
     quarter_turn = torch.rot90(x[0], 1, (0, 1))
     assert any(torch.equal(image, quarter_turn) for image in images)
     assert any(torch.equal(image, x[0].flip(0)) for image in images)
+
+
+@pytest.mark.parametrize(("kinds", "order"), [((5, 8), 4), ((4, 4), 8), ((3, 5, 3), 16), ((3, 4, 5), 8), ((7,), 2)])
+def test_the_point_group_of_a_box_is_all_that_maps_it_onto_itself(kinds, order):
+    group, x = PointGroup(kinds), torch.rand(1, *kinds, generator=generator()).expand(order, *kinds)
+    images = group.act(torch.arange(order), x)
+    assert group.order == order and len({tuple(image.flatten().tolist()) for image in images}) == order
+    for axis in range(len(kinds)):
+        assert any(torch.equal(image, x[0].flip(axis)) for image in images)
+    equal = [(a, b) for a in range(len(kinds)) for b in range(a) if kinds[a] == kinds[b]]
+    assert all(any(torch.equal(image, x[0].transpose(*axes)) for image in images) for axes in equal)
+
+
+def test_translations_of_a_box_roll_the_axes_that_have_a_period():
+    x, group = batch("point group of a box", 3), Translations((None, 6, 4))
+    shifts = torch.tensor([[0, 1, 3], [0, 5, 0], [0, 0, 2]])
+    expected = torch.stack([torch.roll(x[i], shifts[i].tolist(), (0, 1, 2)) for i in range(3)])
+    assert torch.equal(group.act(shifts, x), expected)
+    assert group.shifted_axes == (-2, -1) and Translations(4, 3).shifted_axes == (-3, -2, -1)
+    drawn = group.draw(x.expand(3, 4, 6, 4).repeat(200, 1, 1, 1), generator())
+    assert drawn.amax(0).tolist() == [0, 5, 3] and drawn.amin(0).tolist() == [0, 0, 0]
+
+
+def test_groups_of_squares_and_cubes_are_named_as_ever():
+    """Results are named by them."""
+    assert describe(Translations(8)) == {"type": "Translations", "size": 8, "dimension": 2}
+    assert describe(PointGroup(3)) == {"type": "PointGroup", "dimension": 3}
 
 
 def test_draws_are_uniform():

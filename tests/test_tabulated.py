@@ -35,10 +35,10 @@ from sibcl_ray.data.dataset import SHARD, TARGET, UNLABELLED, Dataset, Split
 from sibcl_ray.learning.training import Finetuning, finetune
 from sibcl_ray.problems import tabulated
 from sibcl_ray.problems.tabulated import BadData, declaration, load, statistics, tables
-from sibcl_ray.problems.tabulated.declaration import LOSSES, METRICS, EachChannel
+from sibcl_ray.problems.tabulated.declaration import LOSSES, METRICS
 from sibcl_ray.storage.fingerprint import fingerprint
 from sibcl_ray.storage.store import Store
-from sibcl_ray.symmetry import PointGroup, Translations
+from sibcl_ray.symmetry import EachChannel, PointGroup, Translations
 from sibcl_ray.symmetry.orbits import Orbits
 
 

@@ -68,11 +68,20 @@ BAD_ARRAYS = {
     "empty": ({"u": A["u"][:0]}, ALL, r"array 'u', is empty, of shape \(0, 8, 8\)"),
     "empty rows": ({"u": A["u"][:, :0]}, ALL, r"array 'u', is empty, of shape \(60, 0, 8\)"),
     "single number": ({"u": np.float64(1)}, ALL, "array 'u', is a single number"),
-    "vectors": ({"x": A["x"][:, :, 0]}, ALL, r"shape \(8,\); networks take 2D images: .*\['height', 'width'\]"),
-    "flat images": ({"x": A["x"].reshape(130, -1)}, ALL, r"shape \(64,\); .* give shape = \[8, 8\] in \[input\]"),
-    "scalars": ({"x": A["x"][:, 0, 0]}, ALL, "networks take 2D images and no inputs with 0 axes"),
-    "cubes": ({"x": np.ones((130, 4, 4, 4))}, ALL, 'networks take 2D images: .* channels = "first" or "last"'),
-    "four axes": ({"x": np.ones((130, 2, 2, 2, 2))}, ALL, "no inputs with 4 axes"),
+    "vectors among images": ({"x": A["x"][:, :, 0]}, ALL, r"'sx', has inputs of shape \(8, 8\) and .*'x', has \(8,\)"),
+    "flat images": (
+        {"x": A["x"].reshape(130, -1)},
+        ALL,
+        r"shape \(64,\); give shape = \[8, 8\] in \[input\] if they are images, and shape = \[64\] if they are vectors",
+    ),
+    "scalars": ({"x": A["x"][:, 0, 0]}, ALL, r"rows of shape \(\); give shape = \[1\] in \[input\]"),
+    "cubes": (
+        {"x": np.ones((130, 4, 4, 4))},
+        ALL,
+        'channels = "first" or "last" in .input., and channels = "none" if they are volumes',
+    ),
+    "four axes": ({"x": np.ones((130, 2, 2, 2, 2))}, ALL, "networks take inputs with 1 to 3 axes, besides channels"),
+    "an axis of one": ({"x": A["x"][:, None, :, 0]}, ALL, r"shape \(1, 8\); its first axis .* shape = \[8\] in"),
     "huge rows": ({"u": np.broadcast_to(np.float16(1), (1, 5000, 5000))}, ALL, "no network here takes so many values"),
     "inputs of other shape": (
         {"sx": A["sx"][:, :7, :7]},
@@ -80,11 +89,6 @@ BAD_ARRAYS = {
         r"'sx', has inputs of shape \(7, 7\) and .*'x',.*\(8, 8\)",
     ),
     "labels of other shape": ({"sy": A["sy"][:, :1]}, ALL, r"'sy', has labels of shape \(1,\) and .*'y',.*\(2,\)"),
-    "oblong": (
-        {name: A[name][:, :, :7] for name in ("x", "sx", "u")},
-        ALL,
-        r"translation in \[symmetry\] needs square images, and inputs have shape \(8, 7\)",
-    ),
     "repeated input": (
         {"x": altered("x", r5=A["x"][2], r9=A["x"][2], r7=A["x"][1])},
         ALL,
@@ -233,11 +237,23 @@ BAD_TOML = {
     "shape of text": (swap("[input]", '[input]\nshape = "8x8"'), "is '8x8'; give a list of whole numbers"),
     "channels": (swap("[input]", '[input]\nchannels = "second"'), "give one of 'none', 'first', 'last'"),
     "channels of none": (
-        swap("[input]", '[input]\nchannels = "first"'),
-        r"\(8, 8\); channels in \[input\] are an axis besides",
+        swap("[input]", '[input]\nshape = 64\nchannels = "first"'),
+        r"\(64,\); channels in \[input\] are an axis besides",
     ),
     "periodic of text": (swap("periodic = true", 'periodic = "yes"'), "is 'yes'; give true or false"),
     "translation with a boundary": (swap("periodic = true", "periodic = false"), "translation .* without a boundary"),
+    "translation along an axis with a boundary": (
+        swap("periodic = true", "periodic = [true, false]"),
+        r"a boundary along each axis that it moves; give periodic = true .*give translation = \[true, false\] if not",
+    ),
+    "too many axes": (
+        swap("periodic = true", "periodic = [true, true, true]"),
+        r"periodic in \[input\] has 3 answers for inputs of 2 axes",
+    ),
+    "symmetry of too many axes": (
+        swap("translation = true", "translation = [true, false, true]"),
+        r"translation in \[symmetry\] has 3 answers for inputs of 2 axes",
+    ),
     "symmetry of a number": (swap("point_group = true", "point_group = 4"), r"point_group in \[symmetry\] is 4"),
     "scaling of a flag": (swap("point_group = true", "scaling = true"), r"is True; give \[smallest, largest\]"),
     "scaling downwards": (swap("point_group = true", "scaling = [2, 1]"), r"is \[2, 1\]; give \[smallest"),

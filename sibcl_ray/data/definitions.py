@@ -37,7 +37,7 @@ def deciding(problem: Problem, *methods: str) -> Mapping[str, str]:
             sayer = its if own else kind
             number = getattr(sayer, "versions", {}).get(name, getattr(sayer, "version", 1))
             found[f"{its.__name__}.{BEFORE.get(name, name)}"] = f"version {number}"
-    names = [f.name for f in fields(problem)]  # type: ignore[arg-type]
+    names = [f.name for f in fields(problem) if f.metadata.get("names", True)]  # type: ignore[arg-type]
     values = {name for name in names if not any(name in inspect.get_annotations(k) for k in own)}
     if source is not None:
         asked = [

@@ -23,7 +23,7 @@ from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.learning import distributed
 from sibcl_ray.learning.checkpoint import Checkpoint
 from sibcl_ray.learning.evaluate import test_errors
-from sibcl_ray.learning.model import Model
+from sibcl_ray.learning.model import Model, boundaries
 from sibcl_ray.learning.training import Diverged, Finetuning, Pretraining, Report, Weights, finetune, pretrain
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.storage.fingerprint import describe, fingerprint
@@ -96,6 +96,8 @@ def _about(job: Job, configuration: Pretraining | Finetuning, roles: Iterable[Ro
     about["dataset"] = job.dataset.named(*roles)
     about["problem"] = version_of(deciding(job.dataset.problem, *LEARNED, *methods))
     about["encoder"] = configuration.architecture.encoder.version
+    if axes := boundaries(job.dataset.problem, configuration.architecture):
+        about["periodic"] = axes
     return describe(about)
 
 

@@ -12,31 +12,46 @@ from sibcl_ray.data.dataset import Split
 from sibcl_ray.learning import baseline
 from sibcl_ray.learning.networks import Architecture, Network
 from sibcl_ray.messages import one_line
-from sibcl_ray.problems.problem import Problem
+from sibcl_ray.problems.problem import Problem, default_periodic_axes, feature_shape, periodic_axes
 from sibcl_ray.randomness import named_seed
 from sibcl_ray.symmetry import augment_labelled
 
 
 def new_network(problem: Problem, architecture: Architecture, seed: int) -> Network:
     """A network for the problem's inputs and labels with weights drawn from ``seed``."""
-    _, channels, *grid = problem.features(torch.ones(1, *problem.input_shape)).shape
+    channels, *grid = feature_shape(problem)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed("weights", seed))
-        network = Network(architecture, channels, math.prod(problem.label_shape), len(grid))
+        outputs, periodic = math.prod(problem.label_shape), periodic_axes(problem, len(grid))
+        network = Network(architecture, channels, outputs, tuple(grid), periodic)
     network.scale.fill_(problem.label_scale)
     # In two dimensions convolutions of few channels run about twice as fast on a CPU with channels last.
     return network.to(memory_format=torch.channels_last) if len(grid) == 2 else network  # type: ignore[call-overload]
 
 
+def boundaries(problem: Problem, architecture: Architecture) -> tuple[bool, ...]:
+    """Of each axis whether it is periodic, where the network depends on that and it is not the default; else ()."""
+    if problem.periodic is None or not architecture.encoder.pads_by_period:
+        return ()
+    dimensions = len(feature_shape(problem)) - 1
+    axes = periodic_axes(problem, dimensions)
+    return () if axes == default_periodic_axes(dimensions) else axes
+
+
 def check_takes(problem: Problem, architecture: Architecture) -> None:
     """ValueError where the network does not take the problem's inputs."""
-    ones = torch.ones(2, *problem.input_shape)
+    encoder, (_, *grid) = architecture.encoder, feature_shape(problem)
+    if min(grid) < encoder.smallest:
+        raise ValueError(
+            f"the encoder {encoder.label} takes inputs of at least {encoder.smallest} pixels along each axis, and "
+            f"these have {' × '.join(map(str, grid))}; give its .fitted({min(grid)}), or larger inputs"
+        )
     try:
-        new_network(problem, architecture, seed=0)(problem.features(ones))
+        new_network(problem, architecture, seed=0)(problem.features(torch.ones(2, *problem.input_shape)))
     except RuntimeError as error:
         raise ValueError(
-            f"the encoder {architecture.encoder.label} does not take inputs of shape {problem.input_shape} "
-            f"({one_line(error, 200)}); give images of at least 32 × 32 pixels"
+            f"the encoder {encoder.label} does not take inputs of shape {problem.input_shape} "
+            f"({one_line(error, 200)}); give another encoder or other features"
         ) from None
 
 

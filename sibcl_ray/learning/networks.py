@@ -1,22 +1,27 @@
 """Networks: an encoder, a projector for the contrastive loss and a predictor of labels.
 
-Inputs are (batch, channels, *grid) with a grid of two or three dimensions. Configurations are frozen
+Inputs are (batch, channels, *grid) with a grid of one to three dimensions. Configurations are frozen
 dataclasses that ``build`` their module, so a new encoder is one new class.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVERAGE = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVERAGE = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+CIRCULAR_PAD: dict[int, Callable[..., nn.Module]] = {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d}
 
 
 def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
@@ -25,11 +30,41 @@ def _check_sizes(**sizes: int | tuple[int, ...]) -> None:
             raise ValueError(f"{name} is {size}; it must be 1 or larger")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceEncoder:
-    """The CNN of Loh et al. (2022): zero padding, BatchNorm, ReLU, max-pooling, global average."""
+class Encoder(ABC):
+    """The configuration of a network from inputs to their representations: a frozen dataclass."""
 
     version: ClassVar[int] = 1  # raise it when what the network computes changes
+    pads_by_period: ClassVar[bool] = False  # whether it depends on which axes are periodic
+    latent: int  # size of the representation
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Short name for tables."""
+
+    @property
+    def smallest(self) -> int:
+        """The length that every axis of the grid must have at least."""
+        return 1
+
+    def fitted(self, length: int) -> Encoder:
+        """The encoder, or one as near to it as grids allow whose shortest axis has this length."""
+        return self
+
+    @abstractmethod
+    def build(self, inputs: int, grid: tuple[int, ...], periodic: tuple[bool, ...]) -> nn.Module:
+        """The module for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent).
+
+        Args:
+            inputs: the number of channels.
+            grid: the length of each axis.
+            periodic: of each axis whether inputs repeat along it.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEncoder(Encoder):
+    """The CNN of Loh et al. (2022): zero padding, BatchNorm, ReLU, max-pooling, global average."""
 
     channels: tuple[int, ...] = (64, 256, 256)  # of each convolution
     kernel: int = 7  # odd side of every filter, pixels
@@ -51,9 +86,22 @@ class ReferenceEncoder:
 
     @property
     def label(self) -> str:
-        """Short name for tables."""
         stride = f" s{self.stride}" if self.stride > 1 else ""
         return f"reference {'-'.join(map(str, self.channels))} k{self.kernel}{stride}"
+
+    @property
+    def smallest(self) -> int:
+        return self.stride * (math.prod(self.pools) - 1) + 1
+
+    def fitted(self, length: int) -> ReferenceEncoder:
+        """With the largest pool, the first of them, halved until the grid is large enough."""
+        encoder = self
+        while encoder.smallest > length:
+            pools = list(encoder.pools)
+            largest = pools.index(max(pools))
+            pools[largest] //= 2
+            encoder = replace(encoder, pools=tuple(pools))
+        return encoder
 
     def scaled(self, width: float) -> ReferenceEncoder:
         """The same shape with every layer's width multiplied."""
@@ -64,9 +112,8 @@ class ReferenceEncoder:
             latent=round(self.latent * width),
         )
 
-    def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
-        """The encoder for ``inputs`` channels: (batch, inputs, *grid) -> (batch, latent)."""
-        layers: list[nn.Module] = []
+    def build(self, inputs: int, grid: tuple[int, ...], periodic: tuple[bool, ...]) -> nn.Module:
+        dimensions, layers = len(grid), list[nn.Module]()
         strides = (self.stride, *(1 for _ in self.channels[1:]))
         for (before, after), stride, pool in zip(pairwise((inputs, *self.channels)), strides, self.pools, strict=True):
             convolution = CONVOLUTION[dimensions](
@@ -79,17 +126,18 @@ class ReferenceEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InvariantEncoder:
+class InvariantEncoder(Encoder):
     """Residual dilated convolutions without downsampling: exactly invariant under periodic translations.
 
     Circular padding and stride 1 commute with translations; the global mean and standard deviation do not depend on
-    places. The dilations give the receptive field that pooling would give (Schurov et al., arXiv 2406.08318).
+    places. The dilations give the receptive field that pooling would give (Schurov et al., arXiv 2406.08318). Along
+    axes that are not periodic the padding is zeros.
     """
 
-    version: ClassVar[int] = 1  # raise it when what the network computes changes
+    pads_by_period: ClassVar[bool] = True
 
     channels: int = 48  # of every layer
-    dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of the residual 3 × 3 layers
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 4, 2)  # of the residual layers, whose filters have 3 pixels a side
     latent: int = 256  # size of the representation
 
     def __post_init__(self) -> None:
@@ -101,34 +149,63 @@ class InvariantEncoder:
     def label(self) -> str:
         return f"invariant {self.channels} d{'-'.join(map(str, self.dilations))}"
 
-    def build(self, inputs: int, dimensions: int = 2) -> nn.Module:
-        return _Invariant(self, inputs, dimensions)
+    @property
+    def smallest(self) -> int:
+        return max(2, *self.dilations)  # circular padding is at most the period
+
+    def fitted(self, length: int) -> InvariantEncoder:
+        """With those of the dilations that the grid is large enough for."""
+        return replace(self, dilations=tuple(d for d in self.dilations if d <= length) or (1,))
+
+    def build(self, inputs: int, grid: tuple[int, ...], periodic: tuple[bool, ...]) -> nn.Module:
+        return _Invariant(self, inputs, periodic)
 
 
-Encoder = ReferenceEncoder | InvariantEncoder
+@dataclass(frozen=True, kw_only=True)
+class PerceptronEncoder(Encoder):
+    """Linear layers from all numbers of an input: for vectors of parameters, of which neighbours are not alike."""
+
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer
+    latent: int = 256  # size of the representation
+
+    def __post_init__(self) -> None:
+        _check_sizes(**vars(self))
+
+    @property
+    def label(self) -> str:
+        return f"perceptron {'-'.join(map(str, self.hidden))}"
+
+    def build(self, inputs: int, grid: tuple[int, ...], periodic: tuple[bool, ...]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), perceptron(inputs * math.prod(grid), self.hidden, self.latent))
+
+
+def _same_size(inputs: int, outputs: int, kernel: int, periodic: tuple[bool, ...], dilation: int = 1) -> nn.Module:
+    """A convolution that keeps the grid's size: circular padding along periodic axes, zeros along the others."""
+    dimensions, reach = len(periodic), dilation * (kernel // 2)
+    convolution = partial(CONVOLUTION[dimensions], inputs, outputs, kernel, dilation=dilation, bias=False)
+    if all(periodic) or not any(periodic):
+        return convolution(padding=reach, padding_mode="circular" if all(periodic) else "zeros")
+    around = [reach * repeats for repeats in reversed(periodic) for _ in range(2)]  # the last axis first
+    zeros = tuple(reach * (not repeats) for repeats in periodic)
+    return nn.Sequential(CIRCULAR_PAD[dimensions](around), convolution(padding=zeros))
 
 
 class _Residual(nn.Module):
-    def __init__(self, channels: int, dilation: int, dimensions: int) -> None:
+    def __init__(self, channels: int, dilation: int, periodic: tuple[bool, ...]) -> None:
         super().__init__()
-        self.convolution = CONVOLUTION[dimensions](
-            channels, channels, 3, padding=dilation, dilation=dilation, padding_mode="circular", bias=False
-        )
-        self.norm = NORM[dimensions](channels)
+        self.convolution = _same_size(channels, channels, 3, periodic, dilation)
+        self.norm = NORM[len(periodic)](channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.relu(self.norm(self.convolution(x)))
 
 
 class _Invariant(nn.Module):
-    def __init__(self, configuration: InvariantEncoder, inputs: int, dimensions: int) -> None:
+    def __init__(self, configuration: InvariantEncoder, inputs: int, periodic: tuple[bool, ...]) -> None:
         super().__init__()
         width = configuration.channels
-        self.stem = nn.Sequential(
-            CONVOLUTION[dimensions](inputs, width, 5, padding=2, padding_mode="circular", bias=False),
-            NORM[dimensions](width),
-        )
-        self.layers = nn.Sequential(*(_Residual(width, d, dimensions) for d in configuration.dilations))
+        self.stem = nn.Sequential(_same_size(inputs, width, 5, periodic), NORM[len(periodic)](width))
+        self.layers = nn.Sequential(*(_Residual(width, d, periodic) for d in configuration.dilations))
         self.head = nn.Linear(2 * width, configuration.latent)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,10 +241,17 @@ class Architecture:
 class Network(nn.Module):
     """Encoder with two heads: a predictor of labels and a projector for the contrastive loss."""
 
-    def __init__(self, architecture: Architecture, inputs: int, outputs: int, dimensions: int = 2) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        inputs: int,
+        outputs: int,
+        grid: tuple[int, ...],
+        periodic: tuple[bool, ...],
+    ) -> None:
         super().__init__()
         latent = architecture.encoder.latent
-        self.encoder = architecture.encoder.build(inputs, dimensions)
+        self.encoder = architecture.encoder.build(inputs, grid, periodic)
         self.projector = perceptron(latent, architecture.projector, architecture.projection, normalise=True)
         self.predictor = nn.Sequential(nn.ReLU(), perceptron(latent, architecture.predictor, outputs))
         self.scale: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sibcl_ray.problems.problem import MODERATE, BadProblem, Problem, Sample, learnable
+from sibcl_ray.problems.problem import MODERATE, BadProblem, Problem, Sample, learnable, periodic_axes
 from sibcl_ray.storage.fingerprint import describe
 
 STEPS = 50  # that float32 has to have within the deviation of labels
@@ -94,13 +94,35 @@ def sample(problem: Problem, drawn: Any, count: int, what: str) -> Sample:
     return Sample(drawn.inputs, parameters)
 
 
+def _periodic(problem: Problem, me: str, grid: tuple[int, ...]) -> None:
+    """Refuse shifts along axes that are not periodic."""
+    said, dimensions = problem.periodic, len(grid)
+    listed = isinstance(said, tuple) and len(said) == dimensions and all(isinstance(axis, bool) for axis in said)
+    fine = said is None or isinstance(said, bool) or listed
+    require(
+        fine, f"{me}.periodic", repr(said), f"True, False or a tuple of {dimensions}, one for each axis of the grid"
+    )
+    if tuple(problem.input_shape[-dimensions:]) != tuple(grid):  # features are on another grid than inputs
+        return
+    periodic = periodic_axes(problem, dimensions)
+    moving = {name: equivariance.group for name, equivariance in problem.equivariances.items()}
+    for name, group in {**problem.symmetries, **moving}.items():
+        for axis in group.shifted_axes:
+            if -axis <= dimensions and not periodic[axis]:
+                raise BadProblem(
+                    f"{me}, {name!r} shifts inputs along axis {axis} (-1 is the last), and they do not "
+                    "repeat along it; leave it out, or give periodic = True, or a tuple with one for each axis"
+                )
+
+
 def training(problem: Problem, me: str, inputs: torch.Tensor) -> None:
     """What training asks of it."""
     count = len(inputs)
     features = problem.features(inputs)
     came = f"{features.dtype} of shape {tuple(features.shape)}"
-    fine = features.dtype == torch.float32 and len(features) == count and features.ndim in (4, 5)
-    require(fine, f"{me}.features", came, "float32 of shape (batch, channels, …), images in two or three dimensions")
+    fine = features.dtype == torch.float32 and len(features) == count and features.ndim in (3, 4, 5)
+    require(fine, f"{me}.features", came, "float32 of shape (batch, channels, *grid), a grid of one to three axes")
+    _periodic(problem, me, features.shape[2:])
     size = float(features.square().mean().sqrt())
     require(size <= MODERATE[1], f"{me}.features", f"{size:.2g} in root mean square", "networks numbers of order one")
     both = sorted(set(problem.symmetries) & set(problem.equivariances))

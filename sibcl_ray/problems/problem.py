@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sibcl_ray.isolation import guard
@@ -33,6 +34,7 @@ MODERATE = (1e-2, 1e2)  # root mean square of what networks learn: they start fr
 # Deviation of what networks learn, over one or its root mean square if that is larger. At 1e-3 their errors were ten
 # times those of guessing the mean (600 steps, 200 labels), at 0.03 a fraction of them.
 FAINT = 1e-3
+LINE = 32  # numbers in a row from which they are rather a line, of which neighbours are alike, than a vector
 
 
 def learnable(size: float, deviation: float, faint: float = FAINT) -> bool:
@@ -67,6 +69,10 @@ class Problem(ABC):
     error_units: ClassVar[str] = ""  # of what `error` gives: FRACTION, or a unit, or the metric's name; empty: not said
 
     label_scale: ClassVar[float] = 1.0  # typical size of a label less the offset: networks predict it in units of this
+
+    # Whether inputs repeat along the axes of the grid that `features` have: one answer for all, or a tuple with one for
+    # each. None: images and volumes do, vectors and lines do not.
+    periodic: ClassVar[bool | tuple[bool, ...] | None] = None
 
     resources: ClassVar[Mapping[str, Any]] = {"num_cpus": 1}  # of a task that solves, as Ray's options name them
     labels_per_task: ClassVar[int] = 50  # target labels that a task solves and stores together; 1 if one takes minutes
@@ -184,3 +190,19 @@ class Problem(ABC):
 
 def has_estimate(problem: Problem) -> bool:
     return type(problem).estimate is not Problem.estimate
+
+
+def feature_shape(problem: Problem) -> tuple[int, ...]:
+    """What a network sees of an input: (channels, *grid)."""
+    return tuple(problem.features(torch.ones(1, *problem.input_shape)).shape[1:])
+
+
+def periodic_axes(problem: Problem, dimensions: int) -> tuple[bool, ...]:
+    """Of each axis of the grid whether inputs repeat along it."""
+    if problem.periodic is None:
+        return default_periodic_axes(dimensions)
+    return problem.periodic if isinstance(problem.periodic, tuple) else (problem.periodic,) * dimensions
+
+
+def default_periodic_axes(dimensions: int) -> tuple[bool, ...]:
+    return (dimensions > 1,) * dimensions

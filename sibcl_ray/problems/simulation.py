@@ -17,7 +17,8 @@ class Simulation(Problem):
     What are properties here may be plain attributes there: ``input_shape = (32, 32)``. If the label can be
     estimated cheaply, give `estimate`: the surrogate then has labels by it. Or give `sample_surrogate` for cheap
     inputs, `solve_surrogate` for cheap labels, or both. Inputs and labels should be of order one, or be brought
-    there by `features`, and by `offset` and `label_scale`.
+    there by `features`, and by `offset` and `label_scale`. If images or volumes have a boundary, give
+    ``periodic = False``, or a tuple with one answer for each axis; vectors and lines have one if nothing is said.
     """
 
     version = 1

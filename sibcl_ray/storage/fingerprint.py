@@ -10,9 +10,13 @@ from typing import Any
 
 
 def describe(value: Any) -> Any:
-    """A configuration as plain JSON values; each dataclass says its type, so that no two are confused."""
+    """A configuration as plain JSON values; each dataclass says its type, so that no two are confused.
+
+    Fields whose metadata have ``names`` False are left out.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        named = (f.name for f in dataclasses.fields(value) if f.metadata.get("names", True))
+        fields = {name: describe(getattr(value, name)) for name in named}
         return {"type": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}

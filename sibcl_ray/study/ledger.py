@@ -17,6 +17,7 @@ import pandas as pd
 from sibcl_ray.data.dataset import SURROGATE, TARGET, UNLABELLED, Dataset, Shard
 from sibcl_ray.data.definitions import LEARNED, deciding, version_of
 from sibcl_ray.learning.jobs import CellJob, PretrainJob, TrialJob
+from sibcl_ray.learning.model import boundaries
 from sibcl_ray.search.history import load, names, open_history
 from sibcl_ray.search.history import set_aside as set_histories_aside
 from sibcl_ray.search.methods import METHODS, Choice, Method
@@ -94,6 +95,7 @@ class Ledger:
             study.folds,
             study.unlabelled * method.contrastive,
             study.surrogate * method.pretrains,
+            *sorted({axes for each in study.space.architectures if (axes := boundaries(study.problem, each))}),
         )
         return Search(
             family=f"{study.name}, {method.name} at {budget} labels, {self.labels_name}-{fingerprint(*decides)}",

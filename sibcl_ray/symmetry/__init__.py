@@ -1,6 +1,7 @@
 """Groups that act on inputs and labels."""
 
 from sibcl_ray.symmetry.groups import (
+    EachChannel,
     Equivariance,
     Group,
     Moves,
@@ -11,4 +12,14 @@ from sibcl_ray.symmetry.groups import (
     augment_labelled,
 )
 
-__all__ = ["Equivariance", "Group", "Moves", "PointGroup", "Scaling", "Translations", "augment", "augment_labelled"]
+__all__ = [
+    "EachChannel",
+    "Equivariance",
+    "Group",
+    "Moves",
+    "PointGroup",
+    "Scaling",
+    "Translations",
+    "augment",
+    "augment_labelled",
+]

@@ -1,10 +1,10 @@
 """Groups that act on grids: a whole batch at once, on the batch's own device.
 
-A group draws elements, composes and inverts them, and acts on a batch ``x`` of shape (batch, n, …, n)
+A group draws elements, composes and inverts them, and acts on a batch ``x`` of shape (batch, *grid)
 with one element per sample. Actions are left actions: ``act(compose(g, h), x) == act(g, act(h, x))``.
 
 Translations and point groups move pixels axis by axis: the pixel that comes to p is read from
-Σ_a source[a, p_a], in row-major order. So any product of them is known from d short tables per sample, and
+Σ_a source[a][p_a], in row-major order. So any product of them is known from d short tables per sample, and
 a whole batch moves in one gather.
 """
 
@@ -52,9 +52,9 @@ class Group(ABC):
         """``g·x``, of the shape of ``x``."""
 
     @property
-    def shifted_axes(self) -> int:
-        """Over how many of an input's last axes its elements are all the periodic shifts; 0 of other groups."""
-        return 0
+    def shifted_axes(self) -> tuple[int, ...]:
+        """The axes of an input, -1 the last, along which its elements are all the periodic shifts; none of others."""
+        return ()
 
 
 class NumberedGroup(Group):
@@ -82,32 +82,34 @@ class NumberedGroup(Group):
         return (self.products(g.device) == 0).long().argmax(1)[g]
 
 
+Pixels = tuple[Tensor, ...]  # where pixels come from: for each axis a table (batch, n)
+
+
 class GridGroup(Group):
     """A group that permutes pixels axis by axis."""
 
     @abstractmethod
-    def pull(self, g: Tensor, source: Tensor) -> Tensor:
-        """Where pixels come from, (batch, d, n), after g has moved an image whose pixels come from ``source``."""
+    def pull(self, g: Tensor, source: Pixels) -> Pixels:
+        """Where pixels come from after g has moved an image whose pixels come from ``source``."""
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         return _read(x, self.pull(g, _own_pixels(x)))
 
 
-def _own_pixels(x: Tensor) -> Tensor:
-    """The source of an image that has not been moved, (batch, d, n)."""
-    d, n = x.ndim - 1, x.shape[-1]
-    strides = n ** torch.arange(d - 1, -1, -1, device=x.device)
-    return (strides[:, None] * torch.arange(n, device=x.device)).expand(len(x), d, n)
+def _own_pixels(x: Tensor) -> Pixels:
+    """The source of an image that has not been moved."""
+    tables = (math.prod(x.shape[a + 1 :]) * torch.arange(n, device=x.device) for a, n in enumerate(x.shape[1:], 1))
+    return tuple(table.expand(len(x), -1) for table in tables)
 
 
-def _read(x: Tensor, source: Tensor) -> Tensor:
+def _read(x: Tensor, source: Pixels) -> Tensor:
     """The image, like ``x``, whose pixels come from ``source``."""
     pixels = x[0].numel()
     narrow = torch.int32 if x.numel() < 2**31 else torch.int64  # the sums below are bound by memory
     first = torch.arange(0, x.numel(), pixels, device=x.device)[:, None]
-    index = (source[:, 0] + first).to(narrow)
-    for axis in source[:, 1:].to(narrow).unbind(1):
-        index = (index[:, :, None] + axis[:, None]).flatten(1)
+    index = (source[0] + first).to(narrow)
+    for axis in source[1:]:
+        index = (index[:, :, None] + axis.to(narrow)[:, None]).flatten(1)
     return x.reshape(-1).index_select(0, index.flatten()).view(x.shape)
 
 
@@ -115,71 +117,125 @@ def _read(x: Tensor, source: Tensor) -> Tensor:
 class Translations(GridGroup):
     """Periodic translations by whole pixels; an element is an integer shift per axis, (batch, d).
 
-    ``size`` is the period in pixels, equal along all axes.
+    ``size`` is the period in pixels: one number for all of ``dimension`` axes, or a tuple with one for each axis,
+    None where nothing is moved, as in ``Translations((None, 64))``.
     """
 
-    size: int
+    size: int | tuple[int | None, ...]
     dimension: int = 2
 
+    def __post_init__(self) -> None:
+        if isinstance(self.size, tuple):
+            object.__setattr__(self, "dimension", len(self.size))
+
     @property
-    def shifted_axes(self) -> int:
-        return self.dimension
+    def _periods(self) -> tuple[int | None, ...]:
+        return self.size if isinstance(self.size, tuple) else (self.size,) * self.dimension
+
+    @property
+    def shifted_axes(self) -> tuple[int, ...]:
+        return tuple(axis - self.dimension for axis, period in enumerate(self._periods) if period)
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (len(x), self.dimension)
-        return torch.randint(self.size, shape, generator=generator, device=x.device)
+        if isinstance(self.size, int):
+            return torch.randint(self.size, (len(x), self.dimension), generator=generator, device=x.device)
+        shifts = [torch.randint(n or 1, (len(x),), generator=generator, device=x.device) for n in self.size]
+        return torch.stack(shifts, 1)
 
     def identity(self, x: Tensor) -> Tensor:
         return torch.zeros((len(x), self.dimension), dtype=torch.long, device=x.device)
 
     def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return (g + h) % self.size
+        return (g + h) % g.new_tensor([period or 1 for period in self._periods])
 
     def inverse(self, g: Tensor) -> Tensor:
-        return -g % self.size
+        return -g % g.new_tensor([period or 1 for period in self._periods])
 
-    def pull(self, g: Tensor, source: Tensor) -> Tensor:
-        return source.gather(2, (torch.arange(self.size, device=g.device) - g[..., None]) % self.size)
+    def pull(self, g: Tensor, source: Pixels) -> Pixels:
+        def shifted(table: Tensor, period: int | None, shift: Tensor) -> Tensor:
+            return table.gather(1, (torch.arange(period, device=g.device) - shift) % period) if period else table
+
+        return tuple(map(shifted, source, self._periods, g.split(1, 1)))
 
 
 @lru_cache
-def _signed_permutations(dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """All matrices that map the coordinate axes onto themselves, the unit first.
+def _signed_permutations(kinds: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All matrices that map the coordinate axes onto themselves, the unit first, each axis onto one of its kind.
 
     For each row the column, and the sign, of its one entry; both (order, d).
     """
-    columns = list(itertools.permutations(range(dimension)))
-    signs = list(itertools.product((1, -1), repeat=dimension))
+    columns = [c for c in itertools.permutations(range(len(kinds))) if tuple(kinds[a] for a in c) == kinds]
+    signs = list(itertools.product((1, -1), repeat=len(kinds)))
     pairs = torch.tensor(list(itertools.product(columns, signs)), device=device)
     return pairs[:, 0], pairs[:, 1]
 
 
 @lru_cache
-def _products(dimension: int, device: torch.device) -> Tensor:
-    columns, signs = _signed_permutations(dimension, torch.device("cpu"))
-    m = torch.eye(dimension, dtype=torch.long)[columns] * signs[..., None]
+def _products(kinds: tuple[int, ...], device: torch.device) -> Tensor:
+    columns, signs = _signed_permutations(kinds, torch.device("cpu"))
+    m = torch.eye(len(kinds), dtype=torch.long)[columns] * signs[..., None]
     equal = ((m[:, None] @ m)[:, :, None] == m).flatten(3).all(-1)
     return equal.long().argmax(-1).to(device)
 
 
 @dataclass(frozen=True)
 class PointGroup(NumberedGroup, GridGroup):
-    """All rotations and reflections of the square (C4v, 8 elements) or of the cube (Oh, 48) about the grid's middle."""
+    """All rotations and reflections of a grid about its middle.
 
-    dimension: int = 2
+    Of a line (2 elements), the square (C4v, 8) or the cube (Oh, 48) if ``dimension`` is a number; if it is a tuple, of
+    a rectangle or box with sides of these lengths: all are reflected, and equal ones exchanged.
+    """
+
+    dimension: int | tuple[int, ...] = 2
+
+    @property
+    def _kinds(self) -> tuple[int, ...]:
+        """For each axis a number; axes of the same number are exchanged."""
+        return self.dimension if isinstance(self.dimension, tuple) else (0,) * self.dimension
 
     @property
     def order(self) -> int:
-        return math.factorial(self.dimension) * 2**self.dimension
+        return len(_signed_permutations(self._kinds, torch.device("cpu"))[0])
 
     def products(self, device: torch.device) -> Tensor:
-        return _products(self.dimension, device)
+        return _products(self._kinds, device)
 
-    def pull(self, g: Tensor, source: Tensor) -> Tensor:
+    def pull(self, g: Tensor, source: Pixels) -> Pixels:
         # Pixel p comes from q = Rᵀp: row b of R, with its entry ±1 in column a, says q_a = ±p_b.
-        columns, signs = (table[g][..., None] for table in _signed_permutations(self.dimension, g.device))
-        source = source.gather(1, columns.expand_as(source))
-        return torch.where(signs < 0, source.flip(2), source)
+        columns, signs = (table[g] for table in _signed_permutations(self._kinds, g.device))
+        moved = []
+        for b, table in enumerate(source):
+            for a, kind in enumerate(self._kinds):
+                if a != b and kind == self._kinds[b]:
+                    table = torch.where(columns[:, b, None] == a, source[a], table)
+            moved.append(torch.where(signs[:, b, None] < 0, table.flip(1), table))
+        return tuple(moved)
+
+
+@dataclass(frozen=True)
+class EachChannel(Group):
+    """A group of grids that acts alike on every channel of ``x``, (batch, channels, *grid)."""
+
+    group: Group
+
+    @property
+    def shifted_axes(self) -> tuple[int, ...]:
+        return self.group.shifted_axes
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.group.draw(x[:, 0], generator)
+
+    def identity(self, x: Tensor) -> Tensor:
+        return self.group.identity(x[:, 0])
+
+    def compose(self, g: Tensor, h: Tensor) -> Tensor:
+        return self.group.compose(g, h)
+
+    def inverse(self, g: Tensor) -> Tensor:
+        return self.group.inverse(g)
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        return self.group.act(g.repeat_interleave(x.shape[1], 0), x.flatten(0, 1)).view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -261,7 +317,7 @@ def augment_labelled(
     """A random view of each sample, and what becomes of its label: each group acts with its own probability.
 
     Args:
-        x: batch of inputs, (batch, n, …, n).
+        x: batch of inputs, (batch, *input_shape).
         groups: the symmetries by name, applied in this order.
         equivariances: those by name, applied after the symmetries.
         probabilities: for each name the chance, in [0, 1], that a drawn element acts; 0 if absent.
@@ -272,7 +328,8 @@ def augment_labelled(
     """
     if unknown := sorted(set(probabilities) - {*groups, *equivariances}):
         raise ValueError(f"there is no symmetry {unknown[0]!r}; known are {', '.join([*groups, *equivariances])}")
-    source, steps = None, []  # where pixels that have been moved, but not yet read, come from
+    source: Pixels | None = None  # where pixels that have been moved, but not yet read, come from
+    steps: list[tuple[Equivariance, Tensor]] = []
     every: list[tuple[str, Group | Equivariance]] = [*groups.items(), *equivariances.items()]
     for name, moving in every:
         probability = probabilities.get(name, 0.0)

@@ -161,7 +161,7 @@ class Orbits:
         self.unchecked: tuple[str, ...] = ()
         self.likeness = "under the declared symmetry" if groups else "but for rounding"
         self._shape, self._scaled = shape, any(isinstance(group, Scaling) for _, group in groups)
-        self._shifted = tuple(range(-max((group.shifted_axes for _, group in groups), default=0), 0))
+        self._shifted = tuple(sorted({axis for _, group in groups for axis in group.shifted_axes}))
         # The smallest product over all shifts says as much as the largest, and costs nothing.
         count = NUMBERS // 2 if self._shifted else NUMBERS
         self._templates = torch.from_numpy(rng.normal(size=(count, *shape)))
@@ -210,15 +210,17 @@ class Orbits:
 
     def _peaks(self, images: Tensor) -> Tensor:
         """Products with the templates of images (…, *shape), the extreme ones over all shifts: (…, `NUMBERS`)."""
-        before, fixed = images.shape[: images.ndim - len(self._shape)], len(self._shape) - len(self._shifted)
+        before = images.shape[: images.ndim - len(self._shape)]
         flat = images.reshape(-1, *self._shape)
         if not self._shifted:
             return (flat.flatten(1) @ self._templates.flatten(1).T).view(*before, NUMBERS)
+        fixed = sorted(set(range(-len(self._shape), 0)) - set(self._shifted))
+        lengths = [self._shape[axis] for axis in self._shifted]
         waves, peaks = torch.fft.rfftn(flat, dim=self._shifted), []
         for template in self._templates:
             product = waves * template
-            product = product.flatten(1, fixed).sum(1) if fixed else product  # over channels
-            products = torch.fft.irfftn(product, self._shape[fixed:], dim=self._shifted).flatten(1)
+            product = product.sum(fixed) if fixed else product  # over channels
+            products = torch.fft.irfftn(product, lengths).flatten(1)
             peaks += [products.amax(1), products.amin(1)]
         return torch.stack(peaks, 1).view(*before, NUMBERS)
 
@@ -272,7 +274,7 @@ class Orbits:
 
     def _keeps_channels(self, factors: Tensor) -> bool:
         """Whether channels may be multiplied by factors of their own before elements act instead of after."""
-        if len(self._shape) < 3 or len(self._shifted) == len(self._shape):
+        if len(self._shape) < 3 or -len(self._shape) in self._shifted:
             return False
         factors = factors.view(-1, *[1] * (len(self._shape) - 1))
         before = torch.stack([self._probe, factors * self._probe, self._probe / factors])

@@ -30,10 +30,13 @@ Of ``problem.toml`` only the name and [target] have to be there. All that it can
 
     [input]
     units = "relative permittivity"
-    periodic = true                   # images repeat along both axes; false if not said
-    shape = [32, 32]                  # of a row, where rows are stored flat, as in lists of Parquet
-    channels = "none"                 # or "first", "last": which axis of a row is no direction in space
-    offset = 1.0                      # networks see (input - offset) / scale; one number, or one a channel.
+    periodic = true                   # inputs repeat along all axes; or a list, [true, false]. false if not said
+    shape = [32, 32]                  # of a row, where rows are stored flat, as in lists of Parquet. Grids have one to
+                                      # three axes: [100] is a vector or line, [16, 16, 16] a volume
+    channels = "none"                 # or "first", "last": which axis of a row is no direction in space. It has to be
+                                      # said of rows of three axes, which may be volumes
+    offset = 1.0                      # networks see (input - offset) / scale; one number, or one a channel, or one for
+                                      # each of the numbers of a vector, which has fewer than 32 and no symmetry.
     scale = 19.0                      # If neither is said: mean and deviation of the unlabelled or target inputs
 
     [label]
@@ -45,8 +48,9 @@ Of ``problem.toml`` only the name and [target] have to be there. All that it can
     scale = 0.1                       # 0 and 1 if not said. The offset is taken off before anything is rounded
 
     [symmetry]                        # what leaves the label unchanged
-    translation = true                # by whole pixels; of square, periodic inputs
-    point_group = true                # rotations and reflections of the square
+    translation = true                # by whole pixels, along all axes; or a list, [true, false]: along periodic ones
+    point_group = true                # rotations and reflections of the square or cube; of a rectangle, box or line its
+                                      # reflections, and exchanges of axes that are alike
     scaling = [1.0, 20.0]             # times any factor that keeps inputs in this range
 """
 

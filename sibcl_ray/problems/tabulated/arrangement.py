@@ -9,9 +9,15 @@ import numpy as np
 from sibcl_ray.problems.tabulated.declaration import Input
 from sibcl_ray.problems.tabulated.tables import BadData, Stored
 
+MOST_AXES = 3  # of a grid
+FLAT = 64  # numbers, 8 × 8, from which a row of them may be an image
+
 
 def arranged(declared: Input, inputs: Stored) -> Stored:
-    """The same with an image for a row, (n, m) pixels or (channels, n, m); BadData if networks take no such rows."""
+    """The same with (*grid) or (channels, *grid) for a row, of a grid of one to three axes.
+
+    BadData if networks take no such rows, or it is not certain what they are.
+    """
     shape = declared.shape or inputs.shape
     if math.prod(shape) != math.prod(inputs.shape):
         advice = f"; {_COLUMNS}" if not inputs.shape else _hint(inputs) or "; mend one of them"
@@ -19,9 +25,8 @@ def arranged(declared: Input, inputs: Stored) -> Stored:
             f"{inputs.title} has rows of shape {inputs.shape}, {math.prod(inputs.shape):,} values, and shape = "
             f"{list(shape)} in [input] has {math.prod(shape):,}{advice}"
         )
-    channels = declared.channels != "none"
-    if len(shape) != 2 + channels:
-        raise BadData(f"{inputs.title} has rows of shape {shape}; {_advice_on_axes(shape, channels)}")
+    if advice := _advice_on_axes(declared, shape):
+        raise BadData(f"{inputs.title} has rows of shape {shape}; {advice}")
     source = -1 if declared.channels == "last" else 1  # of the first axis of an image
 
     def read() -> Iterator[np.ndarray]:
@@ -42,18 +47,28 @@ _COLUMNS = (
 )
 
 
-def _advice_on_axes(shape: tuple[int, ...], channels: bool) -> str:
-    side = math.isqrt(shape[0]) if shape else 0
+def _advice_on_axes(declared: Input, shape: tuple[int, ...]) -> str:
+    """What to do about rows of a shape that networks do not take, or that may be another's; empty if they do."""
+    channels = declared.channels != "none"
     if not shape:
-        return f"networks take 2D images and no inputs with 0 axes; {_COLUMNS}"
-    if len(shape) == 1 and side > 1:
-        example = [side, side] if side**2 == shape[0] else ["height", "width"]
-        return f"networks take 2D images: give shape = {example} in [input], if that is what they are"
-    if channels:
-        return "channels in [input] are an axis besides those of 2D images; leave it out, or give three axes"
-    if len(shape) == 3:
-        return 'networks take 2D images: if an axis is of channels, give channels = "first" or "last" in [input]'
-    return f"networks take 2D images and no inputs with {len(shape)} axes"
+        return f"give shape = [1] in [input] if each input is one number; {_COLUMNS}"
+    if channels and len(shape) == 1:
+        return "channels in [input] are an axis besides those of the grid; leave it out, or give more axes"
+    if len(shape) - channels > MOST_AXES:
+        return f"networks take inputs with 1 to {MOST_AXES} axes, besides channels"
+    if not channels and len(shape) > 1 and shape[0] == 1:
+        return f'its first axis says nothing: give shape = {list(shape[1:])} in [input], or channels = "first"'
+    if len(shape) == 3 and "channels" not in declared.model_fields_set:
+        return (
+            'if an axis is of channels, give channels = "first" or "last" in [input], and channels = "none" if they '
+            "are volumes"
+        )
+    side = math.isqrt(shape[0])
+    if len(shape) == 1 and not declared.shape and side**2 == shape[0] >= FLAT:
+        return (
+            f"give shape = {[side, side]} in [input] if they are images, and shape = {list(shape)} if they are vectors"
+        )
+    return ""
 
 
 def require_common_shape(shapes: Mapping[Stored, tuple[int, ...]], what: str) -> None:

@@ -2,19 +2,18 @@
 
 import reprlib
 import tomllib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from sibcl_ray.messages import nearest
 from sibcl_ray.problems import losses
+from sibcl_ray.problems.problem import LINE
 from sibcl_ray.problems.tabulated.tables import BadData, find, readable
-from sibcl_ray.symmetry import Group, PointGroup, Scaling, Translations
+from sibcl_ray.symmetry import EachChannel, Group, PointGroup, Scaling, Translations
 
 FILE = "problem.toml"
 LARGEST_FILE = 2**20  # bytes; what is larger is not a description
@@ -31,32 +30,6 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of predictions and
 RELATIVE = ("relative", "mean_relative")  # metrics that are fractions, for any unit of the label
 
 LOSSES = {loss.__name__: loss for loss in (losses.absolute, losses.squared, losses.log_absolute)}
-
-
-@dataclass(frozen=True)
-class EachChannel(Group):
-    """A group of grids that acts alike on every channel of ``x``, (batch, channels, n, n)."""
-
-    group: Group
-
-    @property
-    def shifted_axes(self) -> int:
-        return self.group.shifted_axes
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return self.group.draw(x[:, 0], generator)
-
-    def identity(self, x: Tensor) -> Tensor:
-        return self.group.identity(x[:, 0])
-
-    def compose(self, g: Tensor, h: Tensor) -> Tensor:
-        return self.group.compose(g, h)
-
-    def inverse(self, g: Tensor) -> Tensor:
-        return self.group.inverse(g)
-
-    def act(self, g: Tensor, x: Tensor) -> Tensor:
-        return self.group.act(g.repeat_interleave(x.shape[1], 0), x.flatten(0, 1)).view(x.shape)
 
 
 # The tables: of each key its type, what it is if it is not given, and what should have come
@@ -81,6 +54,9 @@ def _one_of(known: Iterable[str]) -> Any:
 _LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else (value,))
 Text = Annotated[str, AfterValidator(_printable), Field(description="text in quotes")]
 Flag = Annotated[bool, Field(description="true or false")]
+Flags = Annotated[
+    tuple[bool, ...], _LISTED, Field(min_length=1, description="true or false, or a list with one for each axis")
+]
 Count = Annotated[int, Field(gt=0, lt=2**31, description="a whole number, 1 or more")]
 Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
 Positive = Annotated[float, Field(ge=1e-30, lt=1e30, description="a positive number, less than 1e30")]
@@ -114,19 +90,29 @@ class Input(_Table):
     """What inputs are. Features are (input − offset) / scale; by mean and deviation where neither is given."""
 
     units: Text = NO_UNITS
-    periodic: Flag = False
+    periodic: Flags = (False,)
     # of a row that is stored flat
     shape: Annotated[tuple[Count, ...], _LISTED] = Field(
         default=(), min_length=1, description="a list of whole numbers, such as [32, 32]"
     )
     channels: Annotated[str, _one_of(("none", "first", "last"))] = "none"  # which axis is no direction in space
-    # one number, or one a channel
+    # one number, or one a channel, or one for each number of a vector
     offset: Annotated[tuple[Number, ...], _LISTED] = Field(
-        default=(), min_length=1, description="a finite number, or a list of one for each channel"
+        default=(), min_length=1, description="a finite number, or a list of one for each channel or number of a vector"
     )
     scale: Annotated[tuple[Positive, ...], _LISTED] = Field(
-        default=(), min_length=1, description="a positive number, or a list of one for each channel"
+        default=(),
+        min_length=1,
+        description="a positive number, or a list of one for each channel or number of a vector",
     )
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The axes of an input (*shape) that are directions in space: all but that of channels, which is the first."""
+        return shape if self.channels == "none" else shape[1:]
+
+    def periodic_axes(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
+        """Of each axis of the grid whether inputs repeat along it; BadData where as many answers do not fit it."""
+        return _by_axis("periodic in [input]", self.periodic, self.grid(shape))
 
 
 class Label(_Table):
@@ -145,7 +131,7 @@ class Label(_Table):
 class Symmetry(_Table):
     """What leaves labels unchanged, in the order in which it is applied."""
 
-    translation: Flag = False
+    translation: Flags = (False,)
     point_group: Flag = False
     scaling: Literal[False] | Interval = Field(
         default=False, description="[smallest, largest] value of an input, both positive"
@@ -173,21 +159,34 @@ class Declaration(_Table):
         roles = ("target", "test", "surrogate", "unlabelled")
         return {role: part for role in roles if (part := getattr(self, role))}
 
-    def groups(self, grid: tuple[int, ...]) -> dict[str, Group]:
-        """The symmetries of images (*grid), in the order in which they are applied; BadData where it cannot be."""
+    def standardised_parts(self, shape: tuple[int, ...]) -> int:
+        """How many parts of an input (*shape) are standardised by themselves: channels, or all numbers of a vector."""
+        if self.input.channels != "none":
+            return shape[0]
+        is_vector = len(shape) == 1 and shape[0] < LINE and not self.groups(shape) and not any(self.input.periodic)
+        return shape[0] if is_vector else 1
+
+    def groups(self, shape: tuple[int, ...]) -> dict[str, Group]:
+        """The symmetries of inputs (*shape), in the order in which they are applied; BadData where it cannot be."""
+        grid, periodic = self.input.grid(shape), self.input.periodic_axes(shape)
+        moved = _by_axis("translation in [symmetry]", self.symmetry.translation, grid)
+        if any(moves and not repeats for moves, repeats in zip(moved, periodic, strict=True)):
+            without = f"give translation = [{_listed(periodic)}]" if any(periodic) else "leave it out"
+            raise BadData(
+                f"{FILE}: translation in [symmetry] needs inputs without a boundary along each axis that it moves; "
+                f"give periodic = true in [input] if they repeat along all axes, and {without} if not"
+            )
         groups: dict[str, Group] = {}
-        if self.symmetry.translation:
-            _require_square("translation", grid)
-            if not self.input.periodic:
-                raise BadData(
-                    f"{FILE}: translation in [symmetry] needs inputs without a boundary; give periodic = true in "
-                    "[input] if they repeat along both axes, and leave it out if not"
-                )
-            groups["translation"] = Translations(grid[-1])
+        if all(moved) and len(set(grid)) == 1:
+            groups["translation"] = Translations(grid[0], len(grid))
+        elif any(moved):
+            lengths = tuple(n if moves else None for n, moves in zip(grid, moved, strict=True))
+            groups["translation"] = Translations(lengths)
         if self.symmetry.point_group:
-            _require_square("point_group", grid)
-            groups["point_group"] = PointGroup(2)
-        if len(grid) == 3:
+            kinds = list(zip(grid, periodic, moved, strict=True))  # axes of different kinds are not exchanged
+            alike = tuple(kinds.index(kind) for kind in kinds)
+            groups["point_group"] = PointGroup(alike if any(alike) else len(grid))
+        if len(grid) < len(shape):
             groups = {name: EachChannel(group) for name, group in groups.items()}
         if self.symmetry.scaling:
             groups["scaling"] = Scaling(*self.symmetry.scaling)
@@ -201,12 +200,18 @@ _TABLES: dict[str, type[_Table]] = {
 }
 
 
-def _require_square(name: str, grid: tuple[int, ...]) -> None:
-    if grid[-2] != grid[-1]:
+def _by_axis(key: str, said: tuple[bool, ...], grid: Sequence[int]) -> tuple[bool, ...]:
+    """What is said once for all axes of a grid, or for each."""
+    if len(said) not in (1, len(grid)):
         raise BadData(
-            f"{FILE}: {name} in [symmetry] needs square images, and inputs have shape {grid}; leave it out, or cut or "
-            'resample them; or, if an axis is of channels, mend channels = "first" or "last"'
+            f"{FILE}: {key} has {len(said)} answers for inputs of {len(grid)} axes, besides channels; give one for "
+            "each, or one for all"
         )
+    return said if len(said) == len(grid) else said * len(grid)
+
+
+def _listed(flags: Iterable[bool]) -> str:
+    return ", ".join(str(flag).lower() for flag in flags)
 
 
 def read(folder: Path) -> Declaration:

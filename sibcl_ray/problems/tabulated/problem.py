@@ -68,10 +68,10 @@ class Tabulated(Problem):
     name: str  # type: ignore[misc]  # a class's elsewhere, a folder's here
     contents: tuple[Content, ...]
     drawn: int  # rows of the target set apart for the test; 0 where the test has its own
-    grid: tuple[int, ...]  # (n, m) pixels, or (channels, n, m)
+    grid: tuple[int, ...]  # the length of each axis, or (channels, *lengths)
     outputs: tuple[int, ...]
     groups: tuple[tuple[str, Group], ...]
-    centre: tuple[float, ...]  # of each channel: features are (input − centre) / width
+    centre: tuple[float, ...]  # of each channel, or number of a vector: features are (input − centre) / width
     width: tuple[float, ...]
     metric: str
     loss: str
@@ -81,6 +81,8 @@ class Tabulated(Problem):
     precision: str = "float32"  # the type of labels and of the offset; float64 where float32 would lose digits
     input_units: str  # type: ignore[misc]
     label_units: str  # type: ignore[misc]
+    # Of each axis but that of channels. It decides no label: what trains with it names it.
+    periodic: tuple[bool, ...] = field(default=(True, True), repr=False, metadata={"names": False})  # type: ignore[misc]
     source: InitVar[Source | None] = None  # no field, for where the data lie must not name them
 
     version = 1
@@ -105,8 +107,10 @@ class Tabulated(Problem):
         return np.array(self.known, self.precision).reshape(self.outputs)
 
     def features(self, inputs: Tensor) -> Tensor:
-        centre, width = (inputs.new_tensor(values).view(-1, 1, 1) for values in (self.centre, self.width))
-        return (inputs.view(len(inputs), -1, *self.grid[-2:]) - centre) / width
+        lengths = self.grid[-len(self.periodic) :]
+        each = (1, -1) if self.grid == (len(self.centre),) else (-1, *[1] * len(lengths))
+        centre, width = (inputs.new_tensor(values).view(each) for values in (self.centre, self.width))
+        return (inputs.view(len(inputs), -1, *lengths) - centre) / width
 
     def label_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return LOSSES[self.loss](prediction, label)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sibcl_ray.problems.tabulated import declaration
-from sibcl_ray.problems.tabulated.arrangement import arranged, as_float32, require_common_shape, require_pairs
+from sibcl_ray.problems.tabulated.arrangement import FLAT, arranged, as_float32, require_common_shape, require_pairs
 from sibcl_ray.problems.tabulated.declaration import Declaration, Input
 from sibcl_ray.problems.tabulated.files import open_part
 from sibcl_ray.problems.tabulated.labels import judged, known, over_scale, precision, refuse_immoderate
@@ -49,7 +49,9 @@ def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
     outputs = labels["target"].stored.shape
     offset = known(label, labels, math.prod(outputs))
     refuse_immoderate(label, labels, np.array(offset))
-    centre, width = _standard(declared.input, inputs.get("unlabelled", inputs["target"]))
+    centre, width = _standard(
+        declared.input, inputs.get("unlabelled", inputs["target"]), declared.standardised_parts(grid)
+    )
     return Tabulated(
         name=declared.name,
         contents=tuple(
@@ -68,6 +70,7 @@ def load(folder: Path, note: Callable[[str], None] = _to_stderr) -> Tabulated:
         scale=label.scale,
         known=offset,
         precision=precision(labels),
+        periodic=declared.input.periodic_axes(grid),
         input_units=declared.input.units,
         label_units=label.units + divided(label.scale),
         source=Source(folder.absolute(), declared, files),
@@ -91,6 +94,11 @@ def _opened(folder: Path, declared: Declaration, note: Callable[[str], None]) ->
             f"{target.title} has {target.rows:,} rows, of which test = {drawn:,} in [target] leaves none to learn "
             "from; ask for fewer"
         )
+    if not declared.input.shape and len(target.shape) == 1 and target.shape[0] >= FLAT:
+        note(
+            f"{target.title.rstrip(',')} has rows of {target.shape[0]:,} numbers, which are read as lines; give "
+            "shape = [height, width] in [input] if they are images"
+        )
     return {role: (images[role], labels) for role, (_, labels) in stored.items()}
 
 
@@ -109,7 +117,7 @@ def _statistics(
             judge = [judged(declared.label.metric)] if role != "surrogate" else []
             labels[role] = Statistics(given, scaled, [distinct(np.float64), *judge])
     for found in inputs.values():
-        _refuse_blurred(found)
+        _refuse_blurred(found, declared.standardised_parts(found.stored.shape))
     _refuse_leaks(inputs, declared.target.test)
     return inputs, labels
 
@@ -141,47 +149,46 @@ def _refuse_leaks(inputs: Mapping[str, Statistics], drawn: int) -> None:
         )
 
 
-def _refuse_blurred(inputs: Statistics) -> None:
+def _refuse_blurred(inputs: Statistics, parts: int) -> None:
     """BadData where float32, which networks see, hides how rows differ."""
 
     def each(values: np.ndarray) -> np.ndarray:  # nothing is summed of numbers that float32 holds
-        return _by_channel(np.broadcast_to(values, inputs.stored.shape))
+        return np.broadcast_to(values, inputs.stored.shape).reshape(parts, -1)
 
     moved = np.sqrt(each(inputs.rounding.square).mean(1) / inputs.stored.rows)
     apart, mean = each(inputs.rounding.apart).max(1), each(inputs.mean).mean(1)
     deviation = np.sqrt(np.square(each(inputs.deviation)).mean(1))
-    for channel in np.flatnonzero((moved > BLURRED * deviation) & (apart > CONSTANT * np.abs(mean))):
-        where = f" of channel {channel}" if len(inputs.stored.shape) == 3 else ""
+    for part in np.flatnonzero((moved > BLURRED * deviation) & (apart > CONSTANT * np.abs(mean))):
+        where = f" of {_named(inputs, int(part))}" if parts > 1 else ""
         raise BadData(
-            f"{inputs.stored.title} has rows{where} that differ by at most {apart[channel]:.2g} around "
-            f"{mean[channel]:.6g}, which float32 cannot hold; store them less an offset near their mean"
+            f"{inputs.stored.title} has rows{where} that differ by at most {apart[part]:.2g} around "
+            f"{mean[part]:.6g}, which float32 cannot hold; store them less an offset near their mean"
         )
 
 
-def _by_channel(values: np.ndarray) -> np.ndarray:
-    """An image's pixels, (channels, pixels)."""
-    return values.reshape(len(values) if values.ndim == 3 else 1, -1)
+def _named(inputs: Statistics, part: int) -> str:
+    return f"{'channel' if len(inputs.stored.shape) > 1 else 'number'} {part}"
 
 
-def _standard(declared: Input, inputs: Statistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Offset and scale of each channel, as declared, or else from the inputs; no label has a part in them."""
-    mean = _by_channel(inputs.mean).mean(1)
+def _standard(declared: Input, inputs: Statistics, parts: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Offset and scale of each part, as declared, or else from the inputs; no label has a share in them."""
     if declared.offset or declared.scale:
-        channels = len(mean)
-        return _each("offset", declared.offset or (0.0,), channels), _each("scale", declared.scale or (1.0,), channels)
-    deviation = np.sqrt(_by_channel(inputs.square_about(mean.reshape(-1, *[1] * (inputs.mean.ndim - 1)))).mean(1))
-    for channel in np.flatnonzero(deviation <= ALIKE * np.abs(mean)):
-        where = f" in channel {channel}" if len(inputs.stored.shape) == 3 else ""
-        raise BadData(f"{inputs.stored.title} is {mean[channel]:g} everywhere{where}; leave out what does not vary")
+        return _each("offset", declared.offset or (0.0,), parts), _each("scale", declared.scale or (1.0,), parts)
+    mean = inputs.mean.reshape(parts, -1).mean(1)
+    about = inputs.square_about(mean.reshape(-1, *[1] * (inputs.mean.ndim - 1)))
+    deviation = np.sqrt(about.reshape(parts, -1).mean(1))
+    for part in np.flatnonzero(deviation <= ALIKE * np.abs(mean)):
+        where = f" in {_named(inputs, int(part))}" if parts > 1 else ""
+        raise BadData(f"{inputs.stored.title} is {mean[part]:g} everywhere{where}; leave out what does not vary")
     return _rounded(mean), _rounded(deviation)
 
 
-def _each(key: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    if len(values) not in (1, channels):
+def _each(key: str, values: tuple[float, ...], parts: int) -> tuple[float, ...]:
+    if len(values) not in (1, parts):
         raise BadData(
-            f"{declaration.FILE}: {key} in [input] has {len(values)} numbers for {channels} channels; give one each"
+            f"{declaration.FILE}: {key} in [input] has {len(values)} numbers for {parts} channels; give one each"
         )
-    return values * (channels // len(values))
+    return values * (parts // len(values))
 
 
 def _rounded(values: np.ndarray) -> tuple[float, ...]:
