@@ -51,10 +51,8 @@ class Result:
         if self.versions == today:
             return f"Measured with today's code: commit {self.commit}, {self.date}."
         changed = [name for name in today if self.versions.get(name) != today[name]]
-        since = f"changed since: {', '.join(changed)}" if self.versions else "what has changed since was not recorded"
-        return (
-            f"Not measured with today's code but with version {self.package}, commit {self.commit}, {self.date}; {since}."
-        )
+        since = f"changed since: {', '.join(changed)}" if self.versions else "changes since are not recorded"
+        return f"Not measured with today's code: version {self.package}, commit {self.commit}, {self.date}; {since}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -370,7 +370,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         for name in map(str.strip, options.variants.split(",")):
             hours, idle = {device: name}, {device: f"{name}: idle GPUs wait for"}
             for gpus in options.gpus.split(","):
-                simulation = Simulation(study, replace(times, speedup=speedup), int(gpus), VARIANTS[name], options.cores)
+                simulation = Simulation(
+                    study, replace(times, speedup=speedup), int(gpus), VARIANTS[name], options.cores
+                )
                 outcome = simulation.run()
                 hours[gpus], idle[gpus] = cells(int(gpus), outcome)
                 print(f"{device}, {name}, {gpus}: {hours[gpus]}; {idle[gpus]}", flush=True)

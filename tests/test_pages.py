@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), *(p for f in ("benchmarks", "cluster", "sibcl_ray", "studies", "tests") for p in (ROOT / f).rglob("*.md"))]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(p for f in ("benchmarks", "cluster", "sibcl_ray", "studies", "tests") for p in (ROOT / f).rglob("*.md")),
+]
 ARTICLE = {"type", "title", "authors"}  # what a reference has to have (CFF 1.2.0)
 
 
