@@ -15,15 +15,20 @@ PAGES = [
 ARTICLE = {"type", "title", "authors"}  # what a reference has to have (CFF 1.2.0)
 
 
+def prose(page):
+    """The text without blocks of code."""
+    return re.sub(r"```.*?```|^    .*?$", "", page.read_text(), flags=re.S | re.M)
+
+
 def anchors(page):
     """Of its headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M)
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", h)).lower().replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         path, _, anchor = link.partition("#")
         if not re.match("https?:", link):
             target = (page.parent / path).resolve() if path else page
