@@ -1,7 +1,8 @@
 """How much faster a whole batch is augmented than sample by sample in Python.
 
 `python benchmarks/augmentation.py`: 768 cells of 32 × 32, each symmetry with probability 0.5, in processor time of one
-thread. Twice: against the same functions called for each sample, and against a bare loop of roll, rot90, flip and multiply.
+thread. Twice: against the same functions called for each sample, and against a bare loop of roll, rot90, flip and
+multiply.
 """
 
 import argparse

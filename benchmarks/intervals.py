@@ -2,8 +2,8 @@
 
 python benchmarks/intervals.py [--studies 150]
 
-Power laws under test samples of unequal difficulty and seeds of unequal luck, of 6 % each and 3 % that all methods share:
-those of tests/test_curves.py.
+Power laws under test samples of unequal difficulty and seeds of unequal luck, 6 % each and 3 % that all methods
+share: those of tests/test_curves.py.
 """
 
 from __future__ import annotations
