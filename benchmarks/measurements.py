@@ -97,17 +97,15 @@ class Measurement(ABC):
 
     def run(self) -> None:
         """Measure, and store the result."""
-        versions = self.versions()  # before, as the code may be edited meanwhile
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        rows = self.measure()
-        result = Result(
-            command=self.command,
-            date=time.strftime("%Y-%m-%d"),
-            package=version("sibcl_ray"),
-            commit=commit.stdout.strip(),
-            versions=versions,
-            rows=rows,
-        )
+        about = {  # before, as the code may be edited meanwhile
+            "command": self.command,
+            "date": time.strftime("%Y-%m-%d"),
+            "package": version("sibcl_ray"),
+            "commit": commit.stdout.strip(),
+            "versions": self.versions(),
+        }
+        result = Result(**about, rows=self.measure())
         new = RESULTS / f"{self.name}.tmp"
         new.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n")
         os.replace(new, new.with_suffix(".json"))
