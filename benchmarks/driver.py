@@ -118,7 +118,7 @@ def children() -> Counter[str]:
             number[name] += 1
         except psutil.Error:
             continue
-    return Counter({f"{number[name]:3d} × {Path(name).name}": round(total) for name, total in memory.items()})
+    return Counter({f"{number[name]} × {Path(name).name}": round(total) for name, total in memory.items()})
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
