@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 import ray  # noqa: I001  brings psutil
 import psutil
 from planted import PlantedLedger
+from rows import Row, markdown
 from sibcl_ray.recipes import paper
 
 from sibcl_ray.storage.leases import Session
@@ -69,7 +70,8 @@ class Meter:
     def __init__(self, every: int) -> None:
         self._every, self._next = every, every
         self._process = psutil.Process()
-        self._begun = self._last = self._now()
+        self._last = self._now()
+        self._costs: list[float] = []  # processor seconds a trial, by line
         print("trials  CPU s a trial  CPU by wall  wall s a trial   RSS, MiB   CPU s by thread", flush=True)
 
     def _now(self) -> tuple[int, float, float, Counter[str]]:
@@ -92,6 +94,17 @@ class Meter:
         costs = f"{spent / number:13.4f}  {spent / passed:12.0%}  {passed / number:14.4f}"
         print(f"{done:6d}  {costs}  {rss:9.0f}   {parts}", flush=True)
         self._last = (done, *now)
+        if number > 1:
+            self._costs.append(spent / number)
+        self._memory = rss
+
+    def rows(self) -> list[Row]:
+        """What was shown, in short."""
+        costs = f"{min(self._costs):.2f} to {max(self._costs):.2f}"
+        return [
+            {"quantity": "processor time of the driver, s a trial", "value": costs},
+            {"quantity": "memory of the driver at the end, MiB", "value": f"{self._memory:.0f}"},
+        ]
 
 
 def children() -> Counter[str]:
@@ -105,17 +118,17 @@ def children() -> Counter[str]:
             number[name] += 1
         except psutil.Error:
             continue
-    return Counter({f"{number[name]:3d} × {Path(name).name}": round(total) for name, total in memory.items()})
+    return Counter({f"{number[name]} × {Path(name).name}": round(total) for name, total in memory.items()})
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--every", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="that a trial at the largest budget takes")
     parser.add_argument("--profile", help="write a profile of the main thread to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=options.workers, **quiet)
     ended: list[Counter[str]] = []
@@ -147,12 +160,14 @@ def main() -> None:
         with suppress(TrackingUnavailable):  # where the machine is busy with other things
             tracker.finish(seconds=300)
         meter.show(lacking.trials)
-    for name, mib in ended[0].most_common() if ended else ():
-        print(f"{mib:6d} MiB  {name}")
     if options.profile:
         profile.dump_stats(options.profile)
     ray.shutdown()
+    return meter.rows() + [
+        {"quantity": f"memory of {name}, MiB", "value": f"{mib}"}
+        for name, mib in (ended[0].most_common() if ended else ())
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

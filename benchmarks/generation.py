@@ -17,6 +17,7 @@ import time
 import numpy as np
 import ray
 import torch
+from rows import Row, markdown
 
 from sibcl_ray.cluster.generate import generate
 from sibcl_ray.data.dataset import SHARD, TARGET, Dataset, Shard
@@ -56,20 +57,16 @@ def on_ray(problem, shards: int, workers: int) -> float:
         ray.shutdown()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=tuple(PROBLEMS), default="photonic-dos")
     parser.add_argument("--labels", type=int, default=200, help="a multiple of 50")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shards", type=int, default=16, help="of 50 labels each, for either number of workers")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     problem = PROBLEMS[options.problem]
     seconds = in_this_process(problem, options.labels)
-    print(
-        f"{problem.name}: {options.labels} labels, {1e3 * seconds:.1f} ms each; "
-        f"{PAPER:,} take {PAPER * seconds / 3600:.2f} core-hours"
-    )
     efficiencies = []
     for _ in range(options.rounds):
         one, many = (on_ray(problem, options.shards, workers) for workers in (1, options.workers))
@@ -79,8 +76,15 @@ def main() -> None:
             f"efficiency {efficiencies[-1]:.0%}",
             flush=True,
         )
-    print(f"median efficiency {np.median(efficiencies):.0%}")
+    return [
+        {"quantity": "a label on one core, ms", "value": f"{1e3 * seconds:.1f}"},
+        {"quantity": f"{PAPER:,} labels, core-hours", "value": f"{PAPER * seconds / 3600:.2f}"},
+        {
+            "quantity": f"as fast on {options.workers} workers as on one, times",
+            "value": f"{options.workers * np.median(efficiencies):.1f}",
+        },
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rows import Row, markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -68,22 +69,28 @@ def seconds(problem: Simulation, labels: int) -> float:
         return (time.perf_counter() - began) / labels
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--labels", type=int, default=500)
-    labels = parser.parse_args().labels
-    apart = shards.call
-    print("labels a task  timeout   direct    alone   difference (ms a label)")
+    labels = parser.parse_args(arguments).labels
+    apart, rows = shards.call, []
     for problem in (Together(), LimitedTogether(), Millisecond(), Limited()):
         shards.call = lambda problem, method, *arguments, seconds=None: sandbox.result_of(problem, method, arguments)
         direct = seconds(problem, labels)
         shards.call = apart
         alone = seconds(problem, labels)
-        timeout = "-" if problem.timeout is None else f"{problem.timeout:g} s"
-        numbers = f"{1e3 * direct:8.2f} {1e3 * alone:8.2f} {1e3 * (alone - direct):12.2f}"
-        print(f"{problem.labels_per_task:13} {timeout:>8} {numbers}", flush=True)
+        rows.append(
+            {
+                "labels a task": str(problem.labels_per_task),
+                "timeout": "" if problem.timeout is None else f"{problem.timeout:g} s",
+                "directly, ms a label": f"{1e3 * direct:.2f}",
+                "alone, ms a label": f"{1e3 * alone:.2f}",
+                "difference": f"{1e3 * (alone - direct):.2f}",
+            }
+        )
     sandbox.end()
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

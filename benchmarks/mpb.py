@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rows import Row, markdown
 
 from sibcl_ray.problems.photonic import GAP_BANDS, PhotonicGap, disc_cells, gap_grid, level_set_cells
 from sibcl_ray.solvers.density_of_states import N_BANDS, k_grid, normalised_dos, photonic_dos
@@ -38,7 +39,6 @@ class Density:
     """The density of states by `planewave.bands`."""
 
     polarization: str
-    name = "bands, velocities and DOS"
     k, n_bands = k_grid().numpy(), N_BANDS
 
     def label(self, cells: np.ndarray) -> None:
@@ -75,7 +75,6 @@ class Gap:
     """The largest gap by `fine_bands`."""
 
     polarization: str
-    name = "bands and gap"
     k, n_bands = gap_grid(), GAP_BANDS
 
     def label(self, cells: np.ndarray) -> None:
@@ -125,7 +124,7 @@ def seconds_per_cell(work: Callable[[np.ndarray], object], cells: np.ndarray, ba
 def measure(cells: np.ndarray, discs: np.ndarray, label: Density | Gap, every: int) -> tuple[tuple, dict[str, float]]:
     """MPB's bands and the seconds a cell takes with each."""
     label.label(cells[:1])
-    names = "MPB", "one cell a call", f"{GROUP} cells a call", "disc"
+    names = "MPB", "one cell a call", f"{GROUP} cells a call", "a disc"
     found, seconds = [], []
     for first in range(0, len(cells), GROUP):
         group, some_discs = cells[first : first + GROUP], discs[first : first + GROUP]
@@ -138,30 +137,28 @@ def measure(cells: np.ndarray, discs: np.ndarray, label: Density | Gap, every: i
             f"  {first + len(group)} of {len(cells)} cells: MPB {mpb_seconds.mean():.1f} s, ours {1e3 * ours[1]:.0f} ms"
         )
     times = dict(zip(names, np.mean(seconds, 0).tolist(), strict=True))
-    times[f"{len(cells)} cells a call"] = seconds_per_cell(label.label, cells, len(cells))
+    times["all cells in one call"] = seconds_per_cell(label.label, cells, len(cells))
     frequencies, velocities = (np.concatenate(part) for part in zip(*found, strict=True))
     return (frequencies, velocities), times
 
 
-def report(cells: np.ndarray, label: Density | Gap, theirs: tuple, times: dict[str, float], every: int) -> None:
-    """Print the deviations beside their targets, then the times and their ratios."""
-    n, n_k = cells.shape[-1], len(label.k)
-    solved = f"{n_k} k-points" + (f", every {every}th by MPB" if every > 1 else "")
-    print(f"\n{len(cells)} cells {n} × {n}, {label.polarization.upper()}, {solved}, {label.n_bands} bands")
-    for name, (value, target) in label.deviations(cells, mpb_reference.lower_of_opposites(*theirs), every).items():
-        print(f"  {name:52} {value:9.1e}" + (f"   target {target:.0e}" if target else ""))
+def report(cells: np.ndarray, label: Density | Gap, theirs: tuple, times: dict[str, float], every: int) -> list[Row]:
+    """The deviations beside their targets, then the times and their ratios."""
+    rows = [
+        {"quantity": name, "value": f"{value:.1e}", "target": f"{target:.0e}" if target else ""}
+        for name, (value, target) in label.deviations(cells, mpb_reference.lower_of_opposites(*theirs), every).items()
+    ]
     opposite = np.abs(theirs[0] - theirs[0][:, ::-1]) / np.maximum(theirs[0], 0.02)
-    print(f"  {'MPB against itself, k and −k, largest':52} {opposite.max():9.1e}")
-    mpb, disc = times.pop("MPB"), times.pop("disc")
-    half = (n_k // 2 + 1) / n_k
-    print(f"\n  {'one thread, seconds per cell':52} {'seconds':>9} {'MPB/this':>9} {'half MPB/this':>14}")
-    print(f"  {'MPB, all k-points':52} {mpb:9.3f}\n  {'MPB, half the zone':52} {half * mpb:9.3f}")
-    for name, value in times.items():
-        print(f"  {label.name + ', ' + name:52} {value:9.4f} {mpb / value:9.0f} {half * mpb / value:14.0f}")
-    print(f"  {'the label of a disc':52} {disc:9.4f} {mpb / disc:9.0f} {half * mpb / disc:14.0f}")
+    rows.append({"quantity": "MPB against itself, k and −k, largest", "value": f"{opposite.max():.1e}"})
+    mpb = times.pop("MPB")
+    rows.append({"quantity": "MPB, s a cell", "value": f"{mpb:.2f}"})
+    return rows + [
+        {"quantity": f"MPB's time over that of {name}", "value": f"{mpb / seconds:.0f}"}
+        for name, seconds in times.items()
+    ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", choices=tuple(LABELS), default="dos")
     parser.add_argument("--cells", type=int, default=24, help="level-set cells to compare (MPB: about 7 s each)")
@@ -170,7 +167,7 @@ def main() -> None:
     parser.add_argument("--complexity", type=int, default=1, help="largest wave number F of the level sets")
     parser.add_argument("--resolution", type=int, default=32, help="pixels along an axis (MPB, 96: minutes a cell)")
     parser.add_argument("--every", type=int, default=1, help="MPB solves each Nth k-point: 1, 2, 4, 6, 8 or 12")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in ("cells", "complexity", "resolution", "every"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} is {getattr(options, name)}; expected at least 1")
@@ -182,8 +179,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cells = cells_to_compare(options.cells, options.seed, options.complexity, options.resolution)
     discs, _ = disc_cells(options.cells, np.random.default_rng(options.seed), options.resolution)
-    report(cells, label, *measure(cells, discs, label, options.every), options.every)
+    return report(cells, label, *measure(cells, discs, label, options.every), options.every)
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

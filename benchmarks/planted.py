@@ -61,7 +61,7 @@ class PlantedCellJob(CellJob):
 
 
 def _planted(job: Any, kind: Callable[..., Job], **more: Any) -> Any:
-    return kind(**{f.name: getattr(job, f.name) for f in fields(job)}, **more)
+    return kind(**{f.name: getattr(job, f.name) for f in fields(job)} | more)
 
 
 class PlantedLedger(Ledger):
@@ -76,13 +76,9 @@ class PlantedLedger(Ledger):
         super().__init__(study, store)
         self._seconds = seconds
 
-    def pretraining(self, choice):
-        job = super().pretraining(choice)
-        return job and _planted(job, PlantedPretrainJob)
-
-    def trial_job(self, method, budget, choice):
-        seconds = self._seconds * (budget == max(self.study.budgets))
-        return _planted(super().trial_job(method, budget, choice), PlantedTrialJob, seconds=seconds)
-
-    def cell_job(self, *arguments):
-        return _planted(super().cell_job(*arguments), PlantedCellJob)
+    def _job(self, kind, method, budget, choice, **more):
+        job = super()._job(kind, method, budget, choice, **more)
+        more = {"pretraining": job.pretraining and _planted(job.pretraining, PlantedPretrainJob)}
+        if kind is CellJob:
+            return _planted(job, PlantedCellJob, **more)
+        return _planted(job, PlantedTrialJob, **more, seconds=self._seconds * (budget == max(self.study.budgets)))

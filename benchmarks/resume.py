@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rows import Row, markdown
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
@@ -64,11 +65,11 @@ def finish(ledger: Ledger) -> tuple[int, float]:
     return count, spent
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=int, default=2000)
-    largest = parser.parse_args().cells
-    print("cells  written, ms a cell  read, ms a cell  whole command, s")
+    largest = parser.parse_args(arguments).cells
+    rows = []
     for cells in (largest // 8, largest // 4, largest // 2, largest):
         budgets = tuple(range(10, 10 + cells // (5 * SEEDS)))
         study = replace(smoke(PROBLEMS["photonic-dos"]), budgets=budgets, seeds=SEEDS)
@@ -84,8 +85,16 @@ def main() -> None:
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             whole = time.perf_counter() - start
-        print(f"{count:5d}  {1e3 * writing / count:18.2f}  {1e3 * reading / count:15.2f}  {whole:16.1f}", flush=True)
+        rows.append(
+            {
+                "cells": f"{count}",
+                "written, ms a cell": f"{1e3 * writing / count:.2f}",
+                "read, ms a cell": f"{1e3 * reading / count:.2f}",
+                "whole command, s": f"{whole:.1f}",
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

@@ -1,6 +1,6 @@
 """How far a study scales: its schedule simulated on 1 to 512 GPUs, with stage times measured here.
 
-python benchmarks/scaling.py [--problem photonic-dos] [--device cuda] [--speedups 30,100] [--times FILE]
+python benchmarks/scaling.py [--problem photonic-dos] [--device cuda] [--speedups 30] [--times FILE]
 
 The searches are the real ones (Optuna proposes every trial) and so are the jobs, with what they require; the values
 are made up, and time is virtual. The rules are those of the queue: jobs whose requirements are done run by priority
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "studies"))
 
 from planted import error
+from rows import Row, markdown
 
 from sibcl_ray.cluster.tune import BudgetSearcher
 from sibcl_ray.data.dataset import Split
@@ -323,20 +324,20 @@ class Simulation:
         self._after(seconds, end)
 
 
-def line(gpus: int, outcome: Outcome) -> str:
-    """A row of the table; efficient is what one GPU would have to do as well."""
-    whole, work = gpus * outcome.makespan, sum(outcome.seconds.values())
+def cells(gpus: int, outcome: Outcome) -> tuple[str, str]:
+    """Hours, with the part of all GPU hours that one GPU would need as well; and what the rest waits for."""
+    whole = gpus * outcome.makespan
     causes = [(cause, spent / whole) for cause, spent in outcome.idle.most_common(3) if spent > 0.005 * whole]
-    idle = ", ".join(f"{cause} {part:.0%}" for cause, part in causes)
-    return f"{gpus:5d} {outcome.makespan / HOUR:12.1f} {outcome.busy / HOUR:11.0f} {work / whole:11.0%}  {idle}"
+    hours = f"{outcome.makespan / HOUR:.3g} h ({sum(outcome.seconds.values()) / whole:.0%})"
+    return hours, ", ".join(f"{cause} {part:.0%}" for cause, part in causes)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", choices=tuple(PROBLEMS), default="photonic-dos")
     parser.add_argument("--scale", choices=tuple(SCALES), default="paper")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--speedups", default="30,100", help="of a GPU over one core; not used where there is a GPU")
+    parser.add_argument("--speedups", default="30", help="of a GPU over one core; not used where there is a GPU")
     parser.add_argument("--gpus", default="1,8,64,512")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="; ".join(VARIANTS))
     parser.add_argument("--times", type=Path, help="file with what was measured before; else it is written")
@@ -344,7 +345,7 @@ def main() -> None:
     parser.add_argument("--driver", type=float, default=0.05, help="seconds of the driver a trial: see driver.py")
     parser.add_argument("--wide", type=float, default=0.7, help="efficiency of a pretraining on several GPUs")
     parser.add_argument("--cores", type=float, default=8.0, help="that compute labels, for each GPU")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = SCALES[options.scale](PROBLEMS[options.problem])
     given = {"start": options.start, "driver": options.driver, "wide": options.wide}
@@ -363,17 +364,23 @@ def main() -> None:
         print(f"{contrast:.3f} s one of {batch} pairs, on {options.device}")
     print(f"  {1e3 * times.target:.1f} ms of a core a label, {1e3 * times.surrogate:.1f} ms a surrogate label")
     cuda = torch.device(options.device).type == "cuda"
+    rows: list[Row] = []
     for speedup in (1.0,) if cuda else map(float, options.speedups.split(",")):
-        print("\nmeasured on a GPU" if cuda else f"\na GPU as fast as {speedup:g} such cores (assumed)")
-        for name in options.variants.split(","):
-            print(f"{name}\n GPUs  makespan, h  GPU-h used  efficiency  idle, of all GPU hours")
-            for gpus in map(int, options.gpus.split(",")):
-                variant = VARIANTS[name.strip()]
-                outcome = Simulation(study, replace(times, speedup=speedup), gpus, variant, options.cores).run()
-                print(line(gpus, outcome), flush=True)
+        device = "a GPU, measured" if cuda else f"a GPU as fast as {speedup:g} such cores (assumed)"
+        for name in map(str.strip, options.variants.split(",")):
+            hours, idle = {device: name}, {device: f"{name}: idle GPUs wait for"}
+            for gpus in options.gpus.split(","):
+                simulation = Simulation(
+                    study, replace(times, speedup=speedup), int(gpus), VARIANTS[name], options.cores
+                )
+                outcome = simulation.run()
+                hours[gpus], idle[gpus] = cells(int(gpus), outcome)
+                print(f"{device}, {name}, {gpus}: {hours[gpus]}; {idle[gpus]}", flush=True)
+            rows += [hours, idle] if VARIANTS[name] == Variant() else [hours]
             jobs = ", ".join(f"{n} {k}s of {outcome.seconds[k] / n / 60:.1f} min" for k, n in outcome.jobs.items())
             print(f"       {jobs}")
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))

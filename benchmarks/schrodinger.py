@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # befo
 
 import numpy as np
 import torch
+from rows import Row, markdown
 from scipy.sparse.linalg import eigsh
 
 from sibcl_ray.problems.schrodinger import level_set_potentials
@@ -38,14 +39,14 @@ def timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.process_time() - start, result
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--potentials", type=int, default=8)
     parser.add_argument("--points", type=int, default=32, help="along an axis")
     parser.add_argument("--dimensions", type=int, default=3, choices=(2, 3))
     parser.add_argument("--levels", type=int, default=1, help="energies asked for")
     parser.add_argument("--seed", type=int, default=0)
-    o = parser.parse_args()
+    o = parser.parse_args(arguments)
     torch.set_num_threads(1)
     potentials, _ = level_set_potentials(o.potentials, np.random.default_rng(o.seed), o.dimensions, resolution=o.points)
     theirs: dict[str, dict] = {"ARPACK": {"which": "SA"}, "ARPACK, tol=1e-6": {"which": "SA", "tol": 1e-6}}
@@ -70,12 +71,18 @@ def main() -> None:
     seconds[together], found[together] = [spent / o.potentials], list(energies)
     truth = np.array(found["ARPACK"])
     ours = np.mean(seconds[together])
-    print(f"{o.potentials} potentials on {o.points}^{o.dimensions} points, {o.levels} energies")
-    print(f"{'':20} {'seconds':>9} {'over ours':>10} {'largest relative deviation':>28}")
-    for name, times in seconds.items():
-        deviation = np.abs(np.array(found[name]) / truth - 1).max()
-        print(f"{name:20} {np.mean(times):9.4f} {np.mean(times) / ours:10.1f} {deviation:28.1e}")
+    asked = "energy" if o.levels == 1 else f"{o.levels} energies"
+    heading = f"{asked} of each of {o.potentials} potentials on {o.points}^{o.dimensions} points"
+    return [
+        {
+            heading: f"ours, {name}" if name in ("one a call", together) else name,
+            "seconds": f"{np.mean(times):.4f}",
+            f"over ours, {together}": f"{np.mean(times) / ours:.1f}",
+            "largest relative deviation": f"{np.abs(np.array(found[name]) / truth - 1).max():.0e}",
+        }
+        for name, times in seconds.items()
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print(markdown(main()))
