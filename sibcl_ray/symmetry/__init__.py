@@ -10,5 +10,16 @@ from sibcl_ray.symmetry.groups import (
     augment,
     augment_labelled,
 )
+from sibcl_ray.symmetry.lattices import LatticePointGroup
 
-__all__ = ["Equivariance", "Group", "Moves", "PointGroup", "Scaling", "Translations", "augment", "augment_labelled"]
+__all__ = [
+    "Equivariance",
+    "Group",
+    "LatticePointGroup",
+    "Moves",
+    "PointGroup",
+    "Scaling",
+    "Translations",
+    "augment",
+    "augment_labelled",
+]
