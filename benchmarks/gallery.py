@@ -33,13 +33,13 @@ LINE = "#0072B2"
 def density(axes: Axes, label: np.ndarray) -> None:
     axes.plot(FREQUENCIES, EMPTY_LATTICE, "--", color="0.6", linewidth=1)
     axes.plot(FREQUENCIES, label, color=LINE, linewidth=1)
-    axes.set(xlabel="ω√⟨ε⟩", ylim=(0, 20), yticks=(0, 10, 20))
+    axes.set(xlabel="ω√⟨ε⟩", ylim=(0, 12), yticks=(0, 6, 12))
 
 
 def band_structure(axes: Axes, label: np.ndarray) -> None:
     line = k_grid().numpy()[:: label.shape[1], 0]
     axes.plot(line, label[:, :, label.shape[2] // 2].T, color=LINE, linewidth=1)
-    axes.set(xlabel="kₓ, at k_y = 0", ylim=(0, None), xticks=(-0.5, 0, 0.5))
+    axes.set(xlabel="$k_x$", ylim=(0, 0.8), xticks=(-0.5, 0, 0.5))
 
 
 def number(text: str) -> Callable[[Axes, np.ndarray], None]:
@@ -65,13 +65,16 @@ def family(figure: SubFigure, title: str, problem: Problem, inputs: np.ndarray, 
     order = labels.reshape(len(labels), -1).mean(1).argsort(kind="stable")
     chosen = order[np.linspace(0, len(order) - 1, SHOWN).round().astype(int)]
     plot = PLOTS.get(problem.name)
-    rows = figure.subplots(2 if plot else 1, SHOWN, squeeze=False, sharey="row", height_ratios=(1, 0.8) if plot else None)
+    rows = figure.subplots(
+        2 if plot else 1, SHOWN, squeeze=False, sharey="row", height_ratios=(1, 0.8) if plot else None
+    )
     figure.suptitle(title, fontsize=9)
     for column, (image, label) in enumerate(zip(inputs[chosen], labels[chosen], strict=True)):
         axes = rows[0, column]
         image = image if image.ndim == 2 else image[len(image) // 2]
         axes.imshow(image.T, origin="lower", cmap="viridis", vmin=inputs.min(), vmax=top)
         axes.set(xticks=(), yticks=())
+        axes.spines[:].set_visible(False)
         (plot or NUMBERS[problem.name])(rows[-1, column], label)
 
 
@@ -81,12 +84,13 @@ def picture(problem: Problem) -> Image.Image:
     target, surrogate = problem.sample(DRAWN, rng), problem.sample_surrogate(DRAWN, rng)
     top = max(target.inputs.max(), surrogate.inputs.max())
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = pyplot.figure(figsize=(9.0, 2.6 if problem.name in PLOTS else 1.55), layout="constrained")
+        height = 1.55 if problem.name in NUMBERS else 2.6
+        figure = pyplot.figure(figsize=(9.0, height if problem.name != "magnet-sign" else 1.2), layout="constrained")
         left, right = figure.subfigures(1, 2, wspace=0.04)
         family(left, "target", problem, target.inputs, problem.solve(target.inputs), top)
         family(right, "surrogate", problem, surrogate.inputs, problem.solve_surrogate(surrogate), top)
         buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=110)
+        figure.savefig(buffer, dpi=140)
         pyplot.close(figure)
     return Image.open(buffer).convert("RGB").quantize(COLOURS)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-PIXELS, ENERGIES, WIDTH = 32, np.linspace(-1.5, 3, 64), 0.15
+PIXELS, ENERGIES, WIDTH = 32, np.linspace(-2, 2, 65), 0.2
 PROBLEM = """\
 name = "electrons"
 target = { file = "spectra.h5", inputs = "target/potential", labels = "target/states", test = 100 }
@@ -26,12 +26,12 @@ symmetry = { translation = true, point_group = true }
 def crystals(count, rng):
     """Potentials (count, 32, 32) of four atoms, periodic Gaussians, anywhere in a square cell."""
     phase = 2 * np.pi * (np.arange(PIXELS) / PIXELS - rng.uniform(0, 1, (2, count, 4, 1)))
-    x, y = np.exp(4 * (np.cos(phase) - 1))
-    return -np.einsum("ca,cax,cay->cxy", rng.uniform(1, 6, (count, 4)), x, y)
+    x, y = np.exp(3 * (np.cos(phase) - 1))
+    return -np.einsum("ca,cax,cay->cxy", rng.uniform(0, 5, (count, 4)), x, y)
 
 
 def density_of_states(potentials, cutoff, grid):
-    """Spectra (count, 64), from plane waves up to a cutoff along each axis, at grid × grid k-points."""
+    """Spectra (count, 65), from plane waves up to a cutoff along each axis, at grid × grid k-points."""
     waves = np.stack(np.meshgrid(*[np.arange(-cutoff, cutoff + 1)] * 2), -1).reshape(-1, 2)
     line = (np.arange(grid) + 0.5) / grid - 0.5
     half = np.stack(np.meshgrid(line, line[: grid // 2]), -1).reshape(-1, 1, 2)  # of the zone, as E(−k) = E(k)
@@ -48,7 +48,7 @@ def write(folder, target=500, surrogate=1000):
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     with h5py.File(folder / "spectra.h5", "w") as file:
-        for role, count, accuracy in (("target", target, (3, 4)), ("surrogate", surrogate, (1, 2))):
+        for role, count, accuracy in (("target", target, (3, 6)), ("surrogate", surrogate, (2, 4))):
             file[f"{role}/potential"] = potentials = crystals(count, rng)
             file[f"{role}/states"] = density_of_states(potentials, *accuracy)
     (folder / "problem.toml").write_text(PROBLEM, encoding="utf-8")

@@ -12,9 +12,20 @@ C6V = LatticePointGroup((((0, -1), (1, 1)), ((0, 1), (1, 0))))
 C3 = LatticePointGroup((((0, -1), (1, -1)),))
 MIRROR = LatticePointGroup((((-1, 0), (0, 1)),))
 INVERSION = LatticePointGroup((((-1,),),))
-OCTAHEDRAL = (((0, 0, 1), (1, 0, 0), (0, 1, 0)), ((-1, -1, -1), (0, 0, 1), (0, 1, 0)), ((0, 1, 0), (1, 0, 0), (0, 0, 1)))
+OCTAHEDRAL = (
+    ((0, 0, 1), (1, 0, 0), (0, 1, 0)),
+    ((-1, -1, -1), (0, 0, 1), (0, 1, 0)),
+    ((0, 1, 0), (1, 0, 0), (0, 0, 1)),
+)
 FCC = LatticePointGroup((*OCTAHEDRAL, ((-1, 0, 0), (0, -1, 0), (0, 0, -1))))
-ORDERS = [(C4V, 8, (8, 8)), (C6V, 12, (9, 9)), (C3, 3, (8, 8)), (MIRROR, 2, (6, 9)), (INVERSION, 2, (7,)), (FCC, 48, (6,) * 3)]
+ORDERS = [
+    (C4V, 8, (8, 8)),
+    (C6V, 12, (9, 9)),
+    (C3, 3, (8, 8)),
+    (MIRROR, 2, (6, 9)),
+    (INVERSION, 2, (7,)),
+    (FCC, 48, (6,) * 3),
+]
 
 
 def generator(seed=0):

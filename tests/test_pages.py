@@ -44,19 +44,18 @@ class Block:
 def blocks(text: str) -> Iterator[Block]:
     fence, start, lines = None, 0, []
     for number, line in enumerate([*text.split("\n"), "end"], 1):
-        if fence is None and (opened := re.fullmatch(r"```(\w*)", line.strip())):
-            fence, start, lines = opened[1], number + 1, []
-        elif fence is not None and line.strip() == "```":
-            yield Block(fence, "\n".join(lines) + "\n", start)
-            fence, lines = None, []
-        elif fence is not None or line.startswith("    "):
-            start = start if lines else number
-            lines.append(line if fence is not None else line[4:])
-        elif lines and line.strip():
+        indented, bare = line.startswith("    "), line.strip()
+        if fence is None and lines and bare and not indented:
             yield Block("", "\n".join(lines).strip() + "\n", start)
             lines = []
-        elif lines:
-            lines.append("")
+        if fence is None and (opened := re.fullmatch(r"```(\w*)", bare)):
+            fence, start, lines = opened[1], number + 1, []
+        elif fence is not None and bare == "```":
+            yield Block(fence, "\n".join(lines) + "\n", start)
+            fence, lines = None, []
+        elif fence is not None or indented or lines:
+            start = start if lines else number
+            lines.append(line if fence is not None else line[4:])
 
 
 def without_code(text: str) -> str:
@@ -82,7 +81,9 @@ def commands(text: str) -> Iterator[list[str]]:
 def faults(words: list[str]) -> Iterator[str]:
     """What of a command does not exist: a script, an option, a value."""
     paths = [place for place, word in enumerate(words) if re.fullmatch(r"(studies|benchmarks|tests)/[\w/]+\.py", word)]
-    modules = [place + 1 for place, word in enumerate(words) if word == "-m" and words[place + 1].startswith("studies.")]
+    modules = [
+        place + 1 for place, word in enumerate(words) if word == "-m" and words[place + 1].startswith("studies.")
+    ]
     if "sibcl-ray" in words:
         name, *arguments = words[words.index("sibcl-ray") + 1 :] or [""]
         if SUBCOMMANDS and not name.startswith("-"):
