@@ -23,7 +23,7 @@ class HexagonalRods(Simulation):
     input_units, label_units = "relative permittivity", "2πc/a"
     input_shape, label_shape = (PIXELS, PIXELS), (3,)
     symmetries = {"translation": Translations(PIXELS), "point_group": LatticePointGroup((ROTATION, REFLECTION))}
-    offset, label_scale = np.float32([0.3, 0.4, 0.5]), 0.1  # networks learn what is left, in units of 0.1
+    offset, label_scale = np.array([0.3, 0.4, 0.5], np.float32), 0.1  # networks learn (label − offset) / label_scale
     labels_per_task = 50  # one takes milliseconds
 
     def sample(self, count, rng):
