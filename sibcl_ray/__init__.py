@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from sibcl_ray.search.methods import METHODS, Method, Space
     from sibcl_ray.storage.store import StoreError
     from sibcl_ray.study.study import Study
-    from sibcl_ray.symmetry import EachChannel, Equivariance, Group, PointGroup, Scaling, Translations
+    from sibcl_ray.symmetry import (
+        EachChannel,
+        Equivariance,
+        Group,
+        LatticePointGroup,
+        PointGroup,
+        Scaling,
+        Translations,
+    )
 
 _MODULES = {
     "driver": ("Results", "load_results", "run"),
@@ -29,7 +37,7 @@ _MODULES = {
     "search.methods": ("METHODS", "Method", "Space"),
     "storage.store": ("StoreError",),
     "study.study": ("Study",),
-    "symmetry": ("EachChannel", "Equivariance", "Group", "PointGroup", "Scaling", "Translations"),
+    "symmetry": ("EachChannel", "Equivariance", "Group", "LatticePointGroup", "PointGroup", "Scaling", "Translations"),
 }
 # Where names are defined. User code that imports them from here or from there is the same code (see `user_module`).
 PLACES = {name: f"sibcl_ray.{module}" for module, names in _MODULES.items() for name in names}

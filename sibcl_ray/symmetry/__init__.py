@@ -11,11 +11,13 @@ from sibcl_ray.symmetry.groups import (
     augment,
     augment_labelled,
 )
+from sibcl_ray.symmetry.lattices import LatticePointGroup
 
 __all__ = [
     "EachChannel",
     "Equivariance",
     "Group",
+    "LatticePointGroup",
     "Moves",
     "PointGroup",
     "Scaling",
