@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sibcl_ray.learning.networks import Architecture, InvariantEncoder, ReferenceEncoder
+from sibcl_ray.learning.networks import Architecture, Encoder, InvariantEncoder, PerceptronEncoder, ReferenceEncoder
 from sibcl_ray.messages import choose, nearest, one_line
 from sibcl_ray.problems import PROBLEMS
-from sibcl_ray.problems.problem import Problem
+from sibcl_ray.problems.problem import Problem, feature_shape
 from sibcl_ray.recipes import SCALES
 from sibcl_ray.search.methods import METHODS
 from sibcl_ray.study.study import Study
@@ -24,8 +24,12 @@ FILE = "study.toml"  # in the folder of each study that settings describe
 VERSIONS = "versions"  # its table of what has made it, which is no setting
 PACKAGES = ("sibcl_ray", "torch", "ray", "optuna")
 RENAMED = {"seed": "data_seed", "seeds": "repeats"}  # settings by their names of before
-ENCODERS = {"reference": ReferenceEncoder, "invariant": InvariantEncoder}
-CHANNELS = {"smoke": 4, "quick": 16}  # of an invariant encoder where the scale has none; others as it is by default
+ENCODERS: dict[str, type[Encoder]] = {
+    "reference": ReferenceEncoder,
+    "invariant": InvariantEncoder,
+    "perceptron": PerceptronEncoder,
+}
+CHANNELS = {"smoke": 4, "quick": 16, "standard": 48, "paper": 48}  # of an invariant encoder where the scale has none
 # Fields of a study, by setting; the other settings are called like them.
 FIELDS = {"target": "pool", "repeats": "seeds"}
 COUNTS = ("target", "surrogate", "unlabelled", "test", "trials", "folds", "repeats")
@@ -39,7 +43,7 @@ class Settings:
         problem: a name of `PROBLEMS`, ``FILE.py:CLASS`` or ``tabulated``, for which ``data`` is the folder.
         scale: a name of `SCALES`.
         methods: names of `METHODS`.
-        encoders: ``reference``, ``invariant``, or the latter with its dilations, ``invariant:1-2-4``.
+        encoders: names of `ENCODERS`, or ``invariant:1-2-4`` with its dilations.
         target: target labels that may be computed at most; the largest budget where no budgets are given.
         repeats: of every cell of the matrix.
         data_seed: another one draws other data.
@@ -79,7 +83,7 @@ class Settings:
             changes["budgets"] = (*(b for b in study.budgets if b < self.target), self.target)
         space = study.space
         if self.encoders is not None:
-            named = [a for name in self.encoders for a in _architectures(name, self.scale, space.architectures)]
+            named = [a for name in self.encoders for a in _architectures(name, study, self.scale)]
             space = replace(space, architectures=tuple(dict.fromkeys(named)))
         if self.temperatures is not None:
             space = replace(space, temperatures=self.temperatures)
@@ -108,7 +112,7 @@ def settings_of(study: Study) -> Settings | None:
     said |= {"problem": named[0], "data": named[1], "name": study.name, "data_seed": study.seed}
     said |= {"methods": tuple(m.name for m in study.methods), "budgets": study.budgets, "searched": study.searched}
     said |= {"temperatures": study.space.temperatures}
-    encoders = tuple(dict.fromkeys(_encoder_name(a) for a in study.space.architectures))
+    encoders = tuple(dict.fromkeys(_encoder_name(a.encoder) for a in study.space.architectures))
     for scale in SCALES:
         for names in (None, encoders):
             settings = Settings(**said, scale=scale, encoders=names)
@@ -134,33 +138,36 @@ def _reference(problem: Problem) -> tuple[str, str | None] | None:
     return (f"{file}:{kind.__qualname__}", None) if repr(problem) == repr(kind()) else None
 
 
-def _encoder_name(architecture: Architecture) -> str:
-    encoder = architecture.encoder
-    if isinstance(encoder, InvariantEncoder):
-        return f"invariant:{'-'.join(map(str, encoder.dilations))}"
-    return "reference"
+def _encoder_name(encoder: Encoder) -> str:
+    name = next((name for name, kind in ENCODERS.items() if isinstance(encoder, kind)), "one's own")
+    return f"{name}:{'-'.join(map(str, encoder.dilations))}" if isinstance(encoder, InvariantEncoder) else name
 
 
-def _architectures(name: str, scale: str, offered: tuple[Architecture, ...]) -> list[Architecture]:
+def _architectures(name: str, study: Study, scale: str) -> list[Architecture]:
     """The architectures of a name, in the sizes of those that the scale offers."""
+    offered, (_, *grid) = study.space.architectures, feature_shape(study.problem)
     kind, _, listed = name.partition(":")
     wanted = choose("encoder", kind, ENCODERS)
+    if listed and wanted is not InvariantEncoder:
+        raise ValueError(f"encoders has {name!r}; {kind} has no dilations")
     same = [a for a in offered if isinstance(a.encoder, wanted)]
-    if wanted is ReferenceEncoder:
-        if listed or not same:
-            reason = "it has no dilations" if listed else "inputs of this size are only for invariant encoders"
-            raise ValueError(f"encoders has {name!r}; {reason}")
-        return same
+    if not same and wanted is ReferenceEncoder:
+        raise ValueError(f"encoders has {name!r}, which cannot pool inputs of this size; give invariant or perceptron")
     if not same:
-        channels = CHANNELS.get(scale, InvariantEncoder.channels)
-        same = [replace(offered[0], encoder=InvariantEncoder(channels=channels, latent=offered[0].encoder.latent))]
+        latent = offered[0].encoder.latent
+        made: dict[type[Encoder], Encoder] = {
+            InvariantEncoder: InvariantEncoder(channels=CHANNELS[scale], latent=latent).fitted(min(grid)),
+            PerceptronEncoder: PerceptronEncoder(hidden=(latent, latent), latent=latent),
+        }
+        same = [replace(offered[0], encoder=made[wanted])]
     if not listed:
         return same
     try:
         dilations: Any = {"dilations": tuple(int(part) for part in listed.split("-"))}
     except ValueError:
         raise ValueError(f"encoders has {name!r}; give dilations as in invariant:1-2-4") from None
-    return [replace(same[0], encoder=replace(same[0].encoder, **dilations))]
+    encoder: Any = same[0].encoder
+    return [replace(same[0], encoder=replace(encoder, **dilations))]
 
 
 def versions_now() -> dict[str, str]:

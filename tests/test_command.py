@@ -52,7 +52,7 @@ CHANGES = [
     {"scale": "paper", "target": 300, "surrogate": 20, "unlabelled": 30, "test": 40, "folds": 2, "repeats": 4},
     {"methods": ("SL", "SIB-CL-plain"), "budgets": (30, 60), "searched": (60,), "name": "mine", "trials": 9},
     {"scale": "standard", "encoders": ("invariant:1-2", "reference"), "temperatures": (0.2,)},
-    {"encoders": ("reference", "invariant")},
+    {"encoders": ("reference", "invariant", "perceptron")},
 ]
 
 
@@ -116,7 +116,7 @@ def test_a_file_of_settings_that_cannot_be_is_refused_in_a_line(text, expected, 
     [
         (("--encoders", "resnet"), r"there is no encoder 'resnet'"),
         (("--encoders", "invariant:a"), r"--encoders has 'invariant:a'; give dilations as in invariant:1-2-4"),
-        (("--encoders", "reference:1"), r"--encoders has 'reference:1'; it has no dilations"),
+        (("--encoders", "reference:1"), r"--encoders has 'reference:1'; reference has no dilations"),
         (("--folds", "1"), r"--folds is 1; cross-validation needs at least 2"),
         (("--target", "3"), r"--budgets are \[3\]; they must ascend"),
         (("--repeats", "0"), r"--repeats is 0; it must be at least 1"),

@@ -11,7 +11,7 @@ from sibcl_ray.driver import Workforce
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.recipes import SCALES
 from sibcl_ray.search.methods import METHODS
-from sibcl_ray.settings import FILE, Settings, read_config
+from sibcl_ray.settings import ENCODERS, FILE, Settings, read_config
 from sibcl_ray.user_module.loading import TABULATED
 
 what, how, kept, runs, shown = (
@@ -66,7 +66,7 @@ class Sweep:
     )
     encoders: str | None = what(
         None,
-        help="Comma-separated: reference, invariant, or with its dilations invariant:1-2-4-8; all are searched. The "
+        help=f"Comma-separated: {', '.join(ENCODERS)}, or with its dilations invariant:1-2-4-8; all are searched. The "
         "scale's if not given.",
     )
     temperatures: str | None = what(
