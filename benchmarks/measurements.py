@@ -160,7 +160,7 @@ class QuickStudy(Measurement):
 
     @property
     def arguments(self) -> list[str]:
-        seed = ["--seed", str(self.seed)] if self.seed else []
+        seed = ["--data-seed", str(self.seed)] if self.seed else []
         return ["studies/label_sweep.py", "--problem", self.problem, *seed]
 
     def versions(self) -> dict[str, str]:
