@@ -68,7 +68,8 @@ def test_a_problem_in_a_file(module, tmp_path):
 
 @pytest.mark.parametrize("module", ["encoder"], indirect=True)
 def test_the_encoder_does_not_see_translations(module):
-    build, x = module.SpectrumEncoder().build(1, (16, 16), (True, True)).double(), torch.rand(3, 1, 16, 16, dtype=torch.float64)
+    build = module.SpectrumEncoder().build(1, (16, 16), (True, True)).double()
+    x = torch.rand(3, 1, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(build(x.roll((3, 5), (2, 3))), build(x))
 
 
