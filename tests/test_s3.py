@@ -278,7 +278,7 @@ def test_a_dry_run_writes_nothing_into_a_bucket_and_sees_that_there_is_none(buck
 
     url, place = f"sqlite:///{tmp_path}/search.db", Store(bucket)
     code, printed = planned(bucket)
-    assert code == 0 and "no label was computed" in printed.out, printed
+    assert code == 0 and "No label was computed" in printed.out, printed
     assert place.names("datasets") == place.names("drafts") == [] and not place.exists("sibcl_ray.json")
     code, printed = planned("s3://nowhere-at-all/runs")
     assert code == 2 and re.search("--storage s3://nowhere-at-all/runs .*bucket does not exist", printed.err), printed
