@@ -83,10 +83,9 @@ def test_a_study_leaves_the_settings_that_give_it(tmp_path, capfd):
     file = tmp_path / "study.toml"
     file.write_text(settings.toml({"torch": "0.1", "labels": "other"}))
     options = ("--storage", str(tmp_path / "runs"))
-    code, printed = told(capfd, "--config", str(file), *options, "--dry-run")
-    assert code == 0 and "Nothing is left to do for counted-smoke-0" in printed.out, printed
-    assert "is of other labels than these" in printed.out
     code, printed = told(capfd, "--config", str(file), *options, "--dry-run", "--trials", "5")
+    assert code == 0 and "is of other labels than these" in printed.out, printed
+    assert "Plan of counted-smoke-0" in printed.out
     assert re.search(r"trials, 2 folds each +│ +\d+ │", printed.out), "the command line comes first"
 
 

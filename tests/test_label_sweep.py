@@ -182,6 +182,7 @@ def works(driver: Driver, folder: Path) -> bool:
     return bool(ledger(folder))
 
 
+@pytest.mark.thorough  # setting aside and signals are also tested by themselves
 @pytest.mark.slow
 @pytest.mark.parametrize("midway", [starts, pytest.param(works, marks=pytest.mark.thorough)])
 def test_fresh_sets_results_aside_and_a_stop_is_quick_and_says_how_to_go_on(midway, studied, tmp_path):

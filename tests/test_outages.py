@@ -176,6 +176,7 @@ def test_cut_off_after_any_request_the_next_sync_completes_it(step, server, link
         assert_shows(server.address, name, *late)
 
 
+@pytest.mark.thorough  # a sync cut off after any request is completed too
 def test_killed_in_the_middle_and_started_again(server, link, study):
     early, late = ledgers()
     Mirror(server.address, study).sync(*early)
