@@ -38,6 +38,11 @@ def test_every_option_is_in_its_help(name, capfd):
     assert typed(capfd, name, "-h")[1].out == printed.out
 
 
+def test_without_a_command_its_help_is_shown(capfd):
+    code, printed = typed(capfd)
+    assert code == 2 and "compare" in printed.out and not printed.err
+
+
 def test_the_command_says_its_version_and_completes(capfd):
     code, printed = typed(capfd, "--version")
     assert code == 0 and re.search(r"^torch \d+\.\d+", printed.out, re.MULTILINE)

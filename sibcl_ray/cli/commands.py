@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Find out which method needs the [b]fewest labels[/], and what your target accuracy costs.",
+    help="Find out which method needs the [b]fewest labels[/].",
 )
 
 

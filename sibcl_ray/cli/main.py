@@ -49,7 +49,8 @@ def command_line(*first: str) -> int:
         command = app(arguments, prog_name=PROGRAM, standalone_mode=False)
         code = command.run() if hasattr(command, "run") else 0  # of --help
     except UsageError as error:
-        return _complain(error.format_message() + _given(error, arguments), BAD_INPUT)
+        message = error.format_message()  # empty where no command was given: its help has been shown
+        return _complain(message + _given(error, arguments), BAD_INPUT) if message else BAD_INPUT
     except ValueError as error:
         return _complain(_by_option(error), BAD_INPUT)
     except (Unfinished, StoreError, SolverFailed) as error:
