@@ -10,10 +10,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, cast
 
 import pandas as pd
-from rich.console import Console
 
 from sibcl_ray.deadlines import Deadline, DeadlineExceeded, within
 from sibcl_ray.learning.model import check_takes
@@ -213,26 +211,29 @@ class Driver:
         from sibcl_ray.cluster.run import Timings, run
 
         self._write_settings()
-        self.log.store = self.store
-        work = plan(self.study, self.ledger.dataset, lacking)
-        begin(work)
-        with Display(Console(file=cast(IO[str], self.log), width=200), verbose=True) as logged:
+        self.log.store, workforce = self.store, self.workforce
+        logged = Display(self.log.console(), verbose=True)
+
+        def watch_and_log(snapshot: Snapshot) -> None:
+            watch(snapshot)
+            logged(snapshot)
+
+        try:
+            work = plan(self.study, self.ledger.dataset, lacking)
+            begin(work)
             logged.expect(work.work)
-
-            def watch_and_log(snapshot: Snapshot) -> None:
-                watch(snapshot)
-                logged(snapshot)
-
-            timings, workforce = Timings(), self.workforce
+            timings = Timings()
             if connect():
                 self.disconnect = disconnect
             timings.ends("ray")
             resources = fit_resources(workforce.workers, workforce.gpus_per_worker, workforce.pretraining_workers)
-            try:
-                run(self.ledger, lacking, session, resources, watch_and_log, timings)
-                self._say(str(timings))
-            finally:
-                self.log.save()
+            run(self.ledger, lacking, session, resources, watch_and_log, timings)
+            self._say(str(timings))
+        except BaseException as error:
+            self.log.write(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.log.save()
 
     def results(self) -> Results:
         """Write the matrix and the figure of what is there, and give it."""

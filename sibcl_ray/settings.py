@@ -15,6 +15,7 @@ from sibcl_ray.learning.networks import Architecture, Encoder, InvariantEncoder,
 from sibcl_ray.messages import choose, nearest, one_line
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.problems.problem import Problem, feature_shape
+from sibcl_ray.problems.tabulated.problem import Tabulated
 from sibcl_ray.recipes import SCALES
 from sibcl_ray.search.methods import METHODS
 from sibcl_ray.study.study import Study
@@ -22,7 +23,7 @@ from sibcl_ray.user_module.loading import TABULATED, find
 
 FILE = "study.toml"  # in the folder of each study that settings describe
 VERSIONS = "versions"  # its table of what has made it, which is no setting
-PACKAGES = ("sibcl_ray", "torch", "ray", "optuna")
+PACKAGES = ("sibcl-ray", "torch", "ray", "optuna")
 RENAMED = {"seed": "data_seed", "seeds": "repeats"}  # settings by their names of before
 ENCODERS: dict[str, type[Encoder]] = {
     "reference": ReferenceEncoder,
@@ -128,14 +129,16 @@ def _reference(problem: Problem) -> tuple[str, str | None] | None:
     """A problem's name and data, as `find` takes them; None where its fields are not those that it would give."""
     if PROBLEMS.get(problem.name) == problem:
         return problem.name, None
+    if isinstance(problem, Tabulated):
+        return (TABULATED, str(problem.folder)) if problem.folder else None
     source: Any = getattr(problem, "source", None)
     if source is None:
         return None
-    if hasattr(source, "folder"):
-        return TABULATED, str(source.folder)
     kind: Any = type(problem)
     file = Path(source.origin, source.files[0][0])
-    return (f"{file}:{kind.__qualname__}", None) if repr(problem) == repr(kind()) else None
+    with suppress(TypeError):  # of a class whose fields have no values by default
+        return (f"{file}:{kind.__qualname__}", None) if repr(problem) == repr(kind()) else None
+    return None
 
 
 def _encoder_name(encoder: Encoder) -> str:
@@ -182,8 +185,10 @@ def versions_now() -> dict[str, str]:
 def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Options in a TOML file, by their names with underscores, and the versions that it was made with.
 
+    ``known`` has the types of options by name.
+
     Raises:
-        ValueError: it cannot be read, or has keys that are not ``known``; in one line.
+        ValueError: it cannot be read, or has other keys; in one line.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -201,5 +206,11 @@ def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], d
             )
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table; give {key} = …")
+        if isinstance(value, bool) and known[name] is not bool:
+            raise ValueError(f"{path}: {key} is {str(value).lower()}; give its value")
         options[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    for name in ("data", "problem"):  # what lies beside the file is meant, wherever the command is given
+        value = str(options.get(name, ""))
+        if value and (path.parent / (value.rpartition(":")[0] if ".py:" in value else value)).exists():
+            options[name] = str(path.parent / value)
     return options, versions if isinstance(versions, dict) else {}

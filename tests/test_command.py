@@ -165,7 +165,7 @@ def test_studies_are_listed_shown_and_compared(tmp_path, capfd, monkeypatch):
             store.write(f"studies/copy/{file}", store.read(with_file))
     monkeypatch.chdir(tmp_path)
     code, printed = typed(capfd, "compare", "counted-smoke-0", "copy", *runs)
-    assert code == 0 and "SIB-CL (copy)" in printed.out + "SIB-CL (copy)" and "Label saving" in printed.out
+    assert code == 0 and "SL-I (copy)" in printed.out and "Label saving" in printed.out
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     code, printed = typed(capfd, "compare", "copy", *runs)
     assert code == 2 and "give at least two" in printed.err

@@ -92,7 +92,7 @@ class SweepCommand(Sweep):
         driver = Driver(study, store, workforce, self.search_storage, self.tracking_uri, self.labels, note, tell)
         made_with = self.made_with()
         if (labels := made_with.get("labels")) and labels != driver.ledger.labels_name:
-            warn(f"{self.config} is of other labels than these: the problem's code or data have changed since")
+            warn(f"{self.config} is of other labels than these: options, the problem's code or its data are others now")
         elif changed := [p for p, v in made_with.items() if versions_now().get(p, v) != v and p != "labels"]:
             warn(f"{self.config} was written with other versions of {', '.join(changed)}, so results may differ")
         if self.dry_run:
@@ -104,7 +104,7 @@ class SweepCommand(Sweep):
                 say(f"Nothing is left to do for {study.name}; nothing was computed or written.")
             return 0
         if not self.sync_tracking:
-            with Display(Screen(quiet=self.quiet), verbose=self.verbose) as display:
+            with Display(Screen(quiet=True) if self.quiet else console, verbose=self.verbose) as display:
 
                 def begin(plan: Plan) -> None:
                     if not self.quiet:
@@ -166,16 +166,21 @@ class List:
         return 0
 
 
+def _print(text: str) -> None:
+    """For programs: as it is, and where the reader has gone it is lost."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 def _as_csv(results: Results) -> None:
-    print(results.matrix.drop(columns="sample_errors").to_csv(index=False), end="")
+    _print(results.matrix.drop(columns="sample_errors").to_csv(index=False).rstrip())
 
 
 def _as_json(results: Results) -> None:
-    print(results.matrix.to_json(orient="records", indent=2))
+    _print(results.matrix.to_json(orient="records", indent=2))
 
 
 def _as_markdown(results: Results) -> None:
-    print(markdown(matrix_table(results.matrix)), markdown(saving_table(results.matrix)), sep="\n")
+    _print(f"{markdown(matrix_table(results.matrix))}\n{markdown(saving_table(results.matrix))}")
 
 
 FORMATS: dict[str, Callable[[Results], None]] = {
@@ -226,9 +231,12 @@ class Compare:
     )
 
     def run(self) -> int:
-        found = {study.rstrip("/").rpartition("/")[2]: _results(study, self.storage) for study in self.studies}
+        names = [study.rstrip("/").rpartition("/")[2] for study in self.studies]
+        if len(set(names)) < len(names):  # such as one in two storages
+            names = self.studies
+        found = {name: _results(study, self.storage) for name, study in zip(names, self.studies, strict=True)}
         if len(found) < 2:
-            raise ValueError(f"studies are {', '.join(self.studies)}; give at least two of different names")
+            raise ValueError(f"studies are {', '.join(self.studies)}; give at least two")
         labels = {name: labels_of(results) for name, results in found.items()}
         matrices = joined(found, labels)
         for matrix in matrices:
@@ -236,7 +244,10 @@ class Compare:
         console.print(savings_table(found))
         from sibcl_ray.results.figure import learning_curve_figure  # Matplotlib takes long to import
 
-        files = learning_curve_figure(matrices, self.figure, " and ".join(found))
+        try:
+            files = learning_curve_figure(matrices, self.figure, " and ".join(found))
+        except OSError as error:
+            raise ValueError(f"figure {self.figure} cannot be written ({error.strerror}); give another name") from None
         say(f"figure    {files[0]} and .svg")
         return 0
 

@@ -76,10 +76,12 @@ def _by_option(error: ValueError) -> str:
 
 def _given(error: Any, arguments: list[str]) -> str:
     """What came in the place of a value that Typer refuses, which it does not always say."""
-    names = getattr(getattr(error, "param", None), "opts", ())
-    given = [value for option, value in pairwise(arguments) if option in names]
-    if not given and (file := getattr(getattr(error, "ctx", None), "default_map", None)):
-        given = [file[error.param.name]] if error.param.name in file else []
+    if (param := getattr(error, "param", None)) is None:
+        return ""
+    given = [value for option, value in pairwise(arguments) if option in param.opts]
+    file = getattr(getattr(error, "ctx", None), "default_map", None) or {}
+    if not given and param.name in file:
+        given = [file[param.name]]
     return f", not {given[-1]!r}" if given else ""
 
 

@@ -31,9 +31,13 @@ STORAGE = kept(
 def _read(context: typer.Context, path: Path | None) -> Path | None:
     """Makes what a file says the defaults of the other options."""
     if path is not None and not context.resilient_parsing:
-        known = {f.name: None for f in fields(Sweep) if f.name != "config"}
-        context.default_map, _ = read_config(path, known)
+        context.default_map, _ = read_config(path, _known())
     return path
+
+
+def _known() -> dict[str, Any]:
+    """The options that a file may have, and their types."""
+    return {f.name: f.type for f in fields(Sweep) if f.name != "config"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +174,7 @@ class Sweep:
 
     def made_with(self) -> dict[str, str]:
         """The versions that the file of settings was made with."""
-        return read_config(self.config, {f.name: None for f in fields(self)})[1] if self.config else {}
+        return read_config(self.config, _known())[1] if self.config else {}
 
 
 def _listed(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:

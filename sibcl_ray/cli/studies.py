@@ -13,9 +13,9 @@ from rich.text import Text
 
 from sibcl_ray.driver import Results
 from sibcl_ray.messages import one_line
-from sibcl_ray.results.curves import label_savings
-from sibcl_ray.results.tables import interval_in_words, saving_in_words
-from sibcl_ray.settings import FILE, VERSIONS, Settings
+from sibcl_ray.results.curves import LabelSaving, label_savings
+from sibcl_ray.results.tables import interval_in_words, saving_in_words, units_of
+from sibcl_ray.settings import FILE, RENAMED, VERSIONS, Settings
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
 
@@ -46,7 +46,8 @@ def settings_in(store: Store, folder: str) -> tuple[Settings | None, dict[str, s
     versions = said.pop(VERSIONS, {})
     known = {f.name for f in fields(Settings)}
     values: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in said.items()}
-    return Settings(**{name: value for name, value in values.items() if name in known}), versions
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
+    return Settings(**({"problem": ""} | {name: value for name, value in values.items() if name in known})), versions
 
 
 def _summary(store: Store, name: str) -> Summary:
@@ -57,8 +58,9 @@ def _summary(store: Store, name: str) -> Summary:
     if settings and (matrix is None or (matrix.state == "missing").any()):
         try:
             matrix = Ledger(settings.study(), store, warn=lambda text: None).matrix()
-        except (ValueError, OSError) as error:
-            return Summary(name, settings.problem, scale, f"cannot be read here: {one_line(error, 60)}", None)
+        except Exception as error:  # of users' code too
+            if matrix is None:
+                return Summary(name, settings.problem, scale, f"cannot be read here: {one_line(error, 60)}", None)
     if matrix is None or not len(matrix):
         return Summary(name, settings.problem if settings else "", scale, "no results yet", None)
     states = matrix.state.value_counts()
@@ -94,9 +96,10 @@ def joined(results: dict[str, Results], labels: dict[str, str]) -> list[pd.DataF
 
     ValueError where problems differ.
     """
-    problems = {name: found.matrix.problem.iloc[0] for name, found in results.items()}
-    if len(set(problems.values())) > 1:
-        raise ValueError(f"these are studies of {', '.join(sorted(set(problems.values())))}; give those of one problem")
+    for column in ("problem", "error_units"):
+        if len(kinds := {str(value) for found in results.values() for value in found.matrix[column]}) > 1:
+            what = column.replace("_", " ")
+            raise ValueError(f"{what} is {' and '.join(sorted(kinds))} of these studies; give those of one {what}")
     groups: dict[str, list[pd.DataFrame]] = {}
     for name, found in results.items():
         renamed = found.matrix.assign(method=[f"{method} ({name})" for method in found.matrix.method])
@@ -107,12 +110,22 @@ def joined(results: dict[str, Results], labels: dict[str, str]) -> list[pd.DataF
 def savings_table(results: dict[str, Results]) -> Table:
     """Label savings: a row for each method, a column for each study, each against the study's own baseline."""
     savings = {name: {s.method: s for s in label_savings(found.matrix)} for name, found in results.items()}
-    methods = dict.fromkeys(method for found in savings.values() for method in found)
-    table = Table("method", *(Column(Text(name), justify="right") for name in results), title="Label saving")
+    methods = dict.fromkeys(method for of in savings.values() for method in of)
+    headers = [
+        f"{name}\nfor {_target(found, of.values())}"
+        for (name, found), of in zip(results.items(), savings.values(), strict=True)
+    ]
+    table = Table("method", *(Column(Text(header), justify="right") for header in headers), title="Label saving")
     for method in methods:
-        entries = [found.get(method) for found in savings.values()]
+        entries = [of.get(method) for of in savings.values()]
         table.add_row(method, *(f"{saving_in_words(s)}\n{interval_in_words(s)}" if s else "–" for s in entries))
     return table
+
+
+def _target(results: Results, savings: Iterable[LabelSaving]) -> str:
+    """The error that savings are for."""
+    errors = {units_of(results.matrix).in_words(saving.target_error) for saving in savings}
+    return next(iter(errors), "no error")
 
 
 def markdown(table: Table) -> str:

@@ -186,7 +186,7 @@ class _Generation:
         if len(rows := orbits.shared(test, others)):
             raise BadProblem(
                 f"{len(rows)} of the {len(test)} stored test inputs of {self.problem.name} are also learned from, up "
-                "to the declared symmetries; an earlier version did not look: give another --seed"
+                "to the declared symmetries; an earlier version did not look: give another --data-seed"
             )
 
     def _of(self, test: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, 
 from sibcl_ray.results.tables import colour, saving_in_words, units_of  # noqa: E402
 
 MARKERS = "os^Dvp*XP"
+LINES = ("-", "--", ":", "-.")
 
 
 def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, title: str) -> list[Path]:
@@ -31,13 +32,15 @@ def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, tit
     units = units_of(matrices[0])
     every = [learning_curves(matrix, compared=True) for matrix in matrices]
     curves = {m: curve.scaled(units.scale) for found in every for m, curve in found.items()}
+    styles = dict(zip(dict.fromkeys(method.partition(" (")[2] for method in curves), cycle(LINES), strict=False))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for method, marker in zip(sorted(curves), cycle(MARKERS)):
-        curve, tint = curves[method], colour(method)
-        emphasis: dict[str, Any] = {"linewidth": 1.5, "zorder": 2}
-        if method == "SIB-CL":
-            emphasis = {"linewidth": 2.4, "zorder": 3}
+        name, _, study = method.partition(" (")  # several studies are told apart by their lines
+        curve, tint = curves[method], colour(name)
+        emphasis: dict[str, Any] = {"linewidth": 1.5, "zorder": 2, "linestyle": styles[study]}
+        if name == "SIB-CL":
+            emphasis |= {"linewidth": 2.4, "zorder": 3}
         axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
         axes.plot(curve.budgets, curve.error, color=tint, marker=marker, markersize=5, **emphasis)
     axes.set(title=title, xlabel="labels")
@@ -85,7 +88,15 @@ def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
         placed[i] = max(placed[i], placed[i - 1] + gap)
     placed -= max(0.0, (placed - heights).mean())
     for (_, method), height in zip(ends, placed, strict=True):
-        axes.text(1.01, height, method, transform=axes.transAxes, color=colour(method), va="center", weight="bold")
+        axes.text(
+            1.01,
+            height,
+            method,
+            transform=axes.transAxes,
+            color=colour(method.partition(" (")[0]),
+            va="center",
+            weight="bold",
+        )
 
 
 def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[LabelSaving], scale: float) -> None:

@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
+from typing import IO, cast
+
+from rich.console import Console
 
 from sibcl_ray.messages import redact
 from sibcl_ray.storage.store import Store, StoreError
@@ -33,6 +36,10 @@ class Log(io.TextIOBase):
             if self.store:
                 with suppress(StoreError):  # a log that cannot be stored ends nothing
                     self.store.write(self._name, "".join(self._lines).encode())
+
+    def console(self) -> Console:
+        """What prints into it, wherever this process prints to."""
+        return Console(file=cast(IO[str], self), width=200, force_terminal=False, force_jupyter=False)
 
     def also(self, tell: Callable[[str], None]) -> Callable[[str], None]:
         """A function that tells something and logs it."""

@@ -92,14 +92,17 @@ class Display:
         self._live.stop()
 
     def expect(self, work: Work) -> None:
-        """Tell the time left by what all of the work is."""
-        self._work = work
+        """Tell the time left by what all of the work, which begins now, is."""
+        self._work, self._seen = work, time.monotonic()
 
     def __call__(self, snapshot: Snapshot) -> None:
         """Show where the study is."""
+        if self._console.quiet:
+            return
         counts: dict[str, Count] = {name: getattr(snapshot, name) for name in ROWS}
         now = time.monotonic()
-        if snapshot.running or snapshot.shards.done < snapshot.shards.total:  # and not while machines are started
+        labels = snapshot.shards.done < snapshot.shards.total and self._work.get("shards", (0, None))[1] is not None
+        if snapshot.running or labels:  # and not while machines are started, or what is done has no known cost
             self._worked += now - self._seen
         self._seen = now
         left = seconds_left(snapshot, self._work, self._worked)

@@ -39,6 +39,11 @@ class Study:
             raise ValueError("there is nothing to study; give at least one method and one budget")
         if self.folds < 2:
             raise ValueError(f"folds is {self.folds}; cross-validation needs at least 2")
+        if self.searched and min(self.searched) < 2 * self.folds:
+            raise ValueError(
+                f"searched is {list(self.searched)}; give budgets of {2 * self.folds} or more (two labels for each of "
+                f"{self.folds} folds)"
+            )
         if list(self.budgets) != sorted(set(self.budgets)) or min(self.budgets) < 2 * self.folds:
             raise ValueError(
                 f"budgets are {list(self.budgets)}; they must ascend from {2 * self.folds} or more "
@@ -49,9 +54,17 @@ class Study:
                 f"budget {max(self.budgets)} is larger than the pool of {self.pool} target labels; "
                 f"ask for at most {self.pool}, or for a larger scale"
             )
+        asked = {"test": self.test, "surrogate": self.surrogate, "unlabelled": self.unlabelled}
+        for name, have in (self.problem.available or {}).items():
+            if asked.get(name, 0) > have:
+                raise ValueError(f"{name} is {asked[name]}, and there are {have}; ask for fewer")
         for m in self.methods:
             if what := self.problem.missing_requirement(**m.needs):
                 raise ValueError(f"{m.name} needs {what}; or leave {m.name} out")
+            if m.surrogate and not self.surrogate:
+                raise ValueError(f"surrogate is 0, and {m.name} learns from such samples; give some, or leave it out")
+            if m.contrastive and not self.surrogate + self.unlabelled:
+                raise ValueError(f"unlabelled is 0, and {m.name} learns from such inputs; give some, or leave it out")
 
     @property
     def sizes(self) -> dict[Role, int]:

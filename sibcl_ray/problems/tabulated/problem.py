@@ -91,6 +91,12 @@ class Tabulated(Problem):
         object.__setattr__(self, "_source", source)
 
     @property
+    def folder(self) -> Path | None:
+        """Where the data lie; None where that has been forgotten, as on workers."""
+        source: Source | None = self._source  # type: ignore[attr-defined]
+        return source and source.folder
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         return self.grid
 
