@@ -9,6 +9,7 @@ import time
 import tomllib
 from dataclasses import replace
 
+import folders
 import pytest
 from processes import told, typed
 from rich.console import Console
@@ -72,6 +73,16 @@ def test_a_study_is_written_down_as_settings_and_read_again(changes):
     assert Settings(**listed) == settings
 
 
+def test_arrays_are_written_down_by_their_folder_and_found_beside_the_file(tmp_path, capfd):
+    folders.fill(tmp_path / "data", folders.ALL, **folders.arrays(side=32))
+    study = Settings(problem="tabulated", data=str(tmp_path / "data"), scale="smoke").study()
+    assert settings_of(study).data == str(tmp_path / "data") and settings_of(study).study() == study
+    (tmp_path / "my.toml").write_text('problem = "tabulated"\ndata = "data"\nscale = "smoke"')
+    options = ("--storage", str(tmp_path / "runs"), "--dry-run")
+    code, printed = told(capfd, "--config", str(tmp_path / "my.toml"), *options)
+    assert code == 0 and f"Plan of {study.name}" in printed.out, printed
+
+
 def test_settings_say_what_they_change():
     base = recipes.quick("photonic-dos")
     study = Settings(problem="photonic-dos", target=150, encoders=("reference", "invariant:1-2")).study()
@@ -102,6 +113,7 @@ def test_a_study_leaves_the_settings_that_give_it(tmp_path, capfd):
         ("budgets = [10, 'x']", r"--budgets is '10,x'; give whole numbers separated by commas"),
         ("[space]\nepochs = 3", r"study.toml has 'space', which is no option"),
         ("[budgets]\nsmall = 3", r"budgets is a table; give budgets = "),
+        ("trials = true", r"trials is true; give its value"),
         ("scale = ", r"study.toml is not TOML \(.*\); mend it"),
         ("config = 'other.toml'", r"study.toml has 'config', which is no option"),
         (None, r"study.toml cannot be read \(No such file or directory\)"),
@@ -125,6 +137,9 @@ def test_a_file_of_settings_that_cannot_be_is_refused_in_a_line(text, expected, 
         (("--target", "3"), r"--budgets are \[3\]; they must ascend"),
         (("--repeats", "0"), r"--repeats is 0; it must be at least 1"),
         (("--target", "0"), r"--target is 0; it must be at least 1"),
+        (("--searched", "1"), r"--searched is \[1\]; give budgets of 4 or more"),
+        (("--surrogate", "0"), r"--surrogate is 0, and TL-I learns from such samples; give some, or leave it out"),
+        (("--name", "my", "study"), r"unexpected extra argument"),
         (("--quiet", "--verbose"), r"--quiet and --verbose were given; use one of them at a time"),
     ],
 )

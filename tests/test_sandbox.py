@@ -15,10 +15,11 @@ from processes import Driver
 from servers import wait_until
 from test_generate import make
 
-from sibcl_ray.data import sandbox
+from sibcl_ray.data import fork_server, sandbox
 from sibcl_ray.data.dataset import SURROGATE, TARGET, TEST, UNLABELLED, Dataset
 from sibcl_ray.data.sandbox import CallFailed, Sandbox, call
 from sibcl_ray.data.shards import make_shard
+from sibcl_ray.deadlines import Deadline, within
 from sibcl_ray.problems import check
 from sibcl_ray.problems.problem import BadProblem, Problem, SolverFailed
 from sibcl_ray.storage.store import Store
@@ -66,6 +67,29 @@ def test_programs_with_fixed_names_of_files_get_their_own(how, cluster, tmp_path
         split = dataset.read(role, count)
         np.testing.assert_allclose(split.labels[:, 0], split.inputs[:, 0, 0], rtol=1e-6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs", "user"]
+
+
+def test_a_sandbox_that_is_collected_in_the_middle_of_a_request_does_not_stop_it(tmp_path, monkeypatch):
+    """The garbage collector runs anywhere: while a sandbox is told how its process ended, it may end another one."""
+    problem = loaded(tmp_path, before("import os; os._exit(5)"))
+    forgotten = [Sandbox(problem), Sandbox(problem)]
+    for each in forgotten:
+        each("sample", 2, np.random.default_rng(0))
+    receive = fork_server._receive
+
+    def collecting(connection, seconds):
+        if forgotten:
+            forgotten.pop().close()
+        return receive(connection, seconds)
+
+    monkeypatch.setattr(fork_server, "_receive", collecting)
+
+    def fail():
+        with Sandbox(problem) as apart, pytest.raises(CallFailed, match="exit code 5"):
+            apart("solve", INPUTS)
+
+    within(Deadline(60), fail, grace=0)
+    assert not forgotten
 
 
 def test_calls_leave_no_folder_and_a_failed_one_its_own(tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
@@ -46,7 +46,8 @@ class Server:
         self._function = module, function
         self._process: subprocess.Popen | None = None
         self._connection: Connection | None = None
-        self._lock = threading.Lock()  # one request at a time
+        self._lock = threading.RLock()  # one request at a time
+        self._asking = False  # the garbage collector may end a sandbox, and ask, in the middle of another request
 
     def fork(self, folder: Path, log: Path, group: int) -> Fork:
         """Start a process in a folder and a group, with this process's environment and path, that prints into a file.
@@ -55,10 +56,20 @@ class Server:
             NoProcess: the libraries cannot be loaded.
         """
         ours, theirs = Pipe()
-        with open(log, "ab") as output, theirs, self._lock:
+        with open(log, "ab") as output, theirs, self._request():
             number = self._request_fork(theirs.fileno(), output.fileno())
         ours.send((dict(os.environ), _path(), str(folder), group))
         return Fork(number, ours)
+
+    @contextmanager
+    def _request(self) -> Iterator[bool]:
+        """A request's time; False where this thread is in the middle of another one."""
+        with self._lock:
+            alone, self._asking = not self._asking, True
+            try:
+                yield alone
+            finally:
+                self._asking = not alone
 
     def _request_fork(self, *descriptors: int) -> int:
         for again in (True, False):
@@ -90,8 +101,8 @@ class Server:
 
     def how_it_ended(self, fork: Fork) -> str:
         """How a process ended that has closed its connection or was killed: its exit code or signal."""
-        with self._lock, suppress(EOFError, OSError):
-            if self._connection:
+        with self._request() as alone, suppress(EOFError, OSError):
+            if self._connection and alone:
                 self._connection.send(fork.number)
                 return _receive(self._connection, 2 * ENDING)
         return UNKNOWN

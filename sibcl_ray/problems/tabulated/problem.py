@@ -94,7 +94,7 @@ class Tabulated(Problem):
     def folder(self) -> Path | None:
         """Where the data lie; None where that has been forgotten, as on workers."""
         source: Source | None = self._source  # type: ignore[attr-defined]
-        return source and source.folder
+        return source.folder if source else None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
