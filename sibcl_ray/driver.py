@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -63,7 +64,7 @@ class Results:
 def load_results(folder: str | os.PathLike[str]) -> Results:
     """The results of a study in ``STORAGE/studies/NAME``, a folder or URL; FileNotFoundError if there are none."""
     place, _, name = str(folder).rstrip("/").rpartition("/")
-    store = open_store(place or ".", read_only=True)
+    store = open_store(place or ".", reading=True)
     try:
         data = store.read(f"{name}/matrix.parquet")
     except FileNotFoundError:
@@ -258,14 +259,17 @@ class Driver:
             return self.tracker.finish(files)
 
 
-def open_store(uri: str, read_only: bool = False) -> Store:
-    """The storage at a path or URL, if it can be used; else ValueError, in one line."""
+def open_store(uri: str, dry_run: bool = False, reading: bool = False) -> Store:
+    """The storage at a path or URL, if it can be used; else ValueError, in one line.
+
+    With ``dry_run`` nothing is changed, but could be; with ``reading`` nothing has to be.
+    """
     if not uri.strip():
         raise ValueError("storage is empty; give a folder")
     uri = expanded(uri.removeprefix("file://"))
-    store = Store(uri if "://" in uri else str((_here() / uri).resolve()), read_only=read_only)
+    store = Store(uri if "://" in uri else str((_here() / uri).resolve()), read_only=dry_run or reading)
     try:
-        within(Deadline(ANSWER), store.open, grace=0)
+        within(Deadline(ANSWER), partial(store.open, reading), grace=0)
     except NewerStore:
         raise
     except DeadlineExceeded:

@@ -31,8 +31,8 @@ ENCODERS: dict[str, type[Encoder]] = {
     "perceptron": PerceptronEncoder,
 }
 CHANNELS = {"smoke": 4, "quick": 16, "standard": 48, "paper": 48}  # of an invariant encoder where the scale has none
-# Fields of a study, by setting; the other settings are called like them.
-FIELDS = {"target": "pool", "repeats": "seeds"}
+FIELDS = {"target": "pool", "repeats": "seeds"}  # of a study, by setting; other settings are called like them
+SETTINGS = RENAMED | {field: name for name, field in FIELDS.items()}  # by a study's fields
 COUNTS = ("target", "surrogate", "unlabelled", "test", "trials", "folds", "repeats")
 
 
@@ -182,6 +182,14 @@ def versions_now() -> dict[str, str]:
     return found
 
 
+def parsed(text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a file of settings says, by names of today with underscores, and its versions; ValueError: it is no TOML."""
+    said = tomllib.loads(text)
+    versions = said.pop(VERSIONS, {})
+    names = {key: RENAMED.get(key, key.replace("-", "_")) for key in said}
+    return {names[key]: value for key, value in said.items()}, versions if isinstance(versions, dict) else {}
+
+
 def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Options in a TOML file, by their names with underscores, and the versions that it was made with.
 
@@ -191,19 +199,17 @@ def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], d
         ValueError: it cannot be read, or has other keys; in one line.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        said, versions = parsed(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}); give a file such as a study's {FILE}") from None
     except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{path} is not TOML ({one_line(error, 200)}); mend it") from None
-    versions = content.pop(VERSIONS, {})
     options = {}
-    for key, value in content.items():
-        name = RENAMED.get(key, key.replace("-", "_"))
+    for name, value in said.items():
+        key = name.replace("_", "-")
         if name not in known:
-            raise ValueError(
-                f"{path} has {key!r}, which is no option; {nearest(key, [n.replace('_', '-') for n in known])}"
-            )
+            advice = nearest(key, [option.replace("_", "-") for option in known])
+            raise ValueError(f"{path} has {key!r}, which is no option; {advice}")
         if isinstance(value, dict):
             raise ValueError(f"{path}: {key} is a table; give {key} = …")
         if isinstance(value, bool) and known[name] is not bool:
@@ -213,4 +219,4 @@ def read_config(path: Path, known: Mapping[str, Any]) -> tuple[dict[str, Any], d
         value = str(options.get(name, ""))
         if value and (path.parent / (value.rpartition(":")[0] if ".py:" in value else value)).exists():
             options[name] = str(path.parent / value)
-    return options, versions if isinstance(versions, dict) else {}
+    return options, versions

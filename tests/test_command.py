@@ -47,9 +47,11 @@ def test_without_a_command_its_help_is_shown(capfd):
 def test_the_command_says_its_version_and_completes(capfd):
     code, printed = typed(capfd, "--version")
     assert code == 0 and re.search(r"^torch \d+\.\d+", printed.out, re.MULTILINE)
-    for shell in ("bash", "zsh", "fish"):
-        code, printed = typed(capfd, "--show-completion", shell)
+    for shell in ("bash", "zsh", "fish"):  # what --install-completion puts into a shell's start
+        code, printed = typed(capfd, _SIBCL_RAY_COMPLETE=f"source_{shell}")
         assert code == 0 and "sibcl-ray" in printed.out
+    asked = {"_SIBCL_RAY_COMPLETE": "complete_bash", "COMP_WORDS": "sibcl-ray swe", "COMP_CWORD": "1"}
+    assert typed(capfd, **asked)[1].out.split() == ["sweep"]
 
 
 CHANGES = [

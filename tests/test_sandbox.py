@@ -55,7 +55,12 @@ FIXED = """
 """.strip()
 
 
-@pytest.mark.parametrize("how", [pytest.param("one by one", marks=pytest.mark.thorough), "with a timeout", "together"])
+LONG = pytest.mark.thorough  # one label a call is also shown by test_own, a timeout by a solver that hangs
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param("one by one", marks=LONG), pytest.param("with a timeout", marks=LONG), "together"]
+)
 def test_programs_with_fixed_names_of_files_get_their_own(how, cluster, tmp_path, monkeypatch):
     """Two at a time on one machine; nothing is left where the driver, the workers or the folders of calls were."""
     monkeypatch.chdir(tmp_path)
@@ -90,6 +95,17 @@ def test_a_sandbox_that_is_collected_in_the_middle_of_a_request_does_not_stop_it
 
     within(Deadline(60), fail, grace=0)
     assert not forgotten
+
+
+@pytest.mark.thorough  # loads the libraries once more
+def test_an_answer_that_comes_late_is_none_to_the_next_request(tmp_path, monkeypatch):
+    problem = loaded(tmp_path)
+    with Sandbox(problem) as apart:
+        apart("solve", INPUTS)
+        monkeypatch.setattr(fork_server, "ENDING", 0.01)
+        assert sandbox._SERVER.how_it_ended(apart._fork) == fork_server.UNKNOWN  # the server waits for its end
+    with Sandbox(problem) as another:
+        assert another("solve", INPUTS).shape == (4, 1)
 
 
 def test_calls_leave_no_folder_and_a_failed_one_its_own(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pandas as pd
 import typer
 from rich.text import Text
 
-from sibcl_ray.cli.options import STORAGE, Sweep
+from sibcl_ray.cli.options import SEARCH_STORAGE, STORAGE, Sweep
 from sibcl_ray.cli.plan import estimate, plan_tables
 from sibcl_ray.cli.studies import joined, labels_of, markdown, savings_table, summaries, summary_table
 from sibcl_ray.driver import Driver, Results, load_results, open_store
@@ -86,7 +86,7 @@ class SweepCommand(Sweep):
         workforce = self.workforce
         if self.clean:
             return Clean(storage=self.storage, dry_run=self.dry_run).run()
-        study, store = self.settings().study(), open_store(self.storage, read_only=self.dry_run)
+        study, store = self.settings().study(), open_store(self.storage, dry_run=self.dry_run)
         note = _nothing if self.quiet else say
         tell = (lambda text: warn(f"a run would find: {text}")) if self.dry_run else warn
         driver = Driver(study, store, workforce, self.search_storage, self.tracking_uri, self.labels, note, tell)
@@ -156,9 +156,10 @@ def _all_done(matrix: pd.DataFrame) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class List:
     storage: str = STORAGE
+    search_storage: str | None = SEARCH_STORAGE
 
     def run(self) -> int:
-        found = summaries(open_store(self.storage, read_only=True))
+        found = summaries(open_store(self.storage, reading=True), self.search_storage)
         if found:
             console.print(summary_table(found))
         else:
@@ -198,7 +199,7 @@ def _results(study: str, storage: str) -> Results:
     try:
         return load_results(folder)
     except FileNotFoundError as error:
-        there = [name.rpartition("/")[2] for name in open_store(storage, read_only=True).names("studies")]
+        there = [name.rpartition("/")[2] for name in open_store(storage, reading=True).names("studies")]
         if study in there:
             raise ValueError(f"{study} has no results yet; the command that began it continues") from None
         raise ValueError(f"{error}; {nearest(study, there)}") from None
@@ -263,7 +264,7 @@ class Clean:
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be removed.")
 
     def run(self) -> int:
-        store = open_store(self.storage, read_only=self.dry_run)
+        store = open_store(self.storage, dry_run=self.dry_run)
         session = Session(store)
         found = unneeded(store, session.claims, say)
         for what, names in (

@@ -11,18 +11,18 @@ import psutil
 import typer
 
 from sibcl_ray.cli.commands import PROGRAM, SOME_FAILED, app
-from sibcl_ray.cli.options import Sweep, renamed
+from sibcl_ray.cli.options import Sweep, renamed, spelled
 from sibcl_ray.cluster.scheduler import Unfinished
 from sibcl_ray.data.sandbox import leads
 from sibcl_ray.messages import one_line, redact
 from sibcl_ray.problems.problem import SolverFailed
 from sibcl_ray.results.terminal import take_any_letter
+from sibcl_ray.settings import SETTINGS
 from sibcl_ray.storage.store import StoreError
 
 BAD_INPUT = 2  # an exit code; 128 and the signal's number where one ended the run
 AGAIN = "the same command continues where it stopped"
 UsageError: Any = typer.BadParameter.__bases__[0]  # Typer brings a click of its own, or not, by version
-OPTIONS = {"seeds": "repeats", "seed": "data-seed", "pool": "target"}  # by names of a study's fields
 
 _signals: list[int] = []  # that told this process to end: Ctrl-C, the system, or `ray job stop`
 
@@ -70,8 +70,8 @@ def command_line(*first: str) -> int:
 def _by_option(error: ValueError) -> str:
     """Its text; one that begins with the name of an argument begins with that of the option instead."""
     name, _, rest = str(error).partition(" ")
-    known = type(error) is ValueError and (name in OPTIONS or name in Sweep.__dataclass_fields__)
-    return f"--{OPTIONS.get(name, name).replace('_', '-')} {rest}" if known else str(error)
+    known = type(error) is ValueError and SETTINGS.get(name, name) in Sweep.__dataclass_fields__
+    return f"{spelled(name)} {rest}" if known else str(error)
 
 
 def _given(error: Any, arguments: list[str]) -> str:

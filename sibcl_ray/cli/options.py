@@ -11,20 +11,24 @@ from sibcl_ray.driver import Workforce
 from sibcl_ray.problems import PROBLEMS
 from sibcl_ray.recipes import SCALES
 from sibcl_ray.search.methods import METHODS
-from sibcl_ray.settings import ENCODERS, FILE, Settings, read_config
+from sibcl_ray.settings import ENCODERS, FILE, RENAMED, SETTINGS, Settings, read_config
 from sibcl_ray.user_module.loading import TABULATED
 
 what, how, kept, runs, shown = (
     partial(typer.Option, rich_help_panel=title)
     for title in ("What is studied", "How thoroughly", "Where it is kept", "What it runs on", "What is done and shown")
 )
-RENAMED_OPTIONS = {"--seed": "--data-seed", "--seeds": "--repeats"}
 
 STORAGE = kept(
     "runs",
     envvar="SIBCL_RAY_STORAGE",
     help="Folder, or s3://, gs:// or az:// URL, for labels, weights, ledger and results; in a submitted job relative "
     "to the home folder of the driver's node.",
+)
+SEARCH_STORAGE = kept(
+    None,
+    envvar="SIBCL_RAY_SEARCH_STORAGE",
+    help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
 )
 
 
@@ -96,11 +100,7 @@ class Sweep:
     folds: int | None = how(None, help="Of the cross-validation inside a budget.")
     repeats: int | None = how(None, help="Of every cell of the matrix: other weights, order and augmentation.")
     storage: str = STORAGE
-    search_storage: str | None = kept(
-        None,
-        envvar="SIBCL_RAY_SEARCH_STORAGE",
-        help="Database URL for Optuna's histories; a journal file in the storage folder if not given.",
-    )
+    search_storage: str | None = SEARCH_STORAGE
     tracking_uri: str | None = kept(
         None, help="MLflow server or database; MLFLOW_TRACKING_URI, or SQLite in the storage folder, if not given."
     )
@@ -151,7 +151,7 @@ class Sweep:
             ("clean", "fresh", "retry_failed", "sync_tracking"),
             ("quiet", "verbose"),
         ):
-            given = [f"--{name.replace('_', '-')}" for name in contrary if getattr(self, name)]
+            given = [spelled(name) for name in contrary if getattr(self, name)]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} were given; use one of them at a time")
 
@@ -186,12 +186,18 @@ def _listed(name: str, text: str | None, kind: type) -> tuple[Any, ...] | None:
         raise ValueError(f"{name} is {text!r}; give {'whole ' * (kind is int)}numbers separated by commas") from None
 
 
+def spelled(field: str) -> str:
+    """The option of a setting, or of a study's field."""
+    return f"--{SETTINGS.get(field, field).replace('_', '-')}"
+
+
 def renamed(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Arguments with options under their names of today, and what is to be said of those that had another one."""
+    today = {f"--{old}": spelled(old) for old in RENAMED}
     now, notes = [], dict[str, None]()
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if name in RENAMED_OPTIONS:
-            notes[f"{name} is now called {RENAMED_OPTIONS[name]}; the old name still works"] = None
-        now.append(RENAMED_OPTIONS.get(name, name) + equals + value)
+        if name in today:
+            notes[f"{name} is now called {today[name]}; the old name still works"] = None
+        now.append(today.get(name, name) + equals + value)
     return now, list(notes)

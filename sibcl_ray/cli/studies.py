@@ -2,9 +2,8 @@
 
 import io
 import time
-import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from sibcl_ray.driver import Results
 from sibcl_ray.messages import one_line
 from sibcl_ray.results.curves import LabelSaving, label_savings
 from sibcl_ray.results.tables import interval_in_words, saving_in_words, units_of
-from sibcl_ray.settings import FILE, RENAMED, VERSIONS, Settings
+from sibcl_ray.settings import FILE, Settings, parsed
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
 
@@ -31,33 +30,31 @@ class Summary:
     changed: float | None  # seconds since 1970
 
 
-def summaries(store: Store) -> list[Summary]:
+def summaries(store: Store, search_storage: str | None) -> list[Summary]:
     """One of each study in the store, those that changed last first."""
     names = [folder.rpartition("/")[2] for folder in store.names("studies")]
-    return sorted((_summary(store, name) for name in names), key=lambda s: -(s.changed or 0.0))
+    return sorted((_summary(store, name, search_storage) for name in names), key=lambda s: -(s.changed or 0.0))
 
 
 def settings_in(store: Store, folder: str) -> tuple[Settings | None, dict[str, str]]:
     """What a study's folder says of its settings and the versions they were written with; None and {} if nothing."""
     try:
-        said = tomllib.loads(store.read(f"{folder}/{FILE}").decode())
-    except (FileNotFoundError, ValueError):
+        said, versions = parsed(store.read(f"{folder}/{FILE}").decode())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+        return Settings(**values), versions
+    except (FileNotFoundError, ValueError, TypeError):  # the last where another version has written it
         return None, {}
-    versions = said.pop(VERSIONS, {})
-    known = {f.name for f in fields(Settings)}
-    values: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in said.items()}
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
-    return Settings(**({"problem": ""} | {name: value for name, value in values.items() if name in known})), versions
 
 
-def _summary(store: Store, name: str) -> Summary:
+def _summary(store: Store, name: str, search_storage: str | None) -> Summary:
     folder = f"studies/{name}"
     settings, _ = settings_in(store, folder)
     matrix = _matrix(store, folder)
     scale = settings.scale if settings else ""
-    if settings and (matrix is None or (matrix.state == "missing").any()):
+    asked = len(settings.methods or ()) * len(settings.budgets or ()) * (settings.repeats or 0) if settings else 0
+    if settings and (matrix is None or len(matrix) < asked or (matrix.state == "missing").any()):
         try:
-            matrix = Ledger(settings.study(), store, warn=lambda text: None).matrix()
+            matrix = Ledger(settings.study(), store, search_storage, lambda text: None).matrix()
         except Exception as error:  # of users' code too
             if matrix is None:
                 return Summary(name, settings.problem, scale, f"cannot be read here: {one_line(error, 60)}", None)

@@ -101,10 +101,13 @@ class Server:
 
     def how_it_ended(self, fork: Fork) -> str:
         """How a process ended that has closed its connection or was killed: its exit code or signal."""
-        with self._request() as alone, suppress(EOFError, OSError):
+        with self._request() as alone:
             if self._connection and alone:
-                self._connection.send(fork.number)
-                return _receive(self._connection, 2 * ENDING)
+                try:
+                    self._connection.send(fork.number)
+                    return _receive(self._connection, 2 * ENDING)
+                except (EOFError, OSError):
+                    self.close()  # an answer that comes late would be read as that to the next request
         return UNKNOWN
 
     def close(self) -> int | None:

@@ -36,8 +36,6 @@ class Snapshot:
 Watch = Callable[[Snapshot], None]
 Work = Mapping[str, tuple[int, float | None]]  # by kind: how many, and the core seconds of all if they are known
 ROWS = {"shards": "label shards", "pretrainings": "pretrainings", "trials": "search trials", "cells": "matrix cells"}
-
-
 LEAST = 1.0  # seconds between two lines of a log
 SOME = 0.05  # of the work: what has to be done before the time left is told
 

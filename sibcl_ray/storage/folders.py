@@ -99,12 +99,12 @@ class Folder:
     def arrow(self, name: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), self.path(name)
 
-    def check_permission(self) -> None:
-        """OSError where the folder is none, or cannot be written or made, as far as that shows without trying."""
+    def check_permission(self, wanted: int) -> None:
+        """OSError where the folder is none, or cannot be read, or written and made, as far as that shows untried."""
         there = next(place for place in (Path(self.root), *Path(self.root).parents) if place.exists())
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-        if not os.access(there, os.W_OK | os.X_OK):
+        if not os.access(there, wanted | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
     def clear_drafts(self, clock: str) -> None:

@@ -175,8 +175,10 @@ class Store:
         """Write a JSON record with its checksum, whole or not at all."""
         self.write(name, record_bytes(record))
 
-    def open(self) -> None:
+    def open(self, reading: bool = False) -> None:
         """Check that the store can be used, as far as that shows without writing if it is read only; clear old drafts.
+
+        With ``reading`` it need not be one that could be written.
 
         Raises:
             NewerStore: a later version of this library has written it.
@@ -186,7 +188,7 @@ class Store:
         if not self.read_only:
             quick._try_to_write()
         elif isinstance(self._place, Folder):
-            self._place.check_permission()
+            self._place.check_permission(os.R_OK if reading else os.W_OK)
         else:
             quick.names(DRAFTS)  # which fails where there is no such bucket
         found = quick.usable_record(VERSION_NAME) or {}
