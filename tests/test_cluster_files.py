@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = Path(sys.executable).parent  # where pip puts programs
 CLUSTER = ROOT / "cluster"
 TEXTS = {str(file.relative_to(CLUSTER)): file.read_text() for file in CLUSTER.rglob("*") if file.is_file()}
+PAGES = {name: text for name, text in TEXTS.items() if name.endswith(".md")}
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 KUBERNETES = ("cluster.yaml", "job.yaml", "services.yaml")
 SCHEMAS = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schemas"))  # not ours to bring
@@ -279,7 +280,7 @@ def test_names_that_kubernetes_files_use_are_there():
     )
     secrets = {
         match[1]: set(re.findall(r"--from-literal=(\w+)=", match[2]))
-        for command in commands(TEXTS["README.md"])
+        for command in commands(PAGES["kubernetes.md"])
         if (match := re.search(r"kubectl create secret generic (\S+)(.*)", command))
     }
     assert secrets and services and configs
@@ -346,13 +347,14 @@ def test_shell_is_clean():
             if key.endswith("_commands"):
                 # The launcher's machines set RAY_HEAD_IP; a tilde is for the shell of the node.
                 shellcheck("\n".join(lines), f"{name}: {key}", "-e", "SC2154,SC2086")
-    shellcheck("\n".join(commands(TEXTS["README.md"])), "README.md", "-e", "SC2154,SC1091")
+    for name, text in PAGES.items():
+        shellcheck("\n".join(commands(text)), name, "-e", "SC2154,SC1091")
 
 
-def test_the_page_speaks_of_files_and_options_that_exist():
-    page = commands(TEXTS["README.md"])
-    assert len(page) > 20
-    for command in page:
+def test_the_pages_speak_of_files_and_options_that_exist():
+    found = [command for text in PAGES.values() for command in commands(text)]
+    assert len(found) > 20
+    for command in found:
         for path in re.findall(r"cluster/[\w./-]+", command):
             assert (ROOT / path).exists(), path
         assert not [*unknown_options(command)], command

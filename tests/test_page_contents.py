@@ -189,6 +189,10 @@ def read_toml(text: str, folder: Path) -> None:
         load(folder)
 
 
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
+
+
 def test_an_option_is_explained_in_one_place():
     """Where a row of a table or an item of a list begins with it."""
     found: dict[str, list[str]] = {}
