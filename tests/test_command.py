@@ -30,13 +30,15 @@ COMMAND = get_command(app)
 NO_SERVER = ("--tracking-uri", "http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("columns", ["40", "80"])
 @pytest.mark.parametrize("name", COMMAND.commands)
-def test_every_option_is_in_its_help(name, capfd):
-    code, printed = typed(capfd, name, "--help")
-    assert code == 0
+def test_every_option_is_in_its_help(name, columns, capfd):
+    code, printed = typed(capfd, name, "--help", COLUMNS=columns)
+    assert code == 0 and max(map(len, printed.out.splitlines())) <= int(columns)
     options = {o for p in COMMAND.commands[name].params if not getattr(p, "hidden", False) for o in p.opts}
     assert {o for o in options if o.startswith("--") and o not in printed.out} == set()
-    assert typed(capfd, name, "-h")[1].out == printed.out
+    assert "default: runs" in printed.out
+    assert typed(capfd, name, "-h", COLUMNS=columns)[1].out == printed.out
 
 
 def test_without_a_command_its_help_is_shown(capfd):

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import typer
 from rich.text import Text
 
+from sibcl_ray.cli.narrow_help import Command, Group
 from sibcl_ray.cli.options import SEARCH_STORAGE, STORAGE, Sweep
 from sibcl_ray.cli.plan import estimate, plan_tables
 from sibcl_ray.cli.studies import joined, labels_of, markdown, savings_table, summaries, summary_table
@@ -28,6 +30,7 @@ PROGRAM = "sibcl-ray"
 console = Screen()
 app = typer.Typer(
     name=PROGRAM,
+    cls=Group,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -37,8 +40,9 @@ app = typer.Typer(
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line in which no character is markup."""
-    console.print(Text(redact(text), style), soft_wrap=True)
+    """Print a line in which no character is markup; a terminal gets it broken between words, and no path cut."""
+    line = Text(redact(text), style, overflow="ignore")
+    console.print(line, crop=False, soft_wrap=not console.is_terminal)
 
 
 def warn(text: str) -> None:
@@ -55,6 +59,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+command = partial(app.command, cls=Command)
+
+
 @app.callback()
 def _every_command(
     version: bool = typer.Option(
@@ -64,7 +71,7 @@ def _every_command(
     """Options of the command itself."""
 
 
-@app.command(
+@command(
     "sweep",
     help="""Find out which method needs the [b]fewest labels[/].
 
@@ -119,7 +126,7 @@ class SweepCommand(Sweep):
         _show(results)
         shown = True
         try:
-            say(f"tracking  {driver.track()}")
+            console.print(Text(f"tracking  {driver.track()}"), soft_wrap=True)  # a command to be copied
         except TrackingUnavailable as error:
             warn(f"tracking  {error}; with --sync-tracking this command does only that")
             shown = False
@@ -152,7 +159,7 @@ def _all_done(matrix: pd.DataFrame) -> bool:
     return states.get("done", 0) == len(matrix)
 
 
-@app.command("list", help="List the studies in a storage: what they are, how far they are and when they last changed.")
+@command("list", help="List the studies in a storage: what they are, how far they are and when they last changed.")
 @dataclass(frozen=True, kw_only=True)
 class List:
     storage: str = STORAGE
@@ -205,7 +212,7 @@ def _results(study: str, storage: str) -> Results:
         raise ValueError(f"{error}; {nearest(study, there)}") from None
 
 
-@app.command("show", help="Show the results of a study again.")
+@command("show", help="Show the results of a study again.")
 @dataclass(frozen=True, kw_only=True)
 class Show:
     study: str = typer.Argument(help=STUDY)
@@ -218,7 +225,7 @@ class Show:
         return 0
 
 
-@app.command(
+@command(
     "compare",
     help="Compare studies of one problem, such as draws of its data, versions or methods, in one table and figure. "
     "Those that share labels are paired.",
@@ -253,7 +260,7 @@ class Compare:
         return 0
 
 
-@app.command(
+@command(
     "clean",
     help="List what is no longer needed in the storage, by any of its studies, and remove it: weights and checkpoints "
     "without a pretraining, claims of drivers that are gone.",

@@ -1,0 +1,45 @@
+"""The help of the command on a narrow terminal, where Typer's columns would cut the options' names."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+COLUMNS = 72  # that a terminal needs for the table of `sweep`
+
+
+def print_list(command: Any, context: Any) -> None:
+    """Options, and the subcommands of a group, each above what it does."""
+    panels: dict[str, list[tuple[str, Text]]] = {}
+    for parameter in command.get_params(context):
+        if record := parameter.get_help_record(context):
+            names, words = record
+            text = getattr(parameter, "help", None) or ""
+            described = Text.from_markup(text) + words.removeprefix(text)  # its default, which is no markup
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append((names, described))
+    for name, sub in getattr(command, "commands", {}).items():
+        panels.setdefault("Commands", []).append((name, Text.from_markup(sub.get_short_help_str(300))))
+    console = Console(highlight=False)
+    console.print(Text(f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n", "bold"))
+    console.print(command.help)
+    for title, records in panels.items():
+        console.print(Text(f"\n{title}", "bold"))
+        for names, described in records:
+            console.print(Text(f"  {names}", "cyan"))
+            console.print(Padding(described, (0, 0, 0, 4)))
+
+
+class Command(TyperCommand):
+    """A command whose help is a list where its table does not fit."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_list(self, ctx) if Console().width < COLUMNS else super().format_help(ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A command with subcommands, likewise."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_list(self, ctx) if Console().width < COLUMNS else super().format_help(ctx, formatter)
