@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,8 @@ class QuickStudy(Measurement):
     def measure(self) -> list[Row]:
         subprocess.run([sys.executable, *self.arguments, "--storage", "runs"], cwd=ROOT, check=True)
         results = load_results(ROOT / "runs" / "studies" / self.name)
+        if (shown := ROOT / "studies" / f"{self.name}.png").exists():  # in a page
+            shutil.copy(Path(results.folder, "learning_curves.png"), shown)
         units, savings = units_of(results.matrix), {s.method: s for s in results.savings()}
         rows = []
         for method, curve in results.curves().items():
