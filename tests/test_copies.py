@@ -72,7 +72,7 @@ print(dataset.read(TARGET, 3 * SHARD).inputs.double().sum().item(), len(dataset.
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_processes_of_a_node_that_start_at_once_fetch_every_object_once(distant, s3, tmp_path):
     there = environment(TMPDIR=str(tmp_path / "node"))
     program = READER.format(tests=str(Path(__file__).parent))

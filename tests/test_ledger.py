@@ -76,7 +76,7 @@ journal_first = pytest.mark.parametrize(  # where both histories were already se
 )
 
 
-@pytest.fixture(params=["journal", "database"])
+@pytest.fixture(params=["journal", pytest.param("database", marks=pytest.mark.thorough)])
 def any_place(request):
     with quick_folder() as folder:
         if request.param == "journal":

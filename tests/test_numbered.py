@@ -205,6 +205,7 @@ def test_numbered_datasets_that_cannot_be_used_are_refused(change, inputs, label
     assert re.search(says, said), said
 
 
+@pytest.mark.thorough
 def test_a_file_larger_than_memory_is_read_in_pieces(tmp_path):
     """Loading, and taking rows, of 128 MB of images takes no more than a few blocks of memory."""
     rng, numbers = np.random.default_rng(0), range(1, 257)

@@ -125,6 +125,7 @@ def test_the_server_shows_the_ledger_once(server, study, tmp_path):
         assert_shows(server.address, study, *late, figure)
 
 
+@pytest.mark.thorough
 def test_a_database_without_a_server_shows_it_too_and_through_a_restart(database, study):
     uri = database.create("direct")
     early, late = ledgers()

@@ -328,6 +328,7 @@ def test_what_cannot_be_reached_fails_fast_in_one_line(matrix, tmp_path):
             assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_nothing_is_printed(first_sync):
     assert (first_sync.stdout, first_sync.stderr, first_sync.returncode) == ("", "", 0)
     assert not os.path.exists("mlruns")
