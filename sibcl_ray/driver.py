@@ -53,7 +53,10 @@ class Results:
     folder: str
 
     def curves(self) -> Mapping[str, LearningCurve]:
-        """The mean test error of each method at each budget, with its interval."""
+        """The mean test error of each method at each budget, with its interval.
+
+        Tables and figures show narrower ones, for comparing methods: without what moves all methods alike.
+        """
         return learning_curves(self.matrix)
 
     def savings(self) -> list[LabelSaving]:
@@ -68,7 +71,7 @@ def load_results(folder: str | os.PathLike[str]) -> Results:
     try:
         data = store.read(f"{name}/matrix.parquet")
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no matrix.parquet in {folder}; give STORAGE/studies/NAME") from None
+        raise FileNotFoundError(f"there is no study in {folder}; give STORAGE/studies/NAME") from None
     return Results(pd.read_parquet(io.BytesIO(data)), store.path(name))
 
 

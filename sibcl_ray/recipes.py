@@ -32,6 +32,7 @@ LATTICE = tuple(
     InvariantEncoder(channels=32, dilations=dilations, latent=64) for dilations in ((1, 2, 3), (1, 1, 1), (3, 2, 1))
 )
 SMALLEST = 8  # sites along an axis that can still be pooled
+MORE = 1.2  # times the largest budget within the labels of arrays: from there on all of them are a budget too
 
 
 # What a study counts, by scale; see `Study`.
@@ -81,11 +82,12 @@ def _recipe(choices: Callable[[Problem], dict[str, Any]]) -> Callable[..., Study
         problem = find(problem) if isinstance(problem, str) else from_file(problem)
         fields: dict[str, Any] = SIZES[scale] | choices(problem)
         if have := problem.available:  # as many samples as there are
-            if have["target"] > max(fields["budgets"]):  # all of them are a budget too
-                fields["budgets"] = (*fields["budgets"], have["target"])
             fields["pool"] = have["target"]
             fields |= {role: min(fields[role], have[role]) for role in ("test", "surrogate", "unlabelled")}
-            fields["budgets"] = tuple(b for b in fields["budgets"] if b <= have["target"]) or (have["target"],)
+            every, largest = have["target"], max(fields["budgets"])
+            within = tuple(budget for budget in fields["budgets"] if budget <= every)
+            all_too = not within or every > largest or every >= MORE * within[-1]
+            fields["budgets"] = (*within, every) if all_too else within
         if problem.missing_requirement(**METHODS["TL"].needs):
             fields["surrogate"] = 0  # their labels would cost as much as the target's
         if min(feature_shape(problem)[1:]) < SMALLEST:

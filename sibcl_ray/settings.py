@@ -70,6 +70,7 @@ class Settings:
 
     def study(self) -> Study:
         """The study; ValueError, in one line, where there is none like this."""
+        choose("scale", self.scale, SCALES)  # before data are read, which may take long
         return self._study(find(self.problem, self.data))
 
     def _study(self, problem: Problem) -> Study:

@@ -42,7 +42,8 @@ def test_censored_savings_are_words():
     assert (labels_in_words(never), saving_in_words(never)) == ("more than 400", "less than 1×")
     assert (labels_in_words(plain), saving_in_words(plain)) == ("50", "8×")
     assert interval_in_words(plain) == "8× to 8×"
-    assert "measure" in interval_in_words(early) and "measure" in interval_in_words(never)
+    assert interval_in_words(early) == "more than 16× to more than 16×"
+    assert interval_in_words(never) == "less than 1× to less than 1×"
 
 
 def test_matrix_table_shows_numbers_failures_and_reasons(matrix):
@@ -53,14 +54,14 @@ def test_matrix_table_shows_numbers_failures_and_reasons(matrix):
     assert f"{mean:.2f} ±" in text
     assert "1 failed" in text and "3 missing" in text
     assert list(failures_in_words(matrix)) == ["1 cell failed: diverged: loss is NaN"]
-    assert "at least 2" in text  # seeds
+    assert "at least 2" in text  # repetitions
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_tables_of_unfinished_studies(matrix):
     one_seed = matrix[matrix["seed"] == 0]
     for known in (one_seed, one_seed.assign(sample_errors=None)):
-        assert "one seed" in shown(matrix_table(known))
+        assert "one repetition" in shown(matrix_table(known))
     assert "no interval" in shown(saving_table(one_seed.assign(sample_errors=None)))
     nothing = matrix.assign(state="missing", error=np.nan)
     assert "3 missing" in shown(matrix_table(nothing))

@@ -93,8 +93,10 @@ class SweepCommand(Sweep):
         workforce = self.workforce
         if self.clean:
             return Clean(storage=self.storage, dry_run=self.dry_run).run()
-        study, store = self.settings().study(), open_store(self.storage, dry_run=self.dry_run)
         note = _nothing if self.quiet else say
+        if self.data:
+            note(f"reading and checking {self.data}")
+        study, store = self.settings().study(), open_store(self.storage, dry_run=self.dry_run)
         tell = (lambda text: warn(f"a run would find: {text}")) if self.dry_run else warn
         driver = Driver(study, store, workforce, self.search_storage, self.tracking_uri, self.labels, note, tell)
         made_with = self.made_with()
@@ -124,6 +126,8 @@ class SweepCommand(Sweep):
     def _finish(self, driver: Driver) -> int:
         results = driver.results()
         _show(results)
+        if self.scale == "smoke":
+            warn("smoke proves that all parts work together: its networks learn nothing, so its numbers mean nothing")
         shown = True
         try:
             console.print(Text(f"tracking  {driver.track()}"), soft_wrap=True)  # a command to be copied
@@ -209,7 +213,8 @@ def _results(study: str, storage: str) -> Results:
         there = [name.rpartition("/")[2] for name in open_store(storage, reading=True).names("studies")]
         if study in there:
             raise ValueError(f"{study} has no results yet; the command that began it continues") from None
-        raise ValueError(f"{error}; {nearest(study, there)}") from None
+        advice = nearest(study, there) if there else f"there is none in {storage}"
+        raise ValueError(f"{str(error).partition(';')[0]}; {advice}") from None
 
 
 @command("show", help="Show the results of a study again.")

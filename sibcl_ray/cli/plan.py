@@ -14,6 +14,8 @@ from sibcl_ray.search.methods import METHODS, PARAMETERS
 from sibcl_ray.study.plan import Plan
 from sibcl_ray.study.study import Study
 
+START = 30  # seconds in which Ray and its workers start
+
 
 def plan_tables(study: Study, dataset: Dataset, plan: Plan) -> list[Table]:
     """What is studied, and what of it is still to be done."""
@@ -28,11 +30,12 @@ def _asked(study: Study, dataset: Dataset, plan: Plan) -> Iterator[tuple[str, st
     moves = ", ".join([*problem.symmetries, *(f"{name} (moves labels)" for name in problem.equivariances)])
     yield "problem", f"{problem.name}: inputs {_by(problem.input_shape)}, labels {_by(problem.label_shape)}"
     yield "symmetries", moves or "none declared"
-    lacking = Counter(shard.role.name for shard in plan.lacking.shards)
+    lacking, have = Counter(shard.role.name for shard in plan.lacking.shards), problem.available
     for role, count in study.sizes.items():
         made = max(0, count - lacking[role.name] * dataset.size(role))
         what = "labels" if role.labelled else "inputs"
-        yield role.name, f"{count:,} {what}, of which {made:,} are there" if count else "none"
+        there = f"of the {have[role.name]:,} in the data" if have else f"of which {made:,} are there"
+        yield role.name, f"{count:,} {what}, {there}" if count else "none"
     yield "methods", ", ".join(m.name for m in study.methods)
     for reason, names in _skipped(study).items():
         yield "", f"not {', '.join(names)}: {reason}"
@@ -63,8 +66,9 @@ def _skipped(study: Study) -> dict[str, list[str]]:
 def _work(study: Study, plan: Plan) -> Table:
     numbers = Column("number", justify="right"), Column("core time", justify="right")
     table = Table("work", *numbers, title="What is still to be done", title_justify="left")
-    table.add_row("target labels", f"{plan.target_labels:,}", _known(plan.target_seconds))
-    table.add_row("surrogate labels", f"{plan.surrogate_labels:,}", _known(plan.surrogate_seconds))
+    if not study.problem.available:
+        table.add_row("target labels", f"{plan.target_labels:,}", _known(plan.target_seconds))
+        table.add_row("surrogate labels", f"{plan.surrogate_labels:,}", _known(plan.surrogate_seconds))
     table.add_row("pretrainings", f"at most {plan.pretrainings:,}", duration(plan.pretraining_seconds))
     table.add_row(f"trials, {study.folds} folds each", f"{plan.lacking.trials:,}", duration(plan.trial_seconds))
     table.add_row("cells", f"{plan.lacking.cells:,}", duration(plan.cell_seconds))
@@ -76,9 +80,9 @@ def estimate(plan: Plan) -> str:
     cores = os.cpu_count() or 1
     unknown = ", labels of unknown cost not" if None in (plan.target_seconds, plan.surrogate_seconds) else ""
     return (
-        f"Estimated on this machine: about {duration(plan.seconds)} of one core, {duration(plan.seconds / cores + 30)} "
-        f"on {cores} cores, start-up included{unknown}; at most {decimal(plan.disk)} on disk. For this a few training "
-        "steps were timed on made-up data."
+        f"Estimated on this machine: about {duration(plan.seconds)} of core time{unknown}, which is "
+        f"{duration(plan.seconds / cores + START)} on {cores} cores with {START} s to start; at most "
+        f"{decimal(plan.disk)} on disk. For this a few training steps were timed on made-up data."
     )
 
 

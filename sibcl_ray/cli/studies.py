@@ -113,6 +113,7 @@ def savings_table(results: dict[str, Results]) -> Table:
         for (name, found), of in zip(results.items(), savings.values(), strict=True)
     ]
     table = Table("method", *(Column(Text(header), justify="right") for header in headers), title="Label saving")
+    table.caption = Text("each study's for the error of its own SL at its largest budget")
     for method in methods:
         entries = [of.get(method) for of in savings.values()]
         table.add_row(method, *(f"{saving_in_words(s)}\n{interval_in_words(s)}" if s else "–" for s in entries))

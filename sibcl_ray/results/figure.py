@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,23 @@ logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder
 import matplotlib  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.text import Annotation  # noqa: E402
 from matplotlib.ticker import LogLocator, NullLocator  # noqa: E402
+from matplotlib.transforms import Bbox  # noqa: E402
 
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves  # noqa: E402
-from sibcl_ray.results.tables import colour, saving_in_words, units_of  # noqa: E402
+from sibcl_ray.results.tables import colour, marker, saving_in_words, units_of  # noqa: E402
 
-MARKERS = "os^Dvp*XP"
-LINES = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, title: str) -> list[Path]:
     """Write `path_stem`.png and .svg and return their paths; the same matrices give the same bytes.
 
-    Test error over labels (log), a band for the 95 % interval, and, of one matrix, the largest label saving as an
-    arrow at the target error. Matrices without finished cells give empty axes that say so.
+    Test error over labels (log) and a band for the 95 % interval. Methods are told apart by colours and markers,
+    several studies by their lines. Of one study the largest label saving is an arrow at the target error. Matrices
+    without finished cells give empty axes that say so.
     """
     units = units_of(matrices[0])
     every = [learning_curves(matrix, compared=True) for matrix in matrices]
@@ -35,20 +38,23 @@ def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, tit
     styles = dict(zip(dict.fromkeys(method.partition(" (")[2] for method in curves), cycle(LINES), strict=False))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for method, marker in zip(sorted(curves), cycle(MARKERS)):
-        name, _, study = method.partition(" (")  # several studies are told apart by their lines
+    for method in sorted(curves):
+        name, _, study = method.partition(" (")
         curve, tint = curves[method], colour(name)
         emphasis: dict[str, Any] = {"linewidth": 1.5, "zorder": 2, "linestyle": styles[study]}
         if name == "SIB-CL":
             emphasis |= {"linewidth": 2.4, "zorder": 3}
         axes.fill_between(curve.budgets, curve.low, curve.high, color=tint, alpha=0.12, linewidth=0)
-        axes.plot(curve.budgets, curve.error, color=tint, marker=marker, markersize=5, **emphasis)
+        axes.plot(curve.budgets, curve.error, color=tint, marker=marker(name), markersize=5, **emphasis)
     axes.set(title=title, xlabel="labels")
     axes.set_ylabel(f"mean test error{units.bracketed}", parse_math=False)
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        if len(matrices) == 1:
+        if len(styles) > 1:
+            lines = [Line2D([], [], color="0.3", linestyle=style) for style in styles.values()]
+            axes.legend(lines, [study.removesuffix(")") for study in styles], frameon=False, fontsize="small")
+        else:
             _mark_saving(axes, curves, [s for s in label_savings(matrices[0]) if s.saving > 1], units.scale)
     else:
         axes.text(0.5, 0.5, "no finished cells", ha="center", transform=axes.transAxes)
@@ -78,25 +84,19 @@ def _scale(axes: Axes, curves: dict[str, LearningCurve]) -> None:
 
 
 def _name(axes: Axes, curves: dict[str, LearningCurve]) -> None:
-    """Each method's name beside the end of its curve, pushed apart where they would touch."""
-    ends = sorted((curve.error[-1], method) for method, curve in curves.items())
+    """Each method's name beside the end of its curve, or between those of several studies, apart from the others."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    heights = np.array([to_axes.transform((curves[method].budgets[-1], end))[1] for end, method in ends])
-    gap = 0.05  # of the axes' height: one line of text
-    placed = heights.copy()
-    for i in range(1, len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap)
-    placed -= max(0.0, (placed - heights).mean())
-    for (_, method), height in zip(ends, placed, strict=True):
-        axes.text(
-            1.01,
-            height,
-            method,
-            transform=axes.transAxes,
-            color=colour(method.partition(" (")[0]),
-            va="center",
-            weight="bold",
-        )
+    ends: dict[str, list[float]] = {}
+    for method, curve in curves.items():
+        ends.setdefault(method.partition(" (")[0], []).append(to_axes.transform((1, curve.error[-1]))[1])
+    names = sorted(ends, key=lambda name: np.mean(ends[name]))
+    heights = np.array([np.mean(ends[name]) for name in names])
+    lines = np.arange(len(names)) * min(0.05, 1 / len(names))  # of text, in the axes' height
+    placed = np.maximum.accumulate(heights - lines)  # the lowest places above those below
+    placed = np.clip(placed - (placed + lines - heights).mean(), 0, 1 - lines[-1]) + lines
+    for name, height in zip(names, placed, strict=True):
+        where: dict[str, Any] = {"transform": axes.transAxes, "va": "center"}
+        axes.text(1.01, height, name, color=colour(name), weight="bold", **where)
 
 
 def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[LabelSaving], scale: float) -> None:
@@ -109,9 +109,9 @@ def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[Lab
     axes.axhline(height, color="0.5", linewidth=0.8, linestyle=":")
     arrow = {"arrowstyle": "-|>", "color": "0.25", "linewidth": 1.4, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=(end, height), xytext=(best.baseline_labels, height), arrowprops=arrow)
-    axes.annotate(
+    words = axes.annotate(
         f"{best.method}: {saving_in_words(best)} fewer labels",
-        xy=(np.sqrt(end * best.baseline_labels), height),
+        xy=(1, height),
         xytext=(0, 5),
         textcoords="offset points",
         ha="center",
@@ -119,3 +119,31 @@ def _mark_saving(axes: Axes, curves: dict[str, LearningCurve], savings: list[Lab
         color="0.15",
         bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5},
     )
+    _place(axes, curves, words, float(np.sqrt(end * best.baseline_labels)))
+
+
+def _place(axes: Axes, curves: dict[str, LearningCurve], words: Annotation, middle: float) -> None:
+    """Put words on their height where they hide as little as possible of curves, and nothing beside the axes."""
+
+    def put(x: float, below: float) -> Bbox:
+        words.xy, words.xyann = (x, words.xy[1]), (0, -below)
+        words.set(verticalalignment="top" if below > 0 else "bottom")
+        return words.get_window_extent()
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # so that the layout is known
+    drawn = np.concatenate([_along(axes, curve) for curve in curves.values()])
+    hidden = [(0, 0.0, middle, -5)]
+    for x, below in product(np.geomspace(*axes.get_xlim(), 41), (-5, 5)):
+        box = put(x, below)
+        if axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1:
+            hidden.append((box.count_contains(drawn), abs(np.log(x / middle)), x, below))
+    put(*min(hidden[1:] or hidden)[2:])
+
+
+def _along(axes: Axes, curve: LearningCurve) -> np.ndarray:
+    """Points of a curve on the screen, close to each other."""
+    ends = axes.transData.transform(np.column_stack([curve.budgets, curve.error]))
+    at = np.linspace(0, len(ends) - 1, 40 * len(ends))
+    return np.column_stack([np.interp(at, np.arange(len(ends)), ends[:, axis]) for axis in (0, 1)])

@@ -26,6 +26,7 @@ COLOURS = {
     "SSL-I-delta": "#6A3D9A",
 }
 OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
+MARKERS = dict(zip(COLOURS, "os<vPD^X*", strict=True))  # of Matplotlib, likewise
 
 UNFINISHED = {"failed": "red", "diverged": "red", "missing": "yellow"}  # how they are shown
 REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters of each
@@ -34,6 +35,11 @@ REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters o
 def colour(method: str) -> str:
     """The method's colour, #RRGGBB: the same in every figure and in MLflow."""
     return COLOURS.get(method, OTHERS[sum(method.encode()) % len(OTHERS)])
+
+
+def marker(method: str) -> str:
+    """The method's marker in every figure."""
+    return MARKERS.get(method, "p")
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,12 @@ def saving_in_words(saving: LabelSaving) -> str:
 
 
 def interval_in_words(saving: LabelSaving) -> str:
-    """`7.1× to 14×`, with ends off the measured budgets in words."""
+    """`7.1× to 14×`, `less than 1× to more than 16×` where the ends are off the measured budgets."""
     if np.isnan(saving.low) or np.isnan(saving.high):
-        return "no interval: one seed"
-    low = _times(saving.low) if saving.low > 0 else "below measure"
-    high = _times(saving.high) if np.isfinite(saving.high) else "beyond measure"
+        return "no interval: one repetition"
+    least, most = saving.baseline_labels / saving.largest, saving.baseline_labels / saving.smallest
+    low = _times(saving.low) if saving.low > 0 else f"less than {_times(least)}"
+    high = _times(saving.high) if np.isfinite(saving.high) else f"more than {_times(most)}"
     return f"{low} to {high}"
 
 
@@ -135,15 +142,17 @@ def _caption(matrix: pd.DataFrame, curves: Mapping[str, LearningCurve], units: U
     """What a reader must know before trusting the numbers."""
     seeds = [int(count) for curve in curves.values() for count in curve.seeds]
     most, least = max(seeds, default=0), min(seeds, default=0)
-    notes = [f"mean over {most} seed{'s' * (most != 1)} ± half the 95 % bootstrap interval for comparing methods"]
+    notes = [f"mean over {most} repetitions ± half the 95 % bootstrap interval for comparing methods"]
     if most == 1:
-        notes = ["one seed: ± shows the spread over test samples only, not between repetitions"]
+        notes = ["one repetition: ± shows the spread over test samples only"]
     if len(curves) > 1:
         common = _half_width(learning_curves(matrix))
         if common > _half_width(curves):
-            notes.append(f"the test samples move all of them together by about ± {units.number(common)}")
+            notes.append(
+                f"the test samples move all of them together by about ±\N{NO-BREAK SPACE}{units.in_words(common)}"
+            )
     if least < most:
-        notes.append(f"some entries have fewer seeds (at least {least})")
+        notes.append(f"some entries have fewer repetitions (at least {least})")
     return "\n".join(notes + _mixed(matrix))
 
 

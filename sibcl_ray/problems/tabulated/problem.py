@@ -144,12 +144,15 @@ class Tabulated(Problem):
     def missing_requirement(self, *, contrastive: bool, surrogate: bool, invariant: bool, delta: bool) -> str:
         labelled, unlabelled = self.available["surrogate"], self.available["unlabelled"]
         needs = (
-            (surrogate and not labelled, "surrogate labels; give [surrogate]"),
-            (contrastive and not labelled + unlabelled, "inputs without labels; give [unlabelled] or [surrogate]"),
-            ((contrastive or invariant) and not self.groups, "a symmetry; give [symmetry]"),
-            (delta, "a cheap solver that can be asked about every input, which arrays are not"),
+            (surrogate and not labelled, f"surrogate labels; give [surrogate] in {FILE}"),
+            (
+                contrastive and not labelled + unlabelled,
+                f"inputs without labels; give [unlabelled] or [surrogate] in {FILE}",
+            ),
+            ((contrastive or invariant) and not self.groups, f"a symmetry; give [symmetry] in {FILE}"),
+            (delta, "a cheap solver for any input; arrays have none"),
         )
-        return next((f"{what} in {FILE}" for lacking, what in needs if lacking), "")
+        return next((what for lacking, what in needs if lacking), "")
 
     def shards(
         self, role: str, seed: int, indices: Sequence[int], size: int

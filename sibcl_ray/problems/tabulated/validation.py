@@ -96,8 +96,8 @@ def _opened(folder: Path, declared: Declaration, note: Callable[[str], None]) ->
         )
     if not declared.input.shape and len(target.shape) == 1 and target.shape[0] >= FLAT:
         note(
-            f"{target.title.rstrip(',')} has rows of {target.shape[0]:,} numbers, which are read as lines; give "
-            "shape = [height, width] in [input] if they are images"
+            f"{target.title.rstrip(',')} has rows of {target.shape[0]:,} numbers, which are read as lines; in [input] "
+            f"give shape = [{target.shape[0]}] if that is right, and [height, width] if they are images"
         )
     return {role: (images[role], labels) for role, (_, labels) in stored.items()}
 
