@@ -4,6 +4,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import suppress
@@ -37,6 +38,8 @@ from bucket_servers import azurite, gcs_server, s3_server
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # by a shell that runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile("the same every time", derandomize=True)
 settings.load_profile("the same every time")
