@@ -334,7 +334,7 @@ def test_the_numbers_of_a_vector_are_standardised_one_by_one(tmp_path):
 def test_long_rows_are_said_to_be_read_as_lines(tmp_path):
     notes = []
     load(fill(tmp_path, described(), x=drawn(90), y=drawn(90)[:, 0], u=drawn(90, seed=1)), notes.append)
-    assert len(notes) == 1 and "has rows of 90 numbers, which are read as lines; in [input] give shape = [90]" in notes[0]
+    assert len(notes) == 1 and "rows of 90 numbers, which are read as lines; in [input] give shape = [90]" in notes[0]
 
 
 def test_axes_repeat_as_is_said_for_all_or_for_each():
