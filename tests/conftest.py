@@ -67,7 +67,7 @@ SHARING = (  # groups of modules whose tests share what is long in the making; e
         "test_api",
         "test_sandbox",
     ),  # a cluster
-    ("test_magnet", "test_problems"),  # ground states
+    ("test_magnet", "test_problems", "test_versions"),  # ground states
 )
 ONE_OF = {  # of these modules one test uses the cluster; the others do not wait for it
     "test_s3": "test_asynchronous_actors_use_a_store_from_threads",

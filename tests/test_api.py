@@ -162,6 +162,6 @@ def test_what_cannot_be_is_one_line_before_any_compute(options, says, tmp_path):
 
 
 def test_results_that_are_not_there_are_said_to_be(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no matrix.parquet in .*/studies/none; give STORAGE/studies/NAME"):
+    with pytest.raises(FileNotFoundError, match=r"there is no study in .*/studies/none; give STORAGE/studies/NAME"):
         sr.load_results(tmp_path / "studies" / "none")
     assert not list(tmp_path.iterdir())

@@ -411,11 +411,11 @@ COSTS = [  # of 70 target labels and 50 of the surrogate: declared, recorded of 
     ("", (), ["not known before the first label"] * 2, "labels of unknown cost not"),
     ("label_seconds = 3600", (), ["3 days", "not known before the first label"], "labels of unknown cost not"),
     pytest.param(
-        *("label_seconds, surrogate_seconds = 86400.0, 36", (), ["70 days", "30 min"], "about 70 days of one core"),
+        *("label_seconds, surrogate_seconds = 86400.0, 36", (), ["70 days", "30 min"], "about 70 days of core time"),
         marks=pytest.mark.thorough,
     ),
-    ("label_seconds, surrogate_seconds = 86400.0, 36", (3600, 7200), ["4 days", "30 min"], "about 4 days of one core"),
-    ("surrogate_seconds = 0", (60, 60), ["68 min", "0 s"], "about 68 min of one core"),
+    ("label_seconds, surrogate_seconds = 86400.0, 36", (3600, 7200), ["4 days", "30 min"], "about 4 days of core time"),
+    ("surrogate_seconds = 0", (60, 60), ["68 min", "0 s"], "about 68 min of core time"),
 ]
 
 
