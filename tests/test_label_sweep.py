@@ -586,9 +586,8 @@ def test_the_tracking_server_of_the_environment_is_named_by_its_variable(tmp_pat
     assert told(capfd, *options, MLFLOW_TRACKING_URI="databricks")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "start", [("-m", "studies.label_sweep"), pytest.param(("-P", SCRIPT), marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("start", [("-m", "studies.label_sweep"), ("-P", SCRIPT)])
 def test_it_starts_however_python_is_asked_to(start):
     """Also where there is no home folder, of which nothing is said."""
     command = [sys.executable, *start, "--help"]

@@ -57,7 +57,7 @@ def test_the_energy_of_the_square_lattice_is_the_published_one():
     [
         pytest.param(lattice, j2, id=f"{j2}-{name}", marks=() if few else pytest.mark.thorough)
         for lattice, name in ((SQUARE, "square"), (TRIANGULAR, "triangular"))
-        for j2, few in ((0.0, False), (0.5, lattice is SQUARE), (1.3, lattice is TRIANGULAR))
+        for j2, few in ((0.0, False), (0.5, False), (1.3, lattice is TRIANGULAR))
     ],
 )
 def test_ground_states_are_the_lowest_of_the_whole_space(lattice, j2):

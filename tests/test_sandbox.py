@@ -337,7 +337,9 @@ def test_what_only_several_labels_show_is_told(body, says, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("body", "says"), [SHOWN["equal"], SHOWN["zero"]], ids=["equal", "zero"])
+@pytest.mark.parametrize(
+    ("body", "says"), [SHOWN["equal"], pytest.param(*SHOWN["zero"], marks=pytest.mark.thorough)], ids=["equal", "zero"]
+)
 def test_what_only_several_labels_show_ends_a_generation_at_ten(body, says, cluster, tmp_path):
     dataset = a_dataset(tmp_path, DEAR, before(body))
     with pytest.raises(BadProblem, match=says) as refused:

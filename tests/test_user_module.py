@@ -62,7 +62,13 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize(("top", "body"), POOLS.values(), ids=POOLS)
+LONG = ("futures", "spawn")  # tests, and less apart than the others
+
+
+@pytest.mark.parametrize(
+    ("top", "body"),
+    [pytest.param(*pool, id=name, marks=[pytest.mark.thorough] * (name in LONG)) for name, pool in POOLS.items()],
+)
 def test_processes_that_a_solver_starts_can_import_it(top, body, tmp_path):
     problem = loading.load(written(tmp_path, *solver(body, top=f"{top}\n{ONE}")))
     np.testing.assert_allclose(solved(problem), MEANS, rtol=1e-6)
