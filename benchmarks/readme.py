@@ -25,7 +25,8 @@ from rows import Row, markdown
 
 MARKED = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.S)
 FOLDERS = ("benchmarks", "cluster", "sibcl_ray", "studies", "tests")  # with pages
-SHORT = {"at least ": "≥ ", "less than ": "< ", "more than ": "> ", "below measure": "?", "beyond measure": "?"}
+SHORT = {"at least ": "≥ ", "less than ": "< ", "below measure": "?", "beyond measure": "?"}
+SHORT |= {"below range": "?", "above range": "?"}
 Rows = Callable[[tuple[Measurement, ...]], Iterable[Row]]
 
 

@@ -32,7 +32,7 @@ LATTICE = tuple(
     InvariantEncoder(channels=32, dilations=dilations, latent=64) for dilations in ((1, 2, 3), (1, 1, 1), (3, 2, 1))
 )
 SMALLEST = 8  # sites along an axis that can still be pooled
-MORE = 1.2  # times the largest budget within the labels of arrays: from there on all of them are a budget too
+MORE = 1.2  # times the largest budget that arrays have the labels for: from there on all of them are a budget too
 
 
 # What a study counts, by scale; see `Study`.
@@ -124,7 +124,7 @@ def smoke(problem: Problem) -> dict[str, Any]:
 
 @_recipe
 def quick(problem: Problem) -> dict[str, Any]:
-    """A result worth looking at within ten minutes on two cores without a GPU."""
+    """A result worth looking at in a quarter of an hour on two cores without a GPU."""
     return dict(
         budgets=(25, 50, 100, 200, 400),
         searched=(25, 100),

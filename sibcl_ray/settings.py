@@ -68,9 +68,11 @@ class Settings:
     repeats: int | None = None
     data_seed: int = 0
 
+    def __post_init__(self) -> None:
+        choose("scale", self.scale, SCALES)  # before data are read, which may take long
+
     def study(self) -> Study:
         """The study; ValueError, in one line, where there is none like this."""
-        choose("scale", self.scale, SCALES)  # before data are read, which may take long
         return self._study(find(self.problem, self.data))
 
     def _study(self, problem: Problem) -> Study:

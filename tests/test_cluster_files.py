@@ -352,6 +352,8 @@ def test_shell_is_clean():
 
 
 def test_the_pages_speak_of_files_and_options_that_exist():
+    begun = re.compile(r"^(ray|python3?|pip|aws|gcloud|kubectl|sbatch|\. \.venv) ", re.MULTILINE)
+    assert not [name for name, text in PAGES.items() if begun.search(text)], "a command is not set off"
     found = [command for text in PAGES.values() for command in commands(text)]
     assert len(found) > 20
     for command in found:

@@ -125,6 +125,7 @@ def test_all_stored_labels_are_a_budget():
     assert recipes.quick(Shaped(stored=700)).budgets == (25, 50, 100, 200, 400, 700)
     assert recipes.quick(Shaped(stored=5000)).pool == recipes.quick(Shaped(stored=5000)).budgets[-1] == 5000
     assert recipes.quick(Shaped(stored=400)).budgets == (25, 50, 100, 200, 400)
+    assert recipes.quick(Shaped(stored=450)).budgets == (25, 50, 100, 200, 400, 450)
     assert recipes.quick(Shaped(stored=110)).budgets == (25, 50, 100)  # 110 would be hardly another
     assert recipes.quick(Shaped(stored=130)).budgets == (25, 50, 100, 130)
     assert recipes.quick(Shaped(stored=20)).budgets == (20,)

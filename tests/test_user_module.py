@@ -62,7 +62,7 @@ POOLS = {
 }
 
 
-LONG = ("futures", "spawn")  # tests, and less apart than the others
+LONG = ("futures", "spawn")  # nearly shown by the others
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The subcommands: each is a dataclass of its options, and ``run`` gives the exit code."""
 
 import os
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -40,9 +41,11 @@ app = typer.Typer(
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line in which no character is markup; a terminal gets it broken between words, and no path cut."""
-    line = Text(redact(text), style, overflow="ignore")
-    console.print(line, crop=False, soft_wrap=not console.is_terminal)
+    """Print a line in which no character is markup; for a terminal it is broken between words, and nowhere else."""
+    line = redact(text)
+    if console.is_terminal:
+        line = textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
+    console.print(Text(line, style), soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -94,9 +97,10 @@ class SweepCommand(Sweep):
         if self.clean:
             return Clean(storage=self.storage, dry_run=self.dry_run).run()
         note = _nothing if self.quiet else say
+        settings = self.settings()
         if self.data:
             note(f"reading and checking {self.data}")
-        study, store = self.settings().study(), open_store(self.storage, dry_run=self.dry_run)
+        study, store = settings.study(), open_store(self.storage, dry_run=self.dry_run)
         tell = (lambda text: warn(f"a run would find: {text}")) if self.dry_run else warn
         driver = Driver(study, store, workforce, self.search_storage, self.tracking_uri, self.labels, note, tell)
         made_with = self.made_with()
@@ -248,15 +252,15 @@ class Compare:
         if len(set(names)) < len(names):  # such as one in two storages
             names = self.studies
         found = {name: _results(study, self.storage) for name, study in zip(names, self.studies, strict=True)}
-        if len(found) < 2:
-            raise ValueError(f"studies are {', '.join(self.studies)}; give at least two")
+        from sibcl_ray.results.figure import LINES, learning_curve_figure  # Matplotlib takes long to import
+
+        if not 2 <= len(found) <= len(LINES):
+            raise ValueError(f"studies are {', '.join(self.studies)}; give two to {len(LINES)}")
         labels = {name: labels_of(results) for name, results in found.items()}
         matrices = joined(found, labels)
         for matrix in matrices:
             console.print(matrix_table(matrix))
         console.print(savings_table(found))
-        from sibcl_ray.results.figure import learning_curve_figure  # Matplotlib takes long to import
-
         try:
             files = learning_curve_figure(matrices, self.figure, " and ".join(found))
         except OSError as error:

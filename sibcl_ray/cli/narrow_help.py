@@ -17,13 +17,15 @@ def print_list(command: Any, context: Any) -> None:
         if record := parameter.get_help_record(context):
             names, words = record
             text = getattr(parameter, "help", None) or ""
-            described = Text.from_markup(text) + words.removeprefix(text)  # its default, which is no markup
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append((names, described))
+            default = words.removeprefix(text).replace("\\[", "[")  # which is no markup, and escaped by some versions
+            argument = parameter.param_type_name == "argument"
+            title = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
+            panels.setdefault(title, []).append((names, Text.from_markup(text) + default))
     for name, sub in getattr(command, "commands", {}).items():
         panels.setdefault("Commands", []).append((name, Text.from_markup(sub.get_short_help_str(300))))
     console = Console(highlight=False)
     console.print(Text(f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n", "bold"))
-    console.print(command.help)
+    console.print(command.help or "")
     for title, records in panels.items():
         console.print(Text(f"\n{title}", "bold"))
         for names, described in records:

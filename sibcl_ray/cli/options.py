@@ -83,9 +83,9 @@ class Sweep:
     data_seed: int = what(0, help="Another one draws other data, and is another study.")
     scale: str = how(
         "quick",
-        help=f"{', '.join(SCALES)}. [b]smoke[/] takes a minute and proves the set-up; [b]quick[/] about ten minutes on "
-        "two cores; [b]standard[/] about an hour on a GPU; [b]paper[/] the sizes of the SIB-CL paper. What follows is "
-        "the scale's if not given.",
+        help=f"{', '.join(SCALES)}. [b]smoke[/] takes a minute or two and proves the set-up; [b]quick[/] a quarter "
+        "of an hour on two cores; [b]standard[/] about an hour on a GPU; [b]paper[/] the sizes of the SIB-CL paper. "
+        "What follows is the scale's if not given.",
     )
     target: int | None = how(None, help="Target labels to be had at most, besides the test's.")
     surrogate: int | None = how(None, help="Surrogate samples.")

@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox  # noqa: E402
 from sibcl_ray.results.curves import LabelSaving, LearningCurve, label_savings, learning_curves  # noqa: E402
 from sibcl_ray.results.tables import colour, marker, saving_in_words, units_of  # noqa: E402
 
-LINES: tuple[Any, ...] = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", *((0, (5, 1, *(1, 1) * dots)) for dots in range(2, 6)))
 
 
 def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, title: str) -> list[Path]:
@@ -51,7 +51,7 @@ def learning_curve_figure(matrices: Sequence[pd.DataFrame], path_stem: Path, tit
     if curves:
         _scale(axes, curves)
         _name(axes, curves)
-        if len(styles) > 1:
+        if any(styles):
             lines = [Line2D([], [], color="0.3", linestyle=style) for style in styles.values()]
             axes.legend(lines, [study.removesuffix(")") for study in styles], frameon=False, fontsize="small")
         else:

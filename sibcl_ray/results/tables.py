@@ -26,7 +26,7 @@ COLOURS = {
     "SSL-I-delta": "#6A3D9A",
 }
 OTHERS = ("#999999", "#0072B2", "#8C6D31", "#56B4E9")
-MARKERS = dict(zip(COLOURS, "os<vPD^X*", strict=True))  # of Matplotlib, likewise
+MARKERS = dict(zip((*COLOURS, "SIB-CL-plain"), "os<vPD^X*h", strict=True))  # of Matplotlib, likewise
 
 UNFINISHED = {"failed": "red", "diverged": "red", "missing": "yellow"}  # how they are shown
 REASONS, REASON_LENGTH = 3, 500  # of failures that are told, at most; letters of each
@@ -38,7 +38,7 @@ def colour(method: str) -> str:
 
 
 def marker(method: str) -> str:
-    """The method's marker in every figure."""
+    """The method's marker in every figure; methods of one's own share one."""
     return MARKERS.get(method, "p")
 
 
@@ -92,12 +92,11 @@ def saving_in_words(saving: LabelSaving) -> str:
 
 
 def interval_in_words(saving: LabelSaving) -> str:
-    """`7.1× to 14×`, `less than 1× to more than 16×` where the ends are off the measured budgets."""
+    """`7.1× to 14×`, with ends off the measured budgets in words."""
     if np.isnan(saving.low) or np.isnan(saving.high):
         return "no interval: one repetition"
-    least, most = saving.baseline_labels / saving.largest, saving.baseline_labels / saving.smallest
-    low = _times(saving.low) if saving.low > 0 else f"less than {_times(least)}"
-    high = _times(saving.high) if np.isfinite(saving.high) else f"more than {_times(most)}"
+    low = _times(saving.low) if saving.low > 0 else "below range"
+    high = _times(saving.high) if np.isfinite(saving.high) else "above range"
     return f"{low} to {high}"
 
 
@@ -190,8 +189,11 @@ def saving_table(matrix: pd.DataFrame) -> Table:
         "method",
         *(Column(header, justify="right") for header in ("labels needed", "label saving", "95 % interval")),
         title=Text(f"Labels for a test error of {error}, {BASELINE}'s at {largest} labels"),
-        caption=Text("\n".join([f"{BASELINE} itself needs {savings[0].baseline_labels:.0f}", *_mixed(matrix)])),
     )
+    notes = [f"{BASELINE} itself needs {savings[0].baseline_labels:.0f}"]
+    if any("range" in interval_in_words(s) for s in savings):
+        notes.append("below, above range: too small, too large to be told with these budgets")
+    table.caption = Text("\n".join(notes + _mixed(matrix)))
     for s in savings:
         verdict = "bold green" if s.low > 1 else "red" if s.high < 1 or s.saving == 0 else ""  # by its whole interval
         table.add_row(s.method, labels_in_words(s), Text(saving_in_words(s), verdict), interval_in_words(s))
