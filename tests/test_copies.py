@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from processes import environment
@@ -53,6 +54,29 @@ def check(data):
 
 def kept(place):
     return [path for path in place.glob("*") if path.suffix != ".lock"]
+
+
+TOGETHER = """
+import sys
+from sibcl_ray.storage.node_cache import read_once
+from sibcl_ray.storage.store import Store
+store = Store(sys.argv[1])
+print("ready", store.exists(sys.argv[2]), flush=True)
+input()
+print(read_once(store, sys.argv[2], bytes.decode))
+"""
+
+
+def test_processes_that_ask_at_once_fetch_an_object_once(store, place, s3):
+    before = len(s3.requests("GET", store.uri.split("/")[-1]))
+    command, there = [sys.executable, "-c", TOGETHER, store.uri, NAME], environment(TMPDIR=str(place.parent))
+    readers = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=there) for _ in range(4)]
+    assert {reader.stdout.readline() for reader in readers} == {"ready True\n"}
+    for reader in readers:
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+    assert {reader.communicate(timeout=60)[0] for reader in readers} == {"whole\n"}
+    assert len(s3.requests("GET", store.uri.split("/")[-1])) == before + 1
 
 
 READER = """
