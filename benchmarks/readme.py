@@ -25,8 +25,8 @@ from rows import Row, markdown
 
 MARKED = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.S)
 FOLDERS = ("benchmarks", "cluster", "sibcl_ray", "studies", "tests")  # with pages
-SHORT = {"at least ": "≥ ", "less than ": "< ", "below measure": "?", "beyond measure": "?"}
-SHORT |= {"below range": "?", "above range": "?"}
+UNKNOWN = dict.fromkeys(("below range", "above range", "below measure", "beyond measure"), "?")  # two: earlier words
+SHORT = {"at least ": "≥ ", "less than ": "< ", **UNKNOWN}
 Rows = Callable[[tuple[Measurement, ...]], Iterable[Row]]
 
 

@@ -18,9 +18,9 @@ from test_label_sweep import finished, matrix_of, written
 from typer.main import get_command
 
 from sibcl_ray import recipes
-from sibcl_ray.cli.commands import FORMATS, app
+from sibcl_ray.cli.commands import FORMATS, app, say
 from sibcl_ray.results.progress import Count, Snapshot, seconds_left
-from sibcl_ray.results.terminal import fitting
+from sibcl_ray.results.terminal import Screen, fitting
 from sibcl_ray.settings import Settings, settings_of
 from sibcl_ray.storage.store import Store
 from sibcl_ray.study.ledger import Ledger
@@ -169,8 +169,11 @@ def test_studies_are_listed_shown_and_compared(tmp_path, capfd, monkeypatch):
     assert code == 0 and re.search(r"counted-smoke-0 +│ counted +│ .*│ (\d+)/\1 cells +│ ", printed.out), printed
 
     matrix = matrix_of(tmp_path / "runs", "counted-smoke-0")
+    settings = settings_of(place.ledger().study).toml({"labels": "these"})  # which a run would have written
+    place.store.write("studies/counted-smoke-0/study.toml", settings.encode())
     shown = {name: typed(capfd, "show", "counted-smoke-0", *runs, "--format", name)[1].out for name in FORMATS}
     assert "Test error (volt) by labels" in shown["table"] and "| method | " in shown["markdown"]
+    assert "smoke proves" in shown["table"] and "smoke proves" not in shown["csv"]
     assert [row["budget"] for row in json.loads(shown["json"])] == list(matrix.budget)
     rows = list(csv.DictReader(io.StringIO(shown["csv"])))
     assert [float(row["error"]) for row in rows] == pytest.approx(list(matrix.error))
@@ -188,6 +191,16 @@ def test_studies_are_listed_shown_and_compared(tmp_path, capfd, monkeypatch):
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
     code, printed = typed(capfd, "compare", "copy", *runs)
     assert code == 2 and "give two to 8" in printed.err
+
+
+def test_lines_are_broken_between_words_and_for_terminals_alone(monkeypatch):
+    line = f"matrix {'/long-folder' * 9}/matrix.parquet and a few words more than one line can hold"
+    for terminal in (True, False):
+        screen = Screen(file=io.StringIO(), width=30, force_terminal=terminal, color_system=None)
+        monkeypatch.setattr("sibcl_ray.cli.commands.console", screen)
+        say(line)
+        lines = screen.file.getvalue().splitlines()
+        assert " ".join(lines) == line and (len(lines) > 3) == terminal
 
 
 @pytest.mark.parametrize("width", range(40, 161, 20))

@@ -14,7 +14,7 @@ from rich.text import Text
 from sibcl_ray.cli.narrow_help import Command, Group
 from sibcl_ray.cli.options import SEARCH_STORAGE, STORAGE, Sweep
 from sibcl_ray.cli.plan import estimate, plan_tables
-from sibcl_ray.cli.studies import joined, labels_of, markdown, savings_table, summaries, summary_table
+from sibcl_ray.cli.studies import joined, markdown, savings_table, settings_beside, summaries, summary_table
 from sibcl_ray.driver import Driver, Results, load_results, open_store
 from sibcl_ray.messages import choose, nearest, redact
 from sibcl_ray.results.mlflow.tracking import TrackingUnavailable
@@ -130,8 +130,6 @@ class SweepCommand(Sweep):
     def _finish(self, driver: Driver) -> int:
         results = driver.results()
         _show(results)
-        if self.scale == "smoke":
-            warn("smoke proves that all parts work together: its networks learn nothing, so its numbers mean nothing")
         shown = True
         try:
             console.print(Text(f"tracking  {driver.track()}"), soft_wrap=True)  # a command to be copied
@@ -151,6 +149,9 @@ def _show_plan(driver: Driver, plan: Plan) -> None:
 def _show(results: Results) -> None:
     console.print(matrix_table(results.matrix))
     console.print(saving_table(results.matrix))
+    settings, _ = settings_beside(results)
+    if settings and settings.scale == "smoke":
+        warn("smoke proves that all parts work together: its networks learn nothing, so its numbers mean nothing")
     say(f"matrix    {results.folder}/matrix.parquet")
     say(f"figure    {results.folder}/learning_curves.png and .svg")
 
@@ -256,7 +257,7 @@ class Compare:
 
         if not 2 <= len(found) <= len(LINES):
             raise ValueError(f"studies are {', '.join(self.studies)}; give two to {len(LINES)}")
-        labels = {name: labels_of(results) for name, results in found.items()}
+        labels = {name: settings_beside(results)[1].get("labels", "") for name, results in found.items()}
         matrices = joined(found, labels)
         for matrix in matrices:
             console.print(matrix_table(matrix))

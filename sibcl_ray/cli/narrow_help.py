@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 COLUMNS = 72  # that a terminal needs for the table of `sweep`
 
 
-def print_list(command: Any, context: Any) -> None:
+def _print_list(command: Any, context: Any) -> None:
     """Options, and the subcommands of a group, each above what it does."""
     panels: dict[str, list[tuple[str, Text]]] = {}
     for parameter in command.get_params(context):
@@ -33,15 +33,19 @@ def print_list(command: Any, context: Any) -> None:
             console.print(Padding(described, (0, 0, 0, 4)))
 
 
-class Command(TyperCommand):
-    """A command whose help is a list where its table does not fit."""
+class _Fitting:
+    """Help that is a list where its table does not fit."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        print_list(self, ctx) if Console().width < COLUMNS else super().format_help(ctx, formatter)
+        if Console().width < COLUMNS:
+            _print_list(self, ctx)
+        else:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
-class Group(TyperGroup):
-    """A command with subcommands, likewise."""
+class Command(_Fitting, TyperCommand):
+    """A command."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        print_list(self, ctx) if Console().width < COLUMNS else super().format_help(ctx, formatter)
+
+class Group(_Fitting, TyperGroup):
+    """A command with subcommands."""

@@ -82,10 +82,10 @@ def summary_table(found: Iterable[Summary]) -> Table:
     return table
 
 
-def labels_of(results: Results) -> str:
-    """What names the labels that a study's errors are of; empty where it does not say."""
+def settings_beside(results: Results) -> tuple[Settings | None, dict[str, str]]:
+    """The same of the folder that results are in."""
     place, _, name = results.folder.rpartition("/")
-    return settings_in(Store(place, read_only=True), name)[1].get("labels", "")
+    return settings_in(Store(place, read_only=True), name)
 
 
 def joined(results: dict[str, Results], labels: dict[str, str]) -> list[pd.DataFrame]:
